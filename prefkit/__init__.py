@@ -1,0 +1,49 @@
+"""prefkit: build preference pairs, audit them, score the reference once, train with DPO.
+
+The data goes down one road, and every step leaves what the next one needs on disk:
+
+    sources -> pairs -> validate -> dedupe -> split -> STORE -> audit
+                                                         |
+                                                         +-> encode -> reference (once) -> gate -> train
+                                                         +-> query
+
+Words, without input or output: `errors`, `format` (the layout on disk), `records` (what a user may hand us), `text`.
+Pure functions on Polars frames: `screen`, `pairs`, `validate`, `dedupe`, `split`, `audit`, `formats`.
+Files: `config`, `sources`, `store`, `build`, `report`, `query`, `info`.
+Below the torch line: `encode`, `identity`, `models`, `logps`, `batches`, `reference`, `losses`, `gate`, `checkpoint`, `train`.
+The edge: `demo`, `cli`.
+
+Each command is one function here, imported on first use so that `import prefkit` stays light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from prefkit.audit import audit_dataset as audit_dataset
+    from prefkit.build import build_dataset as build_dataset
+    from prefkit.config import load_pipeline as load_pipeline
+    from prefkit.info import dataset_info as dataset_info
+    from prefkit.query import query_dataset as query_dataset
+    from prefkit.reference import precompute_reference as precompute_reference
+    from prefkit.train import train_dpo as train_dpo
+
+_HOMES = {
+    "audit_dataset": "prefkit.report",
+    "build_dataset": "prefkit.build",
+    "dataset_info": "prefkit.info",
+    "load_pipeline": "prefkit.config",
+    "precompute_reference": "prefkit.reference",
+    "query_dataset": "prefkit.query",
+    "train_dpo": "prefkit.train",
+}
+
+__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604 - the names are literal strings
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'prefkit' has no attribute {name!r}")

@@ -1,0 +1,264 @@
+"""`prefkit build`: sources -> pairs -> validate -> dedupe -> split -> dataset, top to bottom in that order.
+
+Every row read is accounted for. Pairs and corrections: rows = pairs + dropped + rejects. Candidates: candidates = used +
+unused + rejects, and prompts = prompts with a pair + prompts in dropped. Two builds of one pipeline write the same bytes.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from prefkit import __version__
+from prefkit.config import Pipeline, SourceConfig
+from prefkit.dedupe import dedupe_pairs
+from prefkit.errors import SourceError
+from prefkit.format import CARD, FORMAT_VERSION, MANIFEST, VIEWS, Kind, schema
+from prefkit.formats import FORMATS
+from prefkit.pairs import Selected, best_versus_worst, corrected_pairs, ready_pairs
+from prefkit.sources import Loaded, SourceFile, expand, file_sha256, is_chat_source, load_source
+from prefkit.split import split_pairs
+from prefkit.store import claim_directory, clear_derived, locked, read_json, write_json, write_table, write_text
+from prefkit.text import with_pair_ids
+from prefkit.validate import validate_pairs
+from prefkit.views import views_sql
+
+Tell = Callable[[str], None]
+
+
+class Counts(NamedTuple):
+    """What became of everything that was read; `check` holds the accounting equations."""
+
+    rows: int  # rows of pair and correction sources
+    pairs: int
+    dropped: int  # rows of the dropped table
+    rejects: int
+    candidates: int  # candidates of candidate sources, a list-form row counted once each
+    candidate_rejects: int
+    used: int
+    unused: int
+    prompts: int  # prompts of candidate sources
+    prompts_with_pair: int
+    prompts_dropped: int
+    train: int
+    test: int
+
+    def check(self) -> None:
+        """The equations of the format: nothing is lost."""
+        paired = self.pairs - self.prompts_with_pair
+        dropped = self.dropped - self.prompts_dropped
+        assert self.rows == paired + dropped + (self.rejects - self.candidate_rejects), self
+        assert self.candidates == self.used + self.unused + self.candidate_rejects, self
+        assert self.prompts == self.prompts_with_pair + self.prompts_dropped, self
+        assert self.pairs == self.train + self.test, self
+
+
+class Tables(NamedTuple):
+    """All that a build makes, before anything is written."""
+
+    kind: Kind
+    pairs: pl.DataFrame
+    dropped: pl.DataFrame
+    rejects: pl.DataFrame
+    files: list[dict[str, Any]]
+    counts: Counts
+    reasons: dict[str, int]
+    unused: dict[str, int]
+
+
+class Built(NamedTuple):
+    """What `build_dataset` returns. `unchanged`: the dataset was already there, nothing was written."""
+
+    dataset: str
+    kind: Kind
+    counts: dict[str, int]
+    reasons: dict[str, int]
+    unused: dict[str, int]
+    unchanged: bool
+    checked_only: bool
+
+
+class _Drafted(NamedTuple):
+    """What one source gave."""
+
+    pairs: pl.DataFrame
+    dropped: pl.DataFrame
+    loaded: Loaded
+    selected: Selected | None
+
+
+def build_dataset(pipeline: Pipeline, *, check: bool = False, tell: Tell = lambda _text: None) -> Built:
+    """Build the dataset of a pipeline, or with `check` only say what would be built.
+
+    Raises:
+        SourceError: a source cannot be read, or too many of its lines are rejects.
+        DatasetError: the dataset directory is not ours, or another prefkit is writing to it.
+        MachineError: the disk is full.
+    """
+    dataset = Path(pipeline.dataset)
+    claim_directory(dataset)
+    kind = resolve_kind(pipeline)
+    if check:
+        return _built(pipeline, make_tables(pipeline, kind, tell), checked_only=True)
+    if (finished := _same_build(dataset, pipeline, kind)) is not None:
+        return finished
+    tables = make_tables(pipeline, kind, tell)
+    with locked(dataset):
+        write_dataset(dataset, pipeline, tables)
+    return _built(pipeline, tables)
+
+
+def _built(pipeline: Pipeline, tables: Tables, *, checked_only: bool = False) -> Built:
+    counts = tables.counts._asdict()
+    return Built(pipeline.dataset, tables.kind, counts, tables.reasons, tables.unused, False, checked_only)
+
+
+def resolve_kind(pipeline: Pipeline) -> Kind:
+    """The pipeline's own kind, or what its first source holds: chat for messages and transcripts, else text."""
+    return pipeline.kind or ("chat" if is_chat_source(pipeline.sources[0]) else "text")
+
+
+def make_tables(pipeline: Pipeline, kind: Kind, tell: Tell = lambda _text: None) -> Tables:
+    """The whole road in memory: everything that a build writes, and its accounting."""
+    drafted = []
+    for source in pipeline.sources:
+        tell(f"reading {source.path}")
+        drafted.append(_draft(source, pipeline, kind))
+    tell("validating, deduplicating and splitting")
+    drafts = with_pair_ids(pl.concat([d.pairs for d in drafted]), kind)
+    valid = validate_pairs(drafts, kind, pipeline.validate_.max_chars, pipeline.validate_.score_scale)
+    unique = dedupe_pairs(
+        valid.kept, kind, exact=pipeline.dedupe.exact, contradictions=pipeline.dedupe.contradictions
+    )
+    pairs = split_pairs(unique.kept, kind, pipeline.split.test_share, pipeline.split.seed)
+    without = [d.dropped for d in drafted]
+    dropped = pl.concat([*without, valid.dropped, unique.dropped], how="diagonal")
+    rejects = pl.concat([d.loaded.rejects for d in drafted])
+    counts = _count(drafted, pairs, dropped, rejects)
+    counts.check()
+    reasons = Counter(dropped["reason"].to_list()) + Counter(rejects["reason"].to_list())
+    unused = sum((Counter(d.selected.unused) for d in drafted if d.selected), Counter[str]())
+    files = [_manifest_file(file, source) for d, source in zip(drafted, pipeline.sources, strict=True) for file in d.loaded.files]
+    ordered = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+    return Tables(kind, pairs, dropped, rejects, files, counts, ordered, dict(unused))
+
+
+def _manifest_file(file: SourceFile, source: SourceConfig) -> dict[str, Any]:
+    return {**file._asdict(), "format": source.format}
+
+
+def _draft(source: SourceConfig, pipeline: Pipeline, kind: Kind) -> _Drafted:
+    loaded = load_source(source, kind)
+    _stop_at_rejects(source, loaded, pipeline.validate_.max_reject_share)
+    nothing = pl.DataFrame(schema={name: t for name, t in schema("dropped", kind).items() if name != "split"})
+    family = FORMATS[source.format].family
+    if family == "candidates":
+        selected = best_versus_worst(loaded.records, kind, source.direction, pipeline.pairs.min_margin)
+        pairs = selected.pairs.with_columns(pl.lit(source.annotator, pl.String).alias("annotator"))
+        return _Drafted(pairs, selected.dropped, loaded, selected)
+    if family == "corrections":
+        return _Drafted(corrected_pairs(loaded.records), nothing, loaded, None)
+    return _Drafted(ready_pairs(loaded.records, source.direction), nothing, loaded, None)
+
+
+def _stop_at_rejects(source: SourceConfig, loaded: Loaded, limit: float) -> None:
+    """Too many rejects mean that the source was described wrongly: stop before anything is written."""
+    bad = loaded.rejects.height
+    total = loaded.records.height + bad
+    if not total or bad <= limit * total:
+        return
+    reasons = Counter(f"{row['reason']} ({row['field'] or 'whole line'})" for row in loaded.rejects.iter_rows(named=True))
+    listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    first = ", ".join(str(line) for line in loaded.rejects["line"].head(10))
+    raise SourceError(
+        f"{bad} of {total} rows could not become a record: {listed}; first lines: {first}",
+        where=source.path,
+        expected=f"{FORMATS[source.format].fields}; at most a share of {limit:g} rejects (validate.max_reject_share)",
+        hint="check format: and columns: of this source, or prefkit formats",
+    )
+
+
+def _count(drafted: list[_Drafted], pairs: pl.DataFrame, dropped: pl.DataFrame, rejects: pl.DataFrame) -> Counts:
+    chosen_from = [d.selected for d in drafted if d.selected is not None]
+    candidate_loads = [d.loaded for d in drafted if d.selected is not None]
+    plain_loads = [d.loaded for d in drafted if d.selected is None]
+    candidate_rejects = sum(load.rejects.height for load in candidate_loads)
+    best_of_n = pl.col("method") == "best_of_n"
+    test = pairs.filter(pl.col("split") == "test").height
+    return Counts(
+        rows=sum(load.records.height + load.rejects.height for load in plain_loads),
+        pairs=pairs.height,
+        dropped=dropped.height,
+        rejects=rejects.height,
+        candidates=sum(load.records.height for load in candidate_loads) + candidate_rejects,
+        candidate_rejects=candidate_rejects,
+        used=sum(s.num_used for s in chosen_from),
+        unused=sum(sum(s.unused.values()) for s in chosen_from),
+        prompts=sum(s.num_prompts for s in chosen_from),
+        prompts_with_pair=pairs.filter(best_of_n).height,
+        prompts_dropped=dropped.filter(best_of_n).height,
+        train=pairs.height - test,
+        test=test,
+    )
+
+
+def _same_build(dataset: Path, pipeline: Pipeline, kind: Kind) -> Built | None:
+    """The finished dataset of the very same settings and source bytes, if that is what lies there."""
+    if not (dataset / MANIFEST).exists():
+        return None
+    manifest = read_json(dataset / MANIFEST)
+    wanted = {**pipeline.as_manifest(), "kind": kind}
+    built_by = (manifest.get("format_version"), manifest.get("prefkit_version"))
+    if built_by != (FORMAT_VERSION, __version__) or not _same_data_settings(manifest["pipeline"], wanted):
+        return None
+    recorded = [(file["path"], file["sha256"]) for file in manifest["sources"]]
+    if recorded != [(path, file_sha256(path)) for source in pipeline.sources for path in expand(source.path)]:
+        return None
+    if manifest["pipeline"] != wanted:  # settings of later steps only: the data stays, the manifest learns them
+        with locked(dataset):
+            write_json(dataset / MANIFEST, manifest | {"pipeline": wanted})
+    return Built(pipeline.dataset, kind, manifest["counts"], manifest["reasons"], manifest["unused"], True, False)
+
+
+def _same_data_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether two pipelines build the same tables: audit, precompute and train do not touch them."""
+    later = ("audit", "precompute", "train")
+    return {k: v for k, v in old.items() if k not in later} == {k: v for k, v in new.items() if k not in later}
+
+
+def write_dataset(dataset: Path, pipeline: Pipeline, tables: Tables) -> None:
+    """Write all tables and, last, the manifest. reference/ and runs/ of an earlier build stay."""
+    clear_derived(dataset)
+    named = {"pairs": tables.pairs, "dropped": tables.dropped, "rejects": tables.rejects}
+    parts = {name: write_table(dataset / name, name, frame, tables.kind) for name, frame in named.items()}
+    write_text(dataset / CARD, dataset_card(tables))
+    write_text(dataset / VIEWS, views_sql(tables.kind))
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "prefkit_version": __version__,
+        "kind": tables.kind,
+        "pipeline": {**pipeline.as_manifest(), "kind": tables.kind},
+        "sources": tables.files,
+        "counts": tables.counts._asdict(),
+        "reasons": tables.reasons,
+        "unused": tables.unused,
+        "parts": {name: [part._asdict() for part in listed] for name, listed in parts.items()},
+    }
+    write_json(dataset / MANIFEST, manifest)
+
+
+def dataset_card(tables: Tables) -> str:
+    """The README.md inside the dataset: what it holds, in counts, and where it came from."""
+    counts = tables.counts
+    sources = "".join(f"| {file['path']} | {file['format']} | {file['rows']} |\n" for file in tables.files)
+    reasons = "".join(f"| {reason} | {count} |\n" for reason, count in tables.reasons.items())
+    return (
+        f"# Preference pairs ({tables.kind})\n\n"
+        f"{counts.pairs} pairs ({counts.train} train, {counts.test} test), built by prefkit {__version__}.\n\n"
+        f"| source | format | rows |\n|---|---|---|\n{sources}\n"
+        f"| dropped or rejected because | rows |\n|---|---|\n{reasons}\n"
+        "`pairs/` holds the pairs, `dropped/` and `rejects/` everything that was left out and why, `manifest.json` the\n"
+        "settings and the hash of every file. `views.sql` gives DuckDB a view a table, run from this directory.\n"
+    )

@@ -1,0 +1,291 @@
+"""A pipeline file as frozen pydantic models. Unknown keys, wrong types and contradictions are errors that name the line.
+
+Comes in: a YAML file and `--set section.key=value` changes. Goes out: a `Pipeline`, or a `ConfigError` that names file,
+line, key, what was expected and the nearest known key. Config stops at the entry functions; all below take values.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from prefkit.errors import ConfigError, InputError
+from prefkit.format import Kind
+
+FormatName = Literal["pairs", "candidates", "corrections", "hh", "trl"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceConfig(_Section):
+    """One source: a file, or a glob of files in the same format."""
+
+    path: str = Field(description="file or glob, relative to the working directory")
+    format: FormatName
+    columns: dict[str, str | list[str]] = Field({}, description="our field name: the file's, dotted paths allowed")
+    direction: Literal["higher_is_better", "lower_is_better"] = "higher_is_better"
+    annotator: Literal["human", "model", "rule"] | None = Field(None, description="who preferred, where the rows do not say")
+
+
+class PairsConfig(_Section):
+    """How candidates become pairs."""
+
+    min_margin: Annotated[float, Field(ge=0)] = Field(0.0, description="smallest score difference that makes a pair")
+
+
+class ValidateConfig(_Section):
+    """What a pair must satisfy."""
+
+    max_reject_share: Share = Field(0.1, description="the build stops when more of a source's lines are rejects")
+    max_chars: Annotated[int, Field(gt=0)] = Field(200_000, description="longest prompt or side, in characters")
+    score_scale: tuple[float, float] | None = Field(None, description="lowest and highest score that a source may give")
+
+
+class DedupeConfig(_Section):
+    """What counts as the same pair twice, and what happens to pairs that contradict each other."""
+
+    exact: bool = Field(True, description="drop pairs equal after folding Unicode (NFC) and white space")
+    contradictions: Literal["drop_both", "majority", "higher_margin", "keep"] = Field(
+        "drop_both", description="A over B and B over A for one prompt"
+    )
+
+
+class SplitConfig(_Section):
+    """Which prompts are held out."""
+
+    test_share: Share = Field(0.05, description="share of prompts held out for evaluation")
+    seed: int = 0
+
+
+class AuditLimits(_Section):
+    """When a token is a finding, and how large one has to be."""
+
+    q: Share = Field(0.05, description="largest Benjamini-Hochberg q of a finding")
+    min_coverage: Share = Field(0.01, description="smallest share of pairs that a finding separates")
+    win_rate: Annotated[float, Field(ge=0.5, le=1)] = Field(0.7, description="smallest share of them that one side wins")
+    strict: Literal["note", "warn", "fail"] = Field("warn", description="--strict exits 1 at this verdict or worse")
+
+
+class AuditConfig(_Section):
+    """What the audit may overlook, and its limits."""
+
+    allow: list[str] = Field([], description="words that are the point of the data: reported, never a finding")
+    limits: AuditLimits = AuditLimits()
+
+
+class PrecomputeConfig(_Section):
+    """The reference pass: which model, and how pairs become tokens."""
+
+    model: str | None = Field(None, description="folder of the reference model and its tokenizer")
+    max_length: Annotated[int, Field(gt=1)] = Field(1024, description="longest prompt + completion, in tokens")
+    min_completion_tokens: Annotated[int, Field(gt=0)] = Field(16, description="room a long prompt must leave for the completion")
+    long_prompt: Literal["drop", "cut"] = Field("drop", description="a prompt that leaves less: drop the pair, or cut its left")
+    max_boundary_share: Share = Field(0.05, description="the pass stops when more prompts are no token prefix of prompt + completion")
+    chat_template: str | None = Field(None, description="a jinja file, or `transcript`, where the tokenizer has no template")
+    dtype: Literal["float32", "bfloat16", "bfloat16_weights"] = "float32"
+    max_batch_tokens: Annotated[int, Field(gt=0)] = Field(8192, description="padded tokens a forward pass holds")
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
+
+
+class TrainConfig(_Section):
+    """DPO training. max_length, dtype and template are the reference's and stand in its reference.json."""
+
+    model: str | None = Field(None, description="the policy to start from; precompute.model if left out")
+    loss: Literal["sigmoid"] = "sigmoid"
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    optimizer: Literal["adamw"] = "adamw"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    batch_size: Annotated[int, Field(gt=0)] = Field(8, description="pairs in a forward and backward pass")
+    gradient_accumulation_steps: Annotated[int, Field(gt=0)] = Field(1, description="such passes an update")
+    gradient_checkpointing: bool = False
+    max_steps: Annotated[int, Field(gt=0)] | None = Field(None, description="updates; epochs decides if left out")
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    eval_steps: Annotated[int, Field(gt=0)] | None = Field(None, description="evaluate every so many updates; the end always is")
+    logging_steps: Annotated[int, Field(gt=0)] = Field(1, description="keep every so-manieth row in steps.parquet")
+    save_steps: Annotated[int, Field(gt=0)] | None = Field(None, description="checkpoint every so many updates")
+    save_total_limit: Annotated[int, Field(gt=0)] = Field(2, description="newest checkpoints kept")
+    seed: int = 0
+
+
+class Pipeline(_Section):
+    """A whole pipeline file; paths are relative to the working directory."""
+
+    dataset: str = Field(description="the dataset directory that build writes")
+    kind: Kind | None = Field(None, description="chat | text; left out: chat for message formats and hh, else text")
+    sources: Annotated[list[SourceConfig], Field(min_length=1)]
+    pairs: PairsConfig = PairsConfig()
+    validate_: ValidateConfig = Field(ValidateConfig(), alias="validate")
+    dedupe: DedupeConfig = DedupeConfig()
+    split: SplitConfig = SplitConfig()
+    audit: AuditConfig = AuditConfig()
+    precompute: PrecomputeConfig = PrecomputeConfig()
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _room_for_completions(self) -> "Pipeline":
+        if self.precompute.min_completion_tokens >= self.precompute.max_length:
+            raise ValueError("precompute.min_completion_tokens must be smaller than precompute.max_length")
+        return self
+
+    def as_manifest(self) -> dict[str, Any]:
+        """The resolved settings as the manifest keeps them: all but the place where the dataset lies."""
+        return self.model_dump(mode="json", by_alias=True, exclude={"dataset"})
+
+
+Path_ = tuple[str | int, ...]
+
+
+def load_pipeline(path: str | Path, changes: Sequence[str] = (), **overrides: Any) -> Pipeline:
+    """Read a pipeline file, apply `section.key=value` changes, and check all of it.
+
+    Args:
+        path: the YAML file.
+        changes: as given to `--set`; values are read as YAML.
+        overrides: top-level keys that a command's own option replaces, None for "not given".
+
+    Raises:
+        ConfigError: the file is missing or no YAML, or a key or value does not fit.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(f"cannot read the pipeline file: {reason}", where=str(path)) from None
+    settings, lines = _parse(text, str(path))
+    settings |= {key: value for key, value in overrides.items() if value is not None}
+    return _checked(settings, changes, str(path), lines)
+
+
+def pipeline_from_manifest(settings: Mapping[str, Any], dataset: str, changes: Sequence[str] = ()) -> Pipeline:
+    """The pipeline that a dataset was built with, changed by `--set`."""
+    return _checked(dict(settings) | {"dataset": dataset}, changes, f"{dataset}/manifest.json", {})
+
+
+def _checked(settings: dict[str, Any], changes: Sequence[str], name: str, lines: Mapping[Path_, int]) -> Pipeline:
+    for change in changes:
+        _apply(settings, change)
+    try:
+        return Pipeline.model_validate(settings)
+    except ValidationError as error:
+        raise _explain(error, name, lines, changes) from None
+
+
+def _apply(settings: dict[str, Any], change: str) -> None:
+    key, equals, value = change.partition("=")
+    *sections, last = key.strip().split(".")
+    if not equals or not last:
+        raise ConfigError(f"--set {change} is not a change", expected="section.key=value", hint="--set train.beta=0.05")
+    target: Any = settings
+    for section in sections:
+        if target.get(section) is None:
+            target[section] = {}
+        target = target[section]
+        if not isinstance(target, dict):
+            raise ConfigError(f"--set {key}: {section} is not a section", expected="section.key=value")
+    try:
+        target[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {key}: the value is no YAML", expected="section.key=value") from None
+
+
+def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[Path_, int]]:
+    """The settings, and the line of every key; a key given twice is an error, not a silent winner."""
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}" if mark else name
+        raise ConfigError(f"no YAML: {getattr(error, 'problem', None) or error}", where=where) from None
+    if not isinstance(settings, dict):
+        raise ConfigError("no pipeline", where=name, expected="keys dataset, sources, ...")
+    lines: dict[Path_, int] = {}
+    _lines_of(node, (), lines, name)
+    return settings, lines
+
+
+def _lines_of(node: Any, path: Path_, lines: dict[Path_, int], name: str) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*path, key.value)
+            if here in lines:
+                raise ConfigError(f"key {_dotted(here)} is given twice", where=f"{name}:{key.start_mark.line + 1}")
+            lines[here] = key.start_mark.line + 1
+            _lines_of(value, here, lines, name)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines[(*path, index)] = value.start_mark.line + 1
+            _lines_of(value, (*path, index), lines, name)
+
+
+def _explain(error: ValidationError, name: str, lines: Mapping[Path_, int], changes: Sequence[str]) -> ConfigError:
+    """The first problem as a sentence, with its line and the nearest known key."""
+    problem = error.errors(include_url=False)[0]
+    path: Path_ = tuple(problem["loc"])
+    while path and path not in lines and problem["type"] != "missing" and not _from_change(path, changes):
+        path = path[:-1]  # pydantic adds the union member that it tried
+    loc = path or tuple(problem["loc"])
+    line = next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), None)
+    where = "--set" if _from_change(loc, changes) else f"{name}:{line}" if line else name
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(loc[:-1])
+        near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {_dotted((*loc[:-1], near[0]))}?" if near else ""
+        return ConfigError(f"unknown key {_dotted(loc)}", where=where, expected="one of " + ", ".join(known), hint=hint)
+    if problem["type"] == "missing":
+        return ConfigError(f"key {_dotted(loc)} is missing", where=where, expected=_doc_of(loc))
+    if problem["type"] == "value_error":
+        return ConfigError(str(problem["ctx"]["error"]), where=where)
+    got = f"{_dotted(loc)} = {problem['input']!r}"
+    return ConfigError(f"{got} does not fit", where=where, expected=_plain(problem["msg"]))
+
+
+def _from_change(path: Path_, changes: Iterable[str]) -> bool:
+    return _dotted(path) in {change.partition("=")[0].strip() for change in changes}
+
+
+def _plain(message: str) -> str:
+    """Pydantic's message without its lead-in: `Input should be X` becomes `X`."""
+    return message.removeprefix("Input should be ").removeprefix("a valid ")
+
+
+def _dotted(path: Path_) -> str:
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
+
+
+def _section(path: Path_) -> type[BaseModel]:
+    model: type[BaseModel] = Pipeline
+    for step in path:
+        if isinstance(step, str):
+            fields = {field.alias or key: field for key, field in model.model_fields.items()}
+            inside = [fields[step].annotation, *get_args(fields[step].annotation)]
+            inner = [a for b in inside for a in (b, *get_args(b))]
+            model = next(a for a in inner if isinstance(a, type) and issubclass(a, BaseModel))
+    return model
+
+
+def _known_keys(path: Path_) -> list[str]:
+    return [field.alias or key for key, field in _section(path).model_fields.items()]
+
+
+def _doc_of(path: Path_) -> str:
+    fields = {field.alias or key: field for key, field in _section(path[:-1]).model_fields.items()}
+    return fields[str(path[-1])].description or "" if str(path[-1]) in fields else ""
+
+
+def require_model(model: str | None, key: str) -> str:
+    """The model folder of a setting, or an error that names the key to set."""
+    if model is None:
+        raise InputError(f"{key} is not set", expected="the folder of a model", hint=f"--model FOLDER, or {key} in the pipeline")
+    return model

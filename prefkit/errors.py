@@ -1,0 +1,76 @@
+"""Everything prefkit raises on purpose, and the exit code that each kind ends a command with.
+
+    PrefkitError
+    +-- InputError      2   what the user handed in cannot be used
+    |   +-- ConfigError     a pipeline file or a --set
+    |   +-- SourceError     a file that a source names
+    |   +-- DatasetError    a dataset, reference or run directory
+    |   +-- ModelError      a model or tokenizer folder
+    +-- CheckError      1   the input is readable, and a check says no
+    |   +-- GateError       the reference on disk is not this policy's
+    |   +-- AuditError      the audit is worse than --strict allows
+    +-- MachineError    3   disk or memory ran out
+
+A message says what is wrong; `where` names file, line, row or field; `expected` what would have been right; `hint` the
+next command to type. Own invariants use assert, never these.
+"""
+
+
+class PrefkitError(Exception):
+    """The root: a message for a person, and the parts it is made of."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, where: str = "", expected: str = "", hint: str = "") -> None:
+        self.message, self.where, self.expected, self.hint = message, where, expected, hint
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        head = f"{self.where}: {self.message}" if self.where else self.message
+        tail = f"\n  expected: {self.expected}" if self.expected else ""
+        return head + tail + (f"\n  next: {self.hint}" if self.hint else "")
+
+    def as_dict(self) -> dict[str, str]:
+        """The error as `--json` prints it: kind, message and whichever parts are there."""
+        parts = {"where": self.where, "expected": self.expected, "hint": self.hint}
+        return {"kind": type(self).__name__, "message": self.message} | {k: v for k, v in parts.items() if v}
+
+
+class InputError(PrefkitError):
+    """What the user handed in cannot be used."""
+
+
+class ConfigError(InputError):
+    """A pipeline file, or a `--set`, that cannot be followed."""
+
+
+class SourceError(InputError):
+    """A source file that cannot be read at all (a single bad line is a reject, not an error)."""
+
+
+class DatasetError(InputError):
+    """A dataset, reference or run directory that is missing, foreign, unfinished or damaged."""
+
+
+class ModelError(InputError):
+    """A model or tokenizer that cannot be loaded or does not fit the data."""
+
+
+class CheckError(PrefkitError):
+    """The input is readable, and a check says no."""
+
+    exit_code = 1
+
+
+class GateError(CheckError):
+    """The reference on disk is not this policy's: training on it would be silently wrong."""
+
+
+class AuditError(CheckError):
+    """The audit's verdict is worse than `--strict` allows."""
+
+
+class MachineError(PrefkitError):
+    """The machine ran out of disk or memory; nothing is half-written, so the same command goes on."""
+
+    exit_code = 3

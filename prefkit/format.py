@@ -1,0 +1,216 @@
+"""THE on-disk format of a dataset: names, columns, dtypes, and the key of a reference. No input or output here.
+
+    DATASET/
+      manifest.json                    written last: a directory without one is an unfinished build
+      README.md                        dataset card
+      views.sql                        the DuckDB views, relative paths
+      .lock                            one writer at a time
+      pairs/part-00000.parquet         only pairs fit to train on
+      dropped/part-00000.parquet       what a named rule removed, and why
+      rejects/part-00000.parquet       lines that could not become a record, raw
+      audit/tokens.parquet             how often each word is in chosen only, in rejected only, in both
+      audit/audit.json                 the verdict
+      reference/<key>/                 reference.json, plan.parquet, part-00000.parquet, dropped.parquet
+      runs/<n>/                        run.json, steps.parquet, steps.jsonl (live), pair_dynamics/, checkpoints/, model/
+
+`schemas/FORMAT.md` and `schemas/*.json` are generated from this module and from `records.py`.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, TypeAlias
+
+import polars as pl
+
+FORMAT_VERSION = 1
+
+Kind: TypeAlias = Literal["chat", "text"]
+
+MANIFEST = "manifest.json"
+CARD = "README.md"
+VIEWS = "views.sql"
+LOCK = ".lock"
+AUDIT_TOKENS = "audit/tokens.parquet"
+AUDIT_JSON = "audit/audit.json"
+REFERENCES = "reference"
+REFERENCE_JSON = "reference.json"
+REFERENCE_PLAN = "plan.parquet"
+REFERENCE_DROPPED = "dropped.parquet"
+RUNS = "runs"
+RUN_JSON = "run.json"
+STEPS = "steps.parquet"
+STEPS_LIVE = "steps.jsonl"
+DYNAMICS = "pair_dynamics"
+CHECKPOINTS = "checkpoints"
+MODEL = "model"
+
+ROWS_PER_GROUP = 50_000  # 10k-50k: a filtered DuckDB scan is 8 ms against 124 ms, and the file is no larger
+ROWS_PER_PART = 500_000
+
+MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+TEXT_OR_MESSAGES = "string | list<struct<role, content>>"
+
+
+class Column(NamedTuple):
+    """One column of a table: `dtype` None stands for text in a text dataset and messages in a chat dataset."""
+
+    name: str
+    dtype: pl.DataType | type[pl.DataType] | None
+    doc: str
+
+
+TEXTS = (
+    Column("prompt", None, "what both sides answer; in a chat dataset it ends with a user turn"),
+    Column("chosen", None, "the preferred reply"),
+    Column("rejected", None, "the other reply"),
+)
+
+ORIGIN = (
+    Column("method", pl.String, "correction | best_of_n | comparison | paired"),
+    Column("source", pl.String, "the file it came from, as the pipeline names it"),
+    Column("source_row", pl.Int64, "1-based line (or row) in that file; of the chosen side where two rows made the pair"),
+    Column("annotator", pl.String, "who preferred: human | model | rule | null"),
+    Column("chosen_score", pl.Float64, "the source's own score, null if it gives none"),
+    Column("rejected_score", pl.Float64, "likewise"),
+    Column("margin", pl.Float64, "how much better chosen scored, above 0 whichever direction the source counts in"),
+    Column("agreement", pl.Float64, "share of votes for chosen, 0..1, null without votes"),
+    Column("chosen_model", pl.String, "generator of chosen, null if unknown"),
+    Column("rejected_model", pl.String, "generator of rejected, null if unknown"),
+    Column("num_candidates", pl.Int64, "distinct scored candidates of the prompt, null but for best_of_n"),
+    Column("weight", pl.Float64, "weight of the pair in the loss, 1 unless the source says otherwise"),
+)
+
+PAIRS = (
+    Column("pair_id", pl.String, "sha256 hex over kind, prompt, chosen and rejected, exactly as they are"),
+    Column("prompt_id", pl.String, "sha256 hex over kind and prompt"),
+    *TEXTS,
+    Column("split", pl.String, "train | test, by prompt"),
+    *ORIGIN,
+)
+
+DROPPED = (
+    Column("stage", pl.String, "pairs | validate | dedupe"),
+    Column("reason", pl.String, "the rule's name"),
+    Column("duplicate_of", pl.String, "pair_id of the kept (or contradicting) row, null but for dedupe"),
+    Column("jaccard", pl.Float64, "the smaller of the two sides' similarities to duplicate_of, null if not computed"),
+    Column("cluster_id", pl.Int64, "near-duplicate cluster, null if there is none"),
+    *(column for column in PAIRS if column.name != "split"),
+)
+
+REJECTS = (
+    Column("source", pl.String, "the file, as the pipeline names it"),
+    Column("line", pl.Int64, "1-based line (or row) in that file"),
+    Column("field", pl.String, "the field at fault, null where the whole line is"),
+    Column("reason", pl.String, "the rule's name"),
+    Column("raw", pl.String, "the line as it was read; bytes that are no UTF-8 are escaped"),
+)
+
+TOKENS = (
+    Column("token", pl.String, r"\w+|[^\w\s] over casefolded NFC text"),
+    Column("n", pl.Int32, "length of the n-gram"),
+    Column("alphabet", pl.String, "word | model"),
+    Column("num_chosen_only", pl.Int64, "pairs with it in chosen and not in rejected: b"),
+    Column("num_rejected_only", pl.Int64, "pairs with it in rejected and not in chosen: c"),
+    Column("num_both", pl.Int64, "pairs with it on both sides"),
+    Column("num_discordant", pl.Int64, "b + c"),
+    Column("coverage", pl.Float64, "(b + c) / pairs, 0..1"),
+    Column("win_rate", pl.Float64, "b / (b + c), 0..1, null where b + c = 0"),
+    Column("odds_ratio", pl.Float64, "(b + .5) / (c + .5)"),
+    Column("p", pl.Float64, "exact two-sided sign test (McNemar), null where b + c = 0"),
+    Column("q", pl.Float64, "Benjamini-Hochberg over the tokens with b + c >= 10, null below"),
+    Column("side", pl.String, "chosen | rejected: where it is more frequent; null where b = c"),
+    Column("one_sided", pl.Boolean, "the other side has it in no discordant pair, and there are at least 20"),
+    Column("exclusive", pl.Boolean, "one_sided, and in no text of the other side at all"),
+    Column("allowed", pl.Boolean, "on the pipeline's audit.allow list: reported, never a finding"),
+)
+
+PLAN = (
+    Column("pair_id", pl.String, "pair"),
+    Column("batch", pl.Int32, "batch it is scored in"),
+    Column("part", pl.Int32, "part-NNNNN.parquet that the batch is written to"),
+    Column("num_tokens", pl.Int32, "prompt + chosen + rejected tokens of the pair"),
+)
+
+TOKEN_IDS = pl.List(pl.Int32)
+
+REFERENCE = (
+    Column("pair_id", pl.String, "pair"),
+    Column("prompt_ids", TOKEN_IDS, "exactly the tokens that were scored against, after template and truncation"),
+    Column("chosen_ids", TOKEN_IDS, "likewise, the completion only"),
+    Column("rejected_ids", TOKEN_IDS, "likewise"),
+    Column("num_prompt_tokens", pl.Int32, "length of prompt_ids"),
+    Column("num_chosen_tokens", pl.Int32, "length of chosen_ids"),
+    Column("num_rejected_tokens", pl.Int32, "length of rejected_ids"),
+    Column("ref_chosen_logps", pl.Float32, "log-probability of chosen given prompt: the SUM over its tokens, in nats"),
+    Column("ref_rejected_logps", pl.Float32, "likewise"),
+    Column("ref_chosen_token_logps", pl.List(pl.Float32), "one log-probability a completion token, in nats"),
+    Column("ref_rejected_token_logps", pl.List(pl.Float32), "likewise"),
+    Column("chosen_truncated", pl.Boolean, "chosen was cut off at max_length"),
+    Column("rejected_truncated", pl.Boolean, "likewise"),
+    Column("ln_ches", pl.Float32, "length-normalised CHES (arXiv 2410.08847); null on the plain path"),
+)
+
+REFERENCE_DROPPED_COLUMNS = (
+    Column("pair_id", pl.String, "pair"),
+    Column("reason", pl.String, "why encoding dropped it: prompt_too_long | identical_after_truncation | ..."),
+)
+
+SIDE_METRICS = ("loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
+
+STEPS_COLUMNS = (
+    Column("step", pl.Int64, "optimiser updates already made, so the first row is 0"),
+    Column("epoch", pl.Float64, "passes over the training pairs already made"),
+    Column("num_pairs", pl.Int64, "pairs in this step's batch, null on the last row"),
+    Column("learning_rate", pl.Float64, "rate of this step's update, null on the last row"),
+    Column("grad_norm", pl.Float64, "gradient norm before clipping, null on the last row"),
+    *(Column(name, pl.Float64, "mean over this step's batch, before its update") for name in SIDE_METRICS),
+    *(Column(f"eval_{name}", pl.Float64, "the same over the test split, null where not evaluated") for name in SIDE_METRICS),
+)
+
+DYNAMICS_COLUMNS = (
+    Column("step", pl.Int64, "optimiser updates already made when the pair was seen"),
+    Column("pair_id", pl.String, "pair"),
+    Column("rewards_chosen", pl.Float32, "beta * (policy - reference) of chosen, in nats"),
+    Column("rewards_rejected", pl.Float32, "likewise"),
+    Column("margin", pl.Float32, "rewards_chosen - rewards_rejected"),
+)
+
+# every table a reader may meet: name, columns, and where its files lie below the dataset
+TABLES: Mapping[str, tuple[Column, ...]] = {
+    "pairs": PAIRS,
+    "dropped": DROPPED,
+    "rejects": REJECTS,
+    "tokens": TOKENS,
+    "reference": REFERENCE,
+    "plan": PLAN,
+    "reference_dropped": REFERENCE_DROPPED_COLUMNS,
+    "steps": STEPS_COLUMNS,
+    "pair_dynamics": DYNAMICS_COLUMNS,
+}
+
+
+def text_dtype(kind: Kind) -> pl.DataType | type[pl.DataType]:
+    """The dtype of prompt, chosen and rejected in a dataset of that kind."""
+    return MESSAGES if kind == "chat" else pl.String
+
+
+def schema(table: str, kind: Kind) -> pl.Schema:
+    """The Polars schema of one table in a dataset of that kind, columns in their order on disk."""
+    columns = TABLES[table]
+    return pl.Schema({c.name: text_dtype(kind) if c.dtype is None else c.dtype for c in columns})
+
+
+def part_name(number: int) -> str:
+    """`part-00007.parquet` for 7."""
+    return f"part-{number:05d}.parquet"
+
+
+def canonical_json(value: object) -> str:
+    """One text for one value: sorted keys, no spaces, no escapes. What is hashed is always this."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def reference_key(identity: Mapping[str, object]) -> str:
+    """The directory name of a reference: the first 16 hex digits of sha256 over its identity settings."""
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]

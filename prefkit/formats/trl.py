@@ -1,0 +1,56 @@
+"""TRL preference datasets: standard (strings), conversational (messages), each with or without its own prompt.
+
+Without a prompt both sides hold the whole conversation. Messages are split by turns: the prompt is what both sides share
+up to the last shared user turn, so a reply is never cut. Strings have no turns: the prompt is the shared text up to the
+last white space in it, so a word is never cut. A string prompt beside conversational sides also means implicit prompt.
+"""
+
+import os.path
+from typing import Any
+
+from prefkit.formats.reading import Columns, Format, Row, Unreadable, require
+
+
+def _split_messages(chosen: list[Any], rejected: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+        shared += 1
+    while shared and not (isinstance(chosen[shared - 1], dict) and chosen[shared - 1].get("role") == "user"):
+        shared -= 1
+    if not shared:
+        raise Unreadable("prompt", "no_shared_prompt")
+    return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def _split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
+    shared = os.path.commonprefix([chosen, rejected])
+    cut = max((i + 1 for i, character in enumerate(shared) if character.isspace()), default=0)
+    if not cut:
+        raise Unreadable("prompt", "no_shared_prompt")
+    return chosen[:cut], chosen[cut:], rejected[cut:]
+
+
+def read_trl(row: Row, columns: Columns) -> list[dict[str, Any]]:
+    """One row, one pair."""
+    chosen, rejected = (require(row, str(columns.get(name, name))) for name in ("chosen", "rejected"))
+    prompt = require(row, str(columns["prompt"])) if "prompt" in columns else row.get("prompt")
+    if isinstance(chosen, list) and isinstance(rejected, list) and not isinstance(prompt, list):
+        prompt, chosen, rejected = _split_messages(chosen, rejected)
+    elif prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
+        prompt, chosen, rejected = _split_text(chosen, rejected)
+    return [{"prompt": prompt, "chosen": chosen, "rejected": rejected}]
+
+
+def is_chat(row: Row, columns: Columns) -> bool:
+    """Whether the sides are lists of messages."""
+    return isinstance(row.get(str(columns.get("chosen", "chosen"))), list)
+
+
+TRL = Format(
+    "trl",
+    "pairs",
+    "[prompt,] chosen, rejected (strings, or lists of {role, content})",
+    "TRL standard and conversational, explicit or implicit prompt",
+    read_trl,
+    is_chat,
+)

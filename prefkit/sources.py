@@ -1,0 +1,295 @@
+"""Open the files a source names and turn every row into a record or a reject; nothing is lost in between.
+
+Comes in: a source of the pipeline. Goes out: one frame of checked records and one of rejects, each with file and line.
+One bad line never ends a build; a file that cannot be read at all does (`SourceError` with file and line). Price: every
+row passes through json and pydantic, some 10 microseconds a row, and a source's records are held in memory.
+"""
+
+import csv
+import glob
+import gzip
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+import pyarrow.parquet as pq
+import zstandard
+from pydantic import ValidationError
+
+from prefkit.config import SourceConfig
+from prefkit.errors import SourceError
+from prefkit.format import REJECTS, Kind, canonical_json, text_dtype
+from prefkit.formats import FORMATS, Format, Unreadable
+from prefkit.records import RECORDS
+
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+READABLE = ".jsonl, .ndjson, .json, .csv or .parquet, plain, .gz or .zst"
+
+# columns of the record frames, by family; the text columns take the dtype of the dataset's kind
+RECORD_TEXTS = {
+    "pairs": ("prompt", "chosen", "rejected"),
+    "candidates": ("prompt", "response"),
+    "corrections": ("prompt", "response", "correction"),
+}
+RECORD_VALUES: Mapping[str, Mapping[str, type[pl.DataType]]] = {
+    "pairs": {
+        "chosen_score": pl.Float64,
+        "rejected_score": pl.Float64,
+        "chosen_model": pl.String,
+        "rejected_model": pl.String,
+        "annotator": pl.String,
+        "weight": pl.Float64,
+    },
+    "candidates": {"score": pl.Float64, "model": pl.String},
+    "corrections": {"model": pl.String, "annotator": pl.String},
+}
+ROLE_OF = {"prompt": "user"}  # every other text is the assistant's
+
+
+class RawRow(NamedTuple):
+    """One row as it was read: its 1-based line, its value, its raw text, and why it is unreadable (None: it is not)."""
+
+    line: int
+    value: Any
+    raw: str
+    reason: str | None = None
+
+
+class SourceFile(NamedTuple):
+    """One file of a source, as the manifest records it."""
+
+    path: str
+    sha256: str
+    rows: int
+
+
+class Loaded(NamedTuple):
+    """The records and rejects of one source, and the files they came from."""
+
+    records: pl.DataFrame
+    rejects: pl.DataFrame
+    files: list[SourceFile]
+
+
+def expand(path: str) -> list[str]:
+    """The files that a path or glob names, sorted; none is an error."""
+    found = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) and not Path(path).exists() else [path]
+    if not found:
+        raise SourceError("no file matches", where=path, expected=READABLE)
+    for name in found:
+        if Path(name).is_dir():
+            raise SourceError("a directory, not a file", where=name, expected=READABLE, hint=f"name its files: {name}/*.jsonl")
+        if not Path(name).exists():
+            raise SourceError("no such file", where=name, expected="a file, relative to the working directory")
+    return found
+
+
+def file_sha256(path: str | Path) -> str:
+    """Sha256 hex of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_rows(path: str) -> Iterator[RawRow]:
+    """Every row of a file with its line; blank lines are no rows.
+
+    Raises:
+        SourceError: the file cannot be read, or its end is missing (a cut-off .gz names the last good line).
+    """
+    name = Path(path)
+    suffixes = [s.lower() for s in name.suffixes]
+    packed = suffixes.pop() if suffixes and suffixes[-1] in (".gz", ".zst") else ""
+    reader = {".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}.get(
+        suffixes[-1] if suffixes else ""
+    )
+    if reader is None:
+        raise SourceError("this kind of file is not read", where=path, expected=READABLE)
+    line = 0
+    try:
+        with _opened(name, packed) as file:
+            for row in reader(file, path):
+                line = row.line
+                yield row
+    except SourceError:
+        raise
+    except (OSError, EOFError, zstandard.ZstdError, csv.Error, ValueError) as error:
+        raise SourceError(f"cannot be read: {error}", where=f"{path}:{line + 1}", expected="a whole file") from None
+
+
+def _opened(name: Path, packed: str) -> Any:
+    if packed == ".gz":
+        return gzip.open(name, "rb")
+    if packed == ".zst":
+        return zstandard.open(name, "rb")
+    return name.open("rb")
+
+
+def _json_lines(file: Any, _path: str) -> Iterator[RawRow]:
+    for line, raw in enumerate(file, start=1):
+        content = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
+        if content.strip():
+            yield _json_line(line, content.rstrip(b"\r\n"))
+
+
+def _json_line(line: int, content: bytes) -> RawRow:
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return RawRow(line, None, content.decode(errors="backslashreplace"), "not_utf8")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return RawRow(line, None, text, "not_json")
+    return _checked(line, value, text)
+
+
+def _checked(line: int, value: Any, text: str) -> RawRow:
+    if not isinstance(value, dict):
+        return RawRow(line, None, text, "not_an_object")
+    if "\\u" in text and LONE_SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+        return RawRow(line, None, text, "lone_surrogate")
+    return RawRow(line, value, text)
+
+
+def _json(file: Any, path: str) -> Iterator[RawRow]:
+    try:
+        rows = json.loads(file.read().decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise SourceError(f"no JSON: {error.msg}", where=f"{path}:{error.lineno}", expected="a list of objects") from None
+    if not isinstance(rows, list):
+        raise SourceError("not a list", where=path, expected="a list of objects (one object a line is .jsonl)")
+    for line, value in enumerate(rows, start=1):
+        yield _checked(line, value, json.dumps(value))
+
+
+def _csv(file: Any, path: str) -> Iterator[RawRow]:
+    rows = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
+    if rows.fieldnames is None:
+        raise SourceError("empty", where=path, expected="a header line")
+    csv.field_size_limit(2**31 - 1)  # the default of 128 kB would end the build at one long text
+    for line, value in enumerate(rows, start=1):
+        raw = json.dumps(value, ensure_ascii=False)
+        extra = None in value or None in value.values()
+        yield RawRow(line, None if extra else value, raw, "wrong_number_of_fields" if extra else None)
+
+
+def _parquet(file: Any, path: str) -> Iterator[RawRow]:
+    if not (hasattr(file, "fileno") and Path(path).suffix == ".parquet"):
+        file = io.BytesIO(file.read())
+    line = 0
+    # pre_buffer=False: the default keeps the whole compressed file in memory
+    for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(batch_size=4096):
+        for value in batch.to_pylist():
+            line += 1
+            yield RawRow(line, value, "")
+
+
+def is_chat_source(source: SourceConfig) -> bool:
+    """Whether the first readable row of a source holds messages; decides `kind` where the pipeline leaves it out."""
+    form = FORMATS[source.format]
+    rows = (row.value for path in expand(source.path) for row in read_rows(path) if row.reason is None)
+    first = next(rows, None)
+    return first is not None and form.is_chat(first, source.columns)
+
+
+def load_source(source: SourceConfig, kind: Kind) -> Loaded:
+    """Read all files of a source.
+
+    Returns:
+        records with their text columns in the dataset's kind, `source`, `source_row`; rejects as in format.REJECTS.
+
+    Raises:
+        SourceError: a file is missing, unreadable, or changed while it was read.
+    """
+    form = FORMATS[source.format]
+    records: list[dict[str, Any]] = []
+    rejects: list[dict[str, Any]] = []
+    files = []
+    for path in expand(source.path):
+        digest, before, rows = file_sha256(path), Path(path).stat(), 0
+        for row in read_rows(path):
+            rows += 1
+            _read_row(row, form, source, kind, path, records, rejects)
+        after = Path(path).stat()
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise SourceError("changed while it was read", where=path, hint="run the same command again")
+        files.append(SourceFile(path, digest, rows))
+    return Loaded(_record_frame(records, form.family, kind, source.annotator), _reject_frame(rejects), files)
+
+
+def _read_row(
+    row: RawRow,
+    form: Format,
+    source: SourceConfig,
+    kind: Kind,
+    path: str,
+    records: list[dict[str, Any]],
+    rejects: list[dict[str, Any]],
+) -> None:
+    def reject(field: str | None, reason: str) -> None:
+        raw = row.raw or canonical_json_or_repr(row.value)
+        rejects.append({"source": path, "line": row.line, "field": field, "reason": reason, "raw": raw})
+
+    if row.reason is not None:
+        return reject(None, row.reason)
+    try:
+        found = form.read(row.value, source.columns)
+    except Unreadable as error:
+        return reject(error.field, error.reason)
+    for index, fields in enumerate(found):
+        try:
+            record = RECORDS[form.family].model_validate(fields).model_dump()
+            texts = {name: as_kind(record[name], name, kind) for name in RECORD_TEXTS[form.family]}
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_input=False)[0]
+            reject(_field(problem["loc"], index, len(found)), _reason(problem["type"]))
+        except Unreadable as error:
+            reject(error.field, error.reason)
+        else:
+            records.append(record | texts | {"source": path, "source_row": row.line})
+    return None
+
+
+def canonical_json_or_repr(value: Any) -> str:
+    """The raw form of a row that never was text (Parquet)."""
+    try:
+        return canonical_json(value)
+    except (TypeError, ValueError):
+        return repr(value)
+
+
+def _field(loc: tuple[int | str, ...], index: int, count: int) -> str:
+    """The field at fault, as the record names it; with its place in the list where one row holds several candidates."""
+    name = str(loc[0]) if loc else "row"
+    return f"{name}[{index}]" if count > 1 else name
+
+
+def _reason(problem: str) -> str:
+    own = ("not_a_number", "not_finite")
+    return problem if problem in own else {"missing": "missing_field", "greater_than": "out_of_range"}.get(problem, "wrong_type")
+
+
+def as_kind(text: Any, field: str, kind: Kind) -> Any:
+    """A record's text in the dataset's kind: in chat a plain string is one turn; messages do not fit a text dataset."""
+    if kind == "chat":
+        return text if isinstance(text, list) else [{"role": ROLE_OF.get(field, "assistant"), "content": text}]
+    if isinstance(text, list):
+        raise Unreadable(field, "messages_in_text_dataset")
+    return text
+
+
+def _record_frame(records: list[dict[str, Any]], family: str, kind: Kind, annotator: str | None) -> pl.DataFrame:
+    schema: dict[str, Any] = dict.fromkeys(RECORD_TEXTS[family], text_dtype(kind))
+    schema |= dict(RECORD_VALUES[family]) | {"source": pl.String, "source_row": pl.Int64}
+    columns = {name: pl.Series(name, [r[name] for r in records], dtype, strict=True) for name, dtype in schema.items()}
+    frame = pl.DataFrame(columns)
+    return frame.with_columns(pl.col("annotator").fill_null(pl.lit(annotator, pl.String))) if "annotator" in schema else frame
+
+
+def _reject_frame(rejects: list[dict[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame(rejects, schema={c.name: c.dtype for c in REJECTS}, orient="row")

@@ -1,0 +1,216 @@
+"""Read and write what format.py describes: atomic files, one writer at a time, the manifest last.
+
+Comes in: frames and settings. Goes out: a dataset directory that any Parquet reader opens. A file is written beside its
+place and renamed, so a kill leaves either the old one or the new one, never half of one.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from prefkit.errors import DatasetError, MachineError
+from prefkit.format import (
+    CARD,
+    FORMAT_VERSION,
+    LOCK,
+    MANIFEST,
+    REFERENCES,
+    ROWS_PER_GROUP,
+    ROWS_PER_PART,
+    RUNS,
+    VIEWS,
+    Kind,
+    part_name,
+    schema,
+)
+from prefkit.sources import file_sha256
+
+OWN_NAMES = {MANIFEST, CARD, VIEWS, LOCK, "pairs", "dropped", "rejects", "audit", REFERENCES, RUNS}
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Part(NamedTuple):
+    """One Parquet file of a table, as the manifest records it."""
+
+    file: str
+    rows: int
+    sha256: str
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; renamed over it when the block ends well, removed when it does not.
+
+    Raises:
+        MachineError: the disk is full.
+        DatasetError: the folder cannot be written to.
+    """
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        with beside.open("rb+") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise MachineError("the disk is full", where=str(path), hint="make room and type the same command") from None
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise DatasetError(f"cannot be written: {error.strerror}", where=str(path)) from None
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_path(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file atomically, readable and with sorted keys."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_parquet(path: Path, frame: pl.DataFrame) -> Part:
+    """Write one Parquet file atomically: zstd 3, text with a dictionary, floats without one."""
+    table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+    texts = [field.name for field in table.schema if pa.types.is_large_string(field.type)]
+    with atomic_path(path) as beside:
+        pq.write_table(
+            table, beside, compression="zstd", compression_level=3, row_group_size=ROWS_PER_GROUP, use_dictionary=texts
+        )
+        digest = file_sha256(beside)
+    return Part(path.name, frame.height, digest)
+
+
+def write_table(folder: Path, name: str, frame: pl.DataFrame, kind: Kind) -> list[Part]:
+    """Write a table as numbered parts, empty if need be, and remove the parts of an earlier, longer one."""
+    columns = frame.select(
+        pl.col(c).cast(t) if c in frame.columns else pl.lit(None, t).alias(c) for c, t in schema(name, kind).items()
+    )
+    starts = range(0, max(columns.height, 1), ROWS_PER_PART)
+    parts = [
+        write_parquet(folder / part_name(number), columns.slice(start, ROWS_PER_PART)) for number, start in enumerate(starts)
+    ]
+    for stale in set(folder.glob("part-*.parquet")) - {folder / part.file for part in parts}:
+        stale.unlink()
+    return parts
+
+
+@contextlib.contextmanager
+def locked(dataset: Path) -> Iterator[None]:
+    """Be the only writer of a dataset directory.
+
+    Raises:
+        DatasetError: somebody else holds it, named by process id.
+    """
+    try:
+        dataset.mkdir(parents=True, exist_ok=True)
+        path = dataset / LOCK
+        lock = FileLock(path, timeout=0)
+        with lock:
+            path.write_text(str(os.getpid()))
+            try:
+                yield
+            finally:
+                path.write_text("")
+    except Timeout:
+        holder = (dataset / LOCK).read_text().strip() or "unknown"
+        raise DatasetError(
+            f"is being written by another prefkit (process {holder})", where=str(dataset), hint="wait for it to end"
+        ) from None
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise DatasetError(f"cannot be written: {error.strerror}", where=str(dataset)) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that prefkit wrote.
+
+    Raises:
+        DatasetError: it is missing, or no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DatasetError("is missing", where=str(path)) from None
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"cannot be read: {error}", where=str(path)) from None
+    if not isinstance(value, dict):
+        raise DatasetError("is no JSON object", where=str(path))
+    return value
+
+
+def read_manifest(dataset: Path) -> dict[str, Any]:
+    """The manifest of a finished dataset of a format version this prefkit knows.
+
+    Raises:
+        DatasetError: no directory, no manifest (an unfinished build), or a newer format.
+    """
+    if not dataset.is_dir():
+        raise DatasetError("no such dataset", where=str(dataset), hint="prefkit build PIPELINE.yaml")
+    if not (dataset / MANIFEST).exists():
+        what = "an unfinished build" if (dataset / LOCK).exists() else "not a prefkit dataset"
+        raise DatasetError(
+            f"{what}: there is no {MANIFEST}", where=str(dataset), hint="prefkit build PIPELINE.yaml finishes or makes it"
+        )
+    manifest = read_json(dataset / MANIFEST)
+    version = manifest.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise DatasetError(
+            f"format_version is {version}", where=str(dataset / MANIFEST), expected=f"at most {FORMAT_VERSION}: use a newer prefkit"
+        )
+    return manifest
+
+
+def check_parts(folder: Path, parts: list[Mapping[str, Any]]) -> None:
+    """Compare the parts of a table with their recorded hashes.
+
+    Raises:
+        DatasetError: a part is missing or its sha256 is not the recorded one, by name.
+    """
+    for part in parts:
+        path = folder / part["file"]
+        if not path.exists():
+            raise DatasetError("part is missing", where=str(path))
+        if file_sha256(path) != part["sha256"]:
+            raise DatasetError("part was changed: its sha256 is not the recorded one", where=str(path))
+
+
+def read_table(dataset: Path, name: str, manifest: Mapping[str, Any]) -> pl.DataFrame:
+    """A table of the dataset, its parts checked against the manifest."""
+    check_parts(dataset / name, manifest["parts"][name])
+    return pl.concat([pl.read_parquet(dataset / name / part["file"]) for part in manifest["parts"][name]])
+
+
+def claim_directory(dataset: Path) -> None:
+    """Make sure that a build may write here: an absent, empty or own directory.
+
+    Raises:
+        DatasetError: a file, or a directory that holds something that is not ours.
+    """
+    if dataset.exists() and not dataset.is_dir():
+        raise DatasetError("is a file", where=str(dataset), expected="a directory that prefkit may write")
+    foreign = sorted({path.name for path in dataset.glob("*")} - OWN_NAMES) if dataset.exists() else []
+    own = not dataset.exists() or (dataset / MANIFEST).exists() or (dataset / LOCK).exists() or not any(dataset.iterdir())
+    if foreign or not own:
+        named = ", ".join(foreign[:3]) or "files that no build wrote"
+        raise DatasetError(f"is not a dataset of prefkit: it holds {named}", where=str(dataset), hint="choose another --out")
+
+
+def clear_derived(dataset: Path) -> None:
+    """Before a rebuild: take the manifest away first (from now on the dataset is unfinished), then what derives from pairs."""
+    (dataset / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(dataset / "audit", ignore_errors=True)

@@ -1,0 +1,58 @@
+"""Text identities: stable content hashes over exact text, and the folding used only to find duplicates.
+
+Ids are computed over the EXACT text or messages, never folded: two texts with different token ids must not share an id.
+"""
+
+import hashlib
+
+import polars as pl
+
+from prefkit.format import Kind, canonical_json
+
+
+def content_hash(*parts: object) -> str:
+    """Sha256 hex over the JSON of the parts: the one hash behind pair_id and prompt_id."""
+    return hashlib.sha256(canonical_json(list(parts)).encode()).hexdigest()
+
+
+def pair_id(kind: Kind, prompt: object, chosen: object, rejected: object) -> str:
+    """The id of a pair: the same text gives the same id on any machine, in any order, in any dataset."""
+    return content_hash(kind, prompt, chosen, rejected)
+
+
+def prompt_id(kind: Kind, prompt: object) -> str:
+    """The id of a prompt; every pair of one prompt shares it."""
+    return content_hash(kind, prompt)
+
+
+def with_prompt_ids(frame: pl.DataFrame, kind: Kind) -> pl.DataFrame:
+    """Add `prompt_id` to a frame with a `prompt` column."""
+    ids = [prompt_id(kind, prompt) for prompt in frame["prompt"].to_list()]
+    return frame.with_columns(pl.Series("prompt_id", ids, pl.String))
+
+
+def with_pair_ids(frame: pl.DataFrame, kind: Kind) -> pl.DataFrame:
+    """Add `pair_id` and `prompt_id` to a frame with `prompt`, `chosen` and `rejected`."""
+    texts = (frame[name].to_list() for name in ("prompt", "chosen", "rejected"))
+    ids = [pair_id(kind, *sides) for sides in zip(*texts, strict=True)]
+    return with_prompt_ids(frame, kind).with_columns(pl.Series("pair_id", ids, pl.String))
+
+
+def flat(column: str, kind: Kind) -> pl.Expr:
+    """A text or message column as one string, roles included, so that equal strings mean equal values."""
+    if kind == "text":
+        return pl.col(column)
+    turn = pl.concat_str(pl.element().struct.field("role"), pl.lit("\x1f"), pl.element().struct.field("content"))
+    return pl.col(column).list.eval(turn).list.join("\x1e")
+
+
+def words_of(column: str, kind: Kind) -> pl.Expr:
+    """A text or message column as the plain text a reader sees: contents only, one message a line."""
+    if kind == "text":
+        return pl.col(column)
+    return pl.col(column).list.eval(pl.element().struct.field("content")).list.join("\n")
+
+
+def canonical(text: pl.Expr) -> pl.Expr:
+    """Fold a string expression for duplicate keys: NFC, runs of white space to one space, ends stripped."""
+    return text.str.normalize("NFC").str.replace_all(r"\s+", " ").str.strip_chars()

@@ -1,0 +1,75 @@
+"""The DuckDB views over a dataset: their names, and the SQL that makes each from the files that are there.
+
+Every view is always there; where a table has no file yet, it is an empty view with the table's columns.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import polars as pl
+
+from prefkit.format import Kind, schema
+
+# view -> its table in format.TABLES, the glob of its files, and the column that names the directory a file lies in
+VIEW_FILES: Mapping[str, tuple[str, str, str | None]] = {
+    "pairs": ("pairs", "pairs/part-*.parquet", None),
+    "dropped": ("dropped", "dropped/part-*.parquet", None),
+    "rejects": ("rejects", "rejects/part-*.parquet", None),
+    "tokens": ("tokens", "audit/tokens.parquet", None),
+    "reference": ("reference", "reference/*/part-*.parquet", "key"),
+    "steps": ("steps", "runs/*/steps.parquet", "run"),
+    "pair_dynamics": ("pair_dynamics", "runs/*/pair_dynamics/part-*.parquet", "run"),
+}
+SQL_TYPES: Mapping[type[pl.DataType] | pl.DataType, str] = {
+    pl.String: "VARCHAR",
+    pl.Int64: "BIGINT",
+    pl.Int32: "INTEGER",
+    pl.Float64: "DOUBLE",
+    pl.Float32: "FLOAT",
+    pl.Boolean: "BOOLEAN",
+}
+
+
+def quoted(text: str) -> str:
+    """A SQL string literal: text is data, never SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def sql_type(dtype: pl.DataType) -> str:
+    """The DuckDB type of a Polars dtype of the format."""
+    if isinstance(dtype, pl.List):
+        return sql_type(dtype.inner) + "[]"  # type: ignore[arg-type]
+    if isinstance(dtype, pl.Struct):
+        fields = ", ".join(f'"{field.name}" {sql_type(field.dtype)}' for field in dtype.fields)  # type: ignore[arg-type]
+        return f"STRUCT({fields})"
+    return SQL_TYPES[type(dtype)]
+
+
+def view_sql(view: str, kind: Kind, files: Sequence[str]) -> str:
+    """The statement that makes one view over the given files."""
+    table, _, directory = VIEW_FILES[view]
+    columns = schema(table, kind)
+    names = ", ".join(f'"{name}"' for name in columns)
+    if not files:
+        nulls = [f'CAST(NULL AS {sql_type(dtype)}) AS "{name}"' for name, dtype in columns.items()]
+        key = [f"CAST(NULL AS VARCHAR) AS {directory}"] if directory else []
+        return f"CREATE OR REPLACE VIEW {view} AS SELECT {', '.join(key + nulls)} WHERE false;"
+    listed = "[" + ", ".join(quoted(file) for file in files) + "]"
+    if directory is None:
+        return f"CREATE OR REPLACE VIEW {view} AS SELECT {names} FROM read_parquet({listed});"
+    # the directory is the path's component right below reference/ or runs/
+    root = VIEW_FILES[view][1].partition("/")[0]
+    key_sql = f"regexp_extract(filename, '(?:^|/){root}/([^/]+)/[^/]*(?:/[^/]*)?$', 1) AS {directory}"
+    return f"CREATE OR REPLACE VIEW {view} AS SELECT {key_sql}, {names} FROM read_parquet({listed}, filename=true);"
+
+
+def views_sql(kind: Kind) -> str:
+    """`views.sql`: the views of a finished build with relative paths, to run with the dataset as working directory.
+
+    reference, steps, pair_dynamics and tokens appear once their files exist; `prefkit query` has them in any case.
+    """
+    lines = ["-- views over this dataset: run DuckDB with this directory as its working directory"]
+    for view, (_, pattern, _) in VIEW_FILES.items():
+        statement = view_sql(view, kind, [pattern])
+        always = view in ("pairs", "dropped", "rejects")
+        lines.append(statement if always else f"-- when {pattern} is there:\n-- {statement}")
+    return "\n".join(lines) + "\n"
