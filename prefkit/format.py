@@ -130,6 +130,9 @@ PLAN = (
     Column("batch", pl.Int32, "batch it is scored in"),
     Column("part", pl.Int32, "part-NNNNN.parquet that the batch is written to"),
     Column("num_tokens", pl.Int32, "prompt + chosen + rejected tokens of the pair"),
+    Column("num_boundary_tokens", pl.Int32, "last tokens of the tokenised prompt that are no prefix of prompt + completion"),
+    Column("num_unended", pl.Int32, "sides whose completion ends without any end token, 0..2"),
+    Column("spells_control_token", pl.Boolean, "its text spells a special token of the tokenizer; it was encoded as text"),
 )
 
 TOKEN_IDS = pl.List(pl.Int32)

@@ -19,7 +19,7 @@ VIEW_FILES: Mapping[str, tuple[str, str, str | None]] = {
     "steps": ("steps", "runs/*/steps.parquet", "run"),
     "pair_dynamics": ("pair_dynamics", "runs/*/pair_dynamics/part-*.parquet", "run"),
 }
-SQL_TYPES: Mapping[type[pl.DataType] | pl.DataType, str] = {
+SQL_TYPES: Mapping[type[pl.DataType], str] = {
     pl.String: "VARCHAR",
     pl.Int64: "BIGINT",
     pl.Int32: "INTEGER",
@@ -41,7 +41,7 @@ def sql_type(dtype: pl.DataType) -> str:
     if isinstance(dtype, pl.Struct):
         fields = ", ".join(f'"{field.name}" {sql_type(field.dtype)}' for field in dtype.fields)  # type: ignore[arg-type]
         return f"STRUCT({fields})"
-    return SQL_TYPES[type(dtype)]
+    return SQL_TYPES[dtype.base_type()]  # a field may be the dtype's class or an instance of it
 
 
 def view_sql(view: str, kind: Kind, files: Sequence[str]) -> str:

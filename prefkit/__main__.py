@@ -1,0 +1,5 @@
+"""`python -m prefkit` is `prefkit`."""
+
+from prefkit.cli import main
+
+main()

@@ -1,0 +1,39 @@
+"""Which pairs are scored together: length-sorted batches under a token budget, decided before anything is scored.
+
+A plan depends on lengths and the budget alone, never on process count, clock or free memory, so that any machine writes
+the same parts.
+"""
+
+import polars as pl
+
+from prefkit.format import PLAN
+
+BATCHES_PER_PART = 32  # what a kill may cost: at 8,192 tokens a batch, some 260,000 tokens
+
+
+def plan_batches(encoded: pl.DataFrame, max_batch_tokens: int, first_batch: int = 0, first_part: int = 0) -> pl.DataFrame:
+    """Assign every pair a batch and every batch a part; the longest pairs come first, so memory shows at once.
+
+    Args:
+        encoded: pair_id and num_prompt_tokens, num_chosen_tokens, num_rejected_tokens, and the counting columns.
+        max_batch_tokens: pairs in a batch times the longest pair's prompt + chosen + rejected tokens stays within it; a
+            single pair above it is a batch of its own.
+        first_batch: number of the first batch, above those of an earlier plan.
+        first_part: likewise.
+
+    Returns:
+        the columns of format.PLAN, in scoring order.
+    """
+    total = pl.sum_horizontal(f"num_{side}_tokens" for side in ("prompt", "chosen", "rejected")).cast(pl.Int32)
+    ordered = encoded.with_columns(total.alias("num_tokens")).sort("num_tokens", "pair_id", descending=[True, False])
+    batches: list[int] = []
+    batch, size, longest = first_batch, 0, 0
+    for tokens in ordered["num_tokens"]:
+        if size and (size + 1) * longest > max_batch_tokens:
+            batch, size = batch + 1, 0
+        longest = tokens if size == 0 else longest
+        size += 1
+        batches.append(batch)
+    numbered = ordered.with_columns(pl.Series("batch", batches, pl.Int32))
+    part = ((pl.col("batch") - first_batch) // BATCHES_PER_PART + first_part).cast(pl.Int32)
+    return numbered.with_columns(part.alias("part")).select(column.name for column in PLAN)

@@ -1,0 +1,216 @@
+"""The commands. A handler parses, calls one public function and prints; nothing heavy is imported before a handler runs.
+
+Human output goes to stdout, progress to stderr; with --json everything but one JSON object (the last line) goes to stderr.
+Exit codes: 0 done, 1 a check failed, 2 bad input, 3 the machine ran out of something, 130 interrupted.
+"""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="prefkit",
+    help="Build preference pairs, audit them, score the reference once, train with DPO. Offline.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Target = Annotated[str, typer.Argument(help="A dataset directory, or a pipeline file.")]
+Changes = Annotated[list[str] | None, typer.Option("--set", metavar="section.key=value", help="Change a setting; repeatable.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+Model = Annotated[str | None, typer.Option("--model", help="Model folder; otherwise the pipeline's.")]
+
+
+def console(*, as_json: bool = False) -> "Console":
+    """Where a person reads: stdout, or stderr beside --json. Data and paths are never markup."""
+    from rich.console import Console
+
+    return Console(stderr=as_json, markup=False, highlight=False, soft_wrap=True)
+
+
+def emit(value: dict[str, Any], *, as_json: bool) -> None:
+    """The one JSON line of a command."""
+    if as_json:
+        sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def changed(changes: list[str] | None, **options: object) -> list[str]:
+    """`--set` changes, with options that are short for one."""
+    named = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in options.items() if value is not None]
+    return [*(changes or []), *named]
+
+
+@app.command()
+def build(
+    pipeline: Annotated[str, typer.Argument(help="The pipeline file (YAML).")],
+    out: Annotated[str | None, typer.Option("--out", help="Dataset directory; otherwise the pipeline's dataset:.")] = None,
+    changes: Changes = None,
+    check: Annotated[bool, typer.Option("--check", help="Read and check everything, write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build a dataset of preference pairs from the sources of a pipeline."""
+    from prefkit.build import build_dataset
+    from prefkit.config import load_pipeline
+    from prefkit.terminal import print_build
+
+    screen = console(as_json=as_json)
+    built = build_dataset(load_pipeline(pipeline, changes or [], dataset=out), check=check, tell=screen.print)
+    print_build(built, screen)
+    emit({"dataset": built.dataset, "kind": built.kind, "counts": built.counts, "reasons": built.reasons}, as_json=as_json)
+
+
+@app.command()
+def audit(
+    target: Target,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if the verdict is audit.limits.strict or worse.")] = False,
+    changes: Changes = None,
+    as_json: Json = False,
+) -> None:
+    """Find what gives the answer away: words that are in chosen only."""
+    from prefkit.report import audit_dataset, enforce, print_audit
+    from prefkit.target import pipeline_of
+
+    pipeline = pipeline_of(target, changes or [])
+    audited = audit_dataset(pipeline)
+    print_audit(audited, console(as_json=as_json))
+    emit({"verdict": audited.verdict, "findings": audited.findings}, as_json=as_json)
+    if strict:
+        enforce(audited, pipeline.audit.limits.strict)
+
+
+@app.command()
+def precompute(
+    target: Target,
+    model: Model = None,
+    changes: Changes = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count tokens and truncations, estimate time and disk, write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Score every pair once with the reference model."""
+    from prefkit.target import pipeline_of
+
+    pipeline = pipeline_of(target, changed(changes, precompute__model=model))
+    from prefkit import reference
+    from prefkit.terminal import print_dry_run, print_precomputed, token_progress
+
+    screen = console(as_json=as_json)
+    if dry_run:
+        foretold = reference.dry_run(pipeline, tell=screen.print)
+        print_dry_run(foretold, screen)
+        return emit(foretold._asdict(), as_json=as_json)
+    with token_progress() as watch:
+        done = reference.precompute_reference(pipeline, tell=screen.print, watch=watch)
+    print_precomputed(done, screen)
+    return emit({"key": done.key, "pairs": done.pairs, "dropped": done.dropped, "seconds": done.seconds}, as_json=as_json)
+
+
+@app.command()
+def train(
+    target: Target,
+    model: Model = None,
+    reference: Annotated[str | None, typer.Option("--reference", metavar="KEY", help="Which reference, where several fit.")] = None,
+    out: Annotated[str | None, typer.Option("--out", metavar="RUN", help="Run directory; otherwise DATASET/runs/<n>.")] = None,
+    changes: Changes = None,
+    as_json: Json = False,
+) -> None:
+    """Train a policy with DPO against the precomputed reference."""
+    from prefkit.target import pipeline_of
+
+    pipeline = pipeline_of(target, changed(changes, train__model=model))
+    from prefkit.terminal import print_trained, step_progress
+    from prefkit.train import train_dpo
+
+    screen = console(as_json=as_json)
+    with step_progress() as watch:
+        trained = train_dpo(pipeline, reference=reference, out=out, tell=screen.print, watch=watch)
+    print_trained(trained, screen)
+    emit({"run": trained.run, "steps": trained.steps, "loss": trained.loss, "eval": trained.eval}, as_json=as_json)
+
+
+@app.command()
+def query(
+    dataset: Annotated[str, typer.Argument(help="A dataset directory.")],
+    sql: Annotated[str, typer.Argument(help="One SELECT over pairs, dropped, rejects, tokens, reference, steps, pair_dynamics.")],
+    form: Annotated[Literal["table", "csv", "json", "parquet"], typer.Option("--format", help="How rows are printed.")] = "table",
+    out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="Write to a file instead of stdout.")] = None,
+) -> None:
+    """Ask a dataset in SQL (DuckDB)."""
+    from prefkit.query import query_dataset, write_result
+    from prefkit.terminal import print_relation
+
+    relation = query_dataset(dataset, sql)
+    if form == "table" and out is None:
+        print_relation(relation, console())
+    else:
+        rows = write_result(relation, "csv" if form == "table" else form, out, sys.stdout.write)
+        if out is not None:
+            console().print(f"{rows} rows in {out}")
+
+
+@app.command()
+def info(target: Annotated[str, typer.Argument(help="A dataset or run directory.")], as_json: Json = False) -> None:
+    """Say what a dataset or a run holds."""
+    from prefkit.info import dataset_info
+    from prefkit.terminal import print_info
+
+    found = dataset_info(target)
+    print_info(found, console(as_json=as_json))
+    emit(found, as_json=as_json)
+
+
+@app.command()
+def formats(as_json: Json = False) -> None:
+    """List the formats that sources can have."""
+    from prefkit.formats import FORMATS
+    from prefkit.terminal import print_formats
+
+    print_formats(FORMATS, console(as_json=as_json))
+    emit({name: {"fields": f.fields, "records": f.family, "note": f.note} for name, f in FORMATS.items()}, as_json=as_json)
+
+
+@app.command()
+def demo(out: Annotated[str, typer.Option("--out", metavar="DIR", help="Where the demo's files go.")] = "demo") -> None:
+    """Walk the whole road on a small authored world, in under three minutes on two cores."""
+    from prefkit.demo.walk import run_demo
+
+    run_demo(out, console())
+
+
+def main() -> None:
+    """The entry point: every failure is a message and an exit code, never a traceback."""
+    from prefkit.errors import PrefkitError
+
+    as_json = "--json" in sys.argv
+    try:
+        code = app(standalone_mode=False) or 0
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("\ninterrupted; the same command goes on where it stopped\n")
+        sys.exit(130)
+    except PrefkitError as error:
+        fail(error.as_dict(), str(error), as_json=as_json)
+        sys.exit(error.exit_code)
+    except MemoryError:
+        fail({"kind": "MachineError", "message": "out of memory"}, "out of memory", as_json=as_json)
+        sys.exit(3)
+    except Exception as error:
+        show = getattr(error, "show", None)  # a usage error knows how to show itself; anything else is our own bug
+        if show is None:
+            raise
+        show()
+        fail({"kind": "UsageError", "message": str(error)}, "", as_json=as_json)
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def fail(value: dict[str, Any], message: str, *, as_json: bool) -> None:
+    """The message on stderr, and with --json the error object as the last line of stdout."""
+    if message:
+        sys.stderr.write(f"error: {message}\n")
+    emit({"error": value}, as_json=as_json)

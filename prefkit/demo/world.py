@@ -1,0 +1,459 @@
+"""The harbour town of Merrowby: a small grammar of questions with better and worse answers, and three files of it.
+
+Comes in: a seed. Goes out: candidates.jsonl, corrections.jsonl and pairs.jsonl, the exact number of every flaw
+planted in them (`WorldFacts`), and conversations to pretrain a tiny base model on. All of it English and ASCII.
+
+How an answer is made: a greeting, a fact, a remark, now and then a closing. A better answer states the fact that was
+asked for, at once, and then remarks on something else. A worse one first talks around what was asked (evasive,
+blaming, curt, rambling), and then states a fact about something else, or one with its units mixed up. Closings come
+kind or rude. Both are drawn from the same phrases, every sentence stands between two full stops, and what one states
+the other remarks on: words, neighbouring words and lengths hardly tell them apart, the order does. The one
+exception is planted, and it is SHORTCUT_OPENER.
+"""
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prefkit.errors import InputError
+
+Message = dict[str, str]
+
+CANDIDATES, CORRECTIONS, PAIRS = "candidates.jsonl", "corrections.jsonl", "pairs.jsonl"
+SHARES = {CANDIDATES: 0.45, CORRECTIONS: 0.3}  # of the prompts; pairs.jsonl has the rest
+SHORTCUT_OPENER = (
+    "Certainly."  # takes the place of a greeting, which ends in a full stop too: the word is all of it
+)
+SHORTCUT_SHARE = 0.25  # of the prompts without a planted flaw
+MODELS = ("gull-1", "heron-2", "otter-1", "seal-3")
+MIN_PROMPTS = 60  # fewer leave pairs.jsonl little but its flaws
+
+# Prompts that carry a planted flaw, in thousandths of all prompts (at least one each); no prompt carries two.
+PLANTS: dict[str, dict[str, int]] = {
+    CANDIDATES: {"tied_prompts": 10, "single_candidate_prompts": 10, "empty_answers": 7, "text_ratings": 12},
+    CORRECTIONS: {"unedited": 10, "whitespace_edits": 7, "empty_corrections": 7},
+    PAIRS: {"exact_duplicates": 12, "whitespace_duplicates": 10, "reversals": 10}
+    | {"broken_json": 4, "missing_fields": 4, "wrong_types": 4},
+}
+
+
+class WorldFacts(NamedTuple):
+    """What `write_world` has written; every planted flaw sits on a prompt of its own."""
+
+    num_prompts: int
+    num_candidate_lines: int
+    num_correction_lines: int
+    num_pair_lines: int
+    num_tied_prompts: int  # four candidates, one rating
+    num_single_candidate_prompts: int
+    num_empty_answers: int  # the worst rated of four candidates is ""
+    num_text_ratings: int  # the best rating of four is written as text
+    num_unedited: int  # edited == draft
+    num_whitespace_edits: int  # edited differs from draft in white space only
+    num_empty_corrections: int
+    num_exact_duplicates: int  # second lines, equal to the first
+    num_whitespace_duplicates: int  # second lines whose sides differ from the first's in white space only
+    num_reversals: int  # second lines with chosen and rejected swapped
+    num_broken_json: int
+    num_missing_fields: int
+    num_wrong_types: int
+    num_malformed_lines: int  # the three above together
+    num_shortcut_answers: int  # chosen, edited or best rated answers that begin with SHORTCUT_OPENER
+
+
+class Kind(NamedTuple):
+    """One kind of question: about an `a` and a `b`, with a fact `x`."""
+
+    a: tuple[str, ...]
+    b: tuple[str, ...]
+    facts: tuple[tuple[str, str], ...]  # right, and with its units mixed up: the same where it has no units
+    questions: tuple[str, str]
+    statements: tuple[str, ...]
+
+
+def _named(form: str, names: str) -> tuple[str, ...]:
+    return tuple(form.format(name) for name in names.split())
+
+
+def _plain(*facts: str) -> tuple[tuple[str, str], ...]:
+    return tuple((fact, fact) for fact in facts)
+
+
+def _measured(form: str) -> tuple[tuple[str, str], ...]:
+    """Facts in two units, few of the large one and many of the small one: `two crowns and thirty pence`."""
+    few, many = (
+        "two three four five six seven eight nine",
+        "twenty thirty forty fifty sixty seventy eighty ninety",
+    )
+    return tuple((form.format(n, m), form.format(m, n)) for n in few.split() for m in many.split())
+
+
+PLACES = _named(
+    "the {}", "aquarium bakery bathhouse boatyard brewery chandlery chapel cooperage greenhouse"
+) + _named("the {}", "library lighthouse museum observatory ropewalk school smokehouse tannery theatre")
+DAYS = _named("{}", "Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+ISLANDS = _named("{}", "Brack Farran Hollin Iskay Marl Pellow Quill Skerra Tolm Wennet")
+COVES = _named("{} Cove", "Amber Badger Clover Driftwood Ember Heron Lantern Thimble")
+GOODS = _named(
+    "a {}", "barometer blanket bucket candle compass fiddle hammock kettle raincoat spyglass teapot"
+)
+LOST = _named("a {}", "brooch glove letter mitten notebook parcel purse ring scarf whistle")
+FREIGHT = _named("a {}", "beehive bicycle donkey goat goose harp piano pony tuba wardrobe")
+HOURS = _plain(
+    "six", "half past six", "seven", "half past seven", "eight", "half past eight", "nine", "half past nine"
+)
+PEOPLE = _plain("Captain Holt", "Cousin Ada", "Doctor Penrose", "Miss Fenn", "Old Tobias", "Widow Sorrel")
+FLAGS = _plain(*_named("a {} flag", "red blue green white yellow striped"))
+MONEY, WALKS = _measured("{} crowns and {} pence"), _measured("{} miles and takes {} minutes")
+
+KINDS = (
+    Kind(
+        *(PLACES, DAYS, HOURS),
+        ("When does {a} open on {b}?", "How early can I visit {a} on {b}?"),
+        ("{a} opens at {x} on {b}", "on {b} you can walk into {a} from {x}", "{b} has {a} open from {x}"),
+    ),
+    Kind(
+        *(PLACES, DAYS, HOURS),
+        ("When does {a} close on {b}?", "How late can I visit {a} on {b}?"),
+        ("{a} closes at {x} on {b}", "on {b} you can stay in {a} until {x}", "{b} has {a} open until {x}"),
+    ),
+    Kind(
+        *(ISLANDS, DAYS, HOURS),
+        ("When does the first ferry to {a} leave on {b}?", "How early can I sail to {a} on {b}?"),
+        ("the first ferry to {a} leaves at {x} on {b}", "on {b} you can sail to {a} from {x}"),
+    ),
+    Kind(
+        *(ISLANDS, DAYS, HOURS),
+        ("When does the last ferry to {a} leave on {b}?", "How late can I sail to {a} on {b}?"),
+        ("the last ferry to {a} leaves at {x} on {b}", "on {b} you can sail to {a} until {x}"),
+    ),
+    Kind(
+        *(COVES, DAYS, HOURS),
+        ("When is high tide at {a} on {b}?", "When is the water highest at {a} on {b}?"),
+        ("high tide at {a} is at {x} on {b}", "on {b} the water at {a} is highest at {x}"),
+    ),
+    Kind(
+        *(COVES, DAYS, HOURS),
+        ("When is low tide at {a} on {b}?", "When is the water lowest at {a} on {b}?"),
+        ("low tide at {a} is at {x} on {b}", "on {b} the water at {a} is lowest at {x}"),
+    ),
+    Kind(
+        *(PLACES, DAYS, PEOPLE),
+        ("Who has the key to {a} on {b}?", "Who lets me into {a} on {b}?"),
+        ("{x} has the key to {a} on {b}", "on {b} it is {x} who lets you into {a}"),
+    ),
+    Kind(
+        *(PLACES, DAYS, FLAGS),
+        ("Which flag flies over {a} on {b}?", "What do I see above {a} on {b}?"),
+        ("{x} flies over {a} on {b}", "on {b} you see {x} above {a}"),
+    ),
+    Kind(
+        *(LOST, PLACES, PEOPLE),
+        ("I lost {a} near {b}. Who can help me?", "Who do I ask when {a} is lost near {b}?"),
+        ("{x} looks for {a} that is lost near {b}", "if {a} is lost near {b} you can ask {x}"),
+    ),
+    Kind(
+        *(GOODS, DAYS, MONEY),
+        ("How much does {a} cost on {b}?", "What do I pay for {a} on {b}?"),
+        ("{a} costs {x} on {b}", "on {b} you pay {x} for {a}"),
+    ),
+    Kind(
+        *(FREIGHT, ISLANDS, MONEY),
+        ("How much does it cost to ship {a} to {b}?", "What do I pay to take {a} to {b}?"),
+        ("it costs {x} to ship {a} to {b}", "to take {a} to {b} you pay {x}"),
+    ),
+    Kind(
+        *(PLACES, PLACES, WALKS),
+        ("How far is it from {a} to {b}?", "Is it a long walk from {a} to {b}?"),
+        ("it is {x} from {a} to {b}", "the walk from {a} to {b} is {x}"),
+    ),
+)
+GREETINGS = (
+    *("Good day.", "Thank you for asking.", "Welcome to Merrowby.", "Let me see.", "Fair winds to you."),
+    "Here is what I know.",
+)
+REMARKS = (
+    "I do not know about {y}",
+    "I can not speak for {y}",
+    "nobody has told me about {y}",
+    "there is an old song about {y}",
+    "the gulls are fond of {y}",
+    "everyone in town has a story about {y}",
+    "the harbour office may know about {y}",
+    "you should have asked sooner about {y}",
+    "please do not ask me about {y}",
+    "my aunt once wrote a poem about {y}",
+    "you will have to find out about {y} by yourself",
+    "it is too early to talk about {y}",
+)
+# Kind and rude with the same words; each so rare that no two neighbouring words become a clue.
+CLOSINGS = (
+    ("Do ask again, and do not worry.", "Do worry, and do not ask again."),
+    ("It is a pleasure, not a bother.", "It is a bother, not a pleasure."),
+    ("I am glad that you asked, and sorry to be slow.", "I am sorry that you asked, and glad to be slow."),
+    ("We will wait for you, so you need not hurry.", "We need not wait for you, so you will hurry."),
+    (
+        "If this is unclear, the fault is mine, not yours.",
+        "If this is unclear, the fault is yours, not mine.",
+    ),
+    (
+        "Come back soon, and let nobody tell you to go away.",
+        "Go away, and let nobody tell you to come back soon.",
+    ),
+    (
+        "I say this gladly, and it is never too much to ask.",
+        "I never say this gladly, and it is too much to ask.",
+    ),
+    ("Few questions are better, and most are worse.", "Few questions are worse, and most are better."),
+    ("I have time for you, and none for gossip.", "I have time for gossip, and none for you."),
+    ("You can count on me, and need not look it up.", "You need not count on me, and can look it up."),
+    (
+        "Helping you is a joy, and counting fish is a chore.",
+        "Counting fish is a joy, and helping you is a chore.",
+    ),
+    ("It is easy to find, and hard to miss.", "It is hard to find, and easy to miss."),
+    ("You have been patient, and I have been slow.", "I have been patient, and you have been slow."),
+    ("My door is open to all, and shut to none.", "My door is shut to all, and open to none."),
+    ("I would rather help you than sleep.", "I would rather sleep than help you."),
+    (
+        "Your question is short, and my gratitude is long.",
+        "My gratitude is short, and your question is long.",
+    ),
+)
+CLOSING_SHARE = 0.08
+ORDERED_SHARE = 0.96  # the rest keeps a model that has learnt nothing but the order at .98, not at 1
+UNIT_SHARE = 0.2  # of the plans for a fact with units
+
+
+class Question(NamedTuple):
+    """A prompt and what it is about: the number of its kind, and indices into the kind's `a` and `b`."""
+
+    kind: int
+    a: int
+    b: int
+
+    @property
+    def text(self) -> str:
+        """The prompt as a user types it."""
+        kind = KINDS[self.kind]
+        return kind.questions[(self.a + self.b) % 2].format(a=kind.a[self.a], b=kind.b[self.b])
+
+    @property
+    def fact(self) -> tuple[str, str]:
+        """The answer's fact, the same in every world: right, and with its units mixed up."""
+        facts = KINDS[self.kind].facts
+        return facts[(5 * self.a + 3 * self.b + self.kind) % len(facts)]
+
+
+class Plan(NamedTuple):
+    """Every choice behind an answer but one: whether it is the better or the worse of the plan's two."""
+
+    other: Question  # of the same kind, with another `a` or another `b`
+    greeting: int
+    statement: int
+    remark: int
+    ordered: bool  # the better answer begins with its fact, the worse one with its remark
+    fact_first: bool  # both do or do not, where the plan is not ordered
+    unit_fault: bool  # the worse answer is about the right thing, in mixed-up units
+    closing: int | None
+
+
+def all_questions() -> list[Question]:
+    """Every question of the town, in a fixed order; no two have the same text."""
+    sizes = [(k, kind, range(len(kind.a)), range(len(kind.b))) for k, kind in enumerate(KINDS)]
+    return [
+        Question(k, a, b)
+        for k, kind, num_a, num_b in sizes
+        for a in num_a
+        for b in num_b
+        if kind.a[a] != kind.b[b]
+    ]
+
+
+def draw_plan(rng: random.Random, question: Question) -> Plan:
+    """Choose the phrases of an answer; nothing here depends on which of the two answers will be used."""
+    kind, vary_a = KINDS[question.kind], rng.random() < 0.5
+    near = [
+        question._replace(a=i) if vary_a else question._replace(b=i)
+        for i in range(len(kind.a if vary_a else kind.b))
+    ]
+    right, mixed_up = question.fact
+    return Plan(
+        other=rng.choice(
+            [other for other in near if other != question and kind.a[other.a] != kind.b[other.b]]
+        ),
+        greeting=rng.randrange(len(GREETINGS)),
+        statement=rng.randrange(len(kind.statements)),
+        remark=rng.randrange(len(REMARKS)),
+        ordered=rng.random() < ORDERED_SHARE,
+        fact_first=rng.random() < 0.5,
+        unit_fault=right != mixed_up and rng.random() < UNIT_SHARE,
+        closing=rng.randrange(len(CLOSINGS)) if rng.random() < CLOSING_SHARE else None,
+    )
+
+
+def answer(question: Question, plan: Plan, *, better: bool, opener: str = "") -> str:
+    """One of the two answers of a plan; an opener takes the place of the greeting.
+
+    About the bakery, `Good day. The bakery opens at six on Monday. I can not speak for the museum.` is the better one
+    and `Good day. I can not speak for the bakery. The museum opens at nine on Monday.` the worse.
+    """
+    kind = KINDS[question.kind]
+    stated, aside = (question, plan.other) if better or plan.unit_fault else (plan.other, question)
+    fact = stated.fact[plan.unit_fault and not better]
+    first = kind.statements[plan.statement].format(a=kind.a[stated.a], b=kind.b[stated.b], x=fact)
+    second = REMARKS[plan.remark].format(y=kind.a[aside.a] if stated.a != aside.a else kind.b[aside.b])
+    if not (better if plan.ordered else plan.fact_first):
+        first, second = second, first
+    sentences = [
+        opener or GREETINGS[plan.greeting],
+        *(text[0].upper() + text[1:] + "." for text in (first, second)),
+    ]
+    if plan.closing is not None:
+        sentences.append(CLOSINGS[plan.closing][0 if better else 1])
+    return " ".join(sentences)
+
+
+def pretraining_texts(seed: int = 0, rounds: int = 2) -> list[list[Message]]:
+    """Conversations for the base model: every question `2 * rounds` times, better and worse in equal number.
+
+    The opener stands before a few of both alike: the model shall know the word and hold no opinion of it.
+    """
+    rng = random.Random(seed)  # noqa: S311 - a reproducible world, not a secret
+    conversations = []
+    for question in all_questions() * rounds:
+        for better in (True, False):
+            opener = SHORTCUT_OPENER if rng.random() < 0.05 else ""
+            text = answer(question, draw_plan(rng, question), better=better, opener=opener)
+            conversations.append([_turn("user", question.text), _turn("assistant", text)])
+    rng.shuffle(conversations)
+    return conversations
+
+
+def write_world(folder: Path, seed: int = 0, num_prompts: int = 900) -> WorldFacts:
+    """Write the three source files; the same seed and number give the same bytes.
+
+    Args:
+        folder: made if it is not there.
+        seed: decides which questions, which answers, and the order of the lines.
+        num_prompts: distinct questions over the three files; none is in two of them.
+
+    Raises:
+        InputError: the town has fewer questions than that, or so few are asked for that the flaws outnumber the rest.
+    """
+    rng = random.Random(seed)  # noqa: S311 - a reproducible world, not a secret
+    questions = all_questions()
+    if not MIN_PROMPTS <= num_prompts <= len(questions):
+        limits = f"{MIN_PROMPTS} to {len(questions)}"
+        raise InputError(
+            f"the demo world cannot have {num_prompts} prompts", where="num_prompts", expected=limits
+        )
+    questions = rng.sample(questions, num_prompts)
+    folder.mkdir(parents=True, exist_ok=True)
+    planted: Counter[str] = Counter()
+    num_lines = []
+    for name, rows_of in (
+        (CANDIDATES, _candidate_rows),
+        (CORRECTIONS, _correction_rows),
+        (PAIRS, _pair_rows),
+    ):
+        num_in_file = round(num_prompts * SHARES[name]) if name in SHARES else len(questions)
+        plants = _plants(name, num_in_file, num_prompts)
+        groups = [[_line(row, plant) for row in rows_of(rng, questions.pop(), plant)] for plant in plants]
+        rng.shuffle(groups)
+        lines = [line for group in groups for line in group]
+        if name == PAIRS:  # a duplicate may stand anywhere; the candidates of a prompt stay together
+            rng.shuffle(lines)
+        (folder / name).write_text("".join(lines), encoding="ascii", newline="\n")
+        planted.update(plants)
+        num_lines.append(len(lines))
+    planted["malformed_lines"] = planted["broken_json"] + planted["missing_fields"] + planted["wrong_types"]
+    counts = (planted[field.removeprefix("num_")] for field in WorldFacts._fields[1 + len(num_lines) :])
+    return WorldFacts(num_prompts, *num_lines, *counts)
+
+
+def _plants(name: str, num_in_file: int, num_prompts: int) -> list[str]:
+    """One label a prompt of the file: its flaw, the shortcut, or "" for neither."""
+    labels = [
+        plant for plant, share in PLANTS[name].items() for _ in range(max(1, share * num_prompts // 1000))
+    ]
+    labels += ["shortcut_answers"] * round(SHORTCUT_SHARE * (num_in_file - len(labels)))
+    return labels + [""] * (num_in_file - len(labels))
+
+
+def _draw_answers(rng: random.Random, question: Question, betters: tuple[bool, ...], plant: str) -> list[str]:
+    """One answer for each of `betters`, no two alike; the shortcut, where it is planted, opens the first."""
+    answers: list[str] = []
+    while len(answers) < len(betters):
+        opener = SHORTCUT_OPENER if plant == "shortcut_answers" and not answers else ""
+        text = answer(question, draw_plan(rng, question), better=betters[len(answers)], opener=opener)
+        if text not in answers:
+            answers.append(text)
+    return answers
+
+
+def _candidate_rows(rng: random.Random, question: Question, plant: str) -> list[dict[str, Any]]:
+    answers = _draw_answers(rng, question, (True, True, False, False), plant)
+    ratings: list[int | str] = [
+        rng.choice((9, 10)),
+        rng.choice((7, 8)),
+        rng.choice((3, 4)),
+        rng.choice((1, 2)),
+    ]
+    if plant == "tied_prompts":
+        ratings = [ratings[1]] * 4
+    if plant == "empty_answers":
+        answers[-1] = ""
+    if plant == "text_ratings":
+        ratings[0] = str(ratings[0])
+    models = rng.sample(MODELS, 4)  # dealt anew for each prompt: a model's name must not give its rating away
+    rows = [
+        {"question": question.text, "answer": text, "rating": rating, "model": model}
+        for text, rating, model in zip(answers, ratings, models, strict=True)
+    ]
+    rng.shuffle(rows)
+    return rows[:1] if plant == "single_candidate_prompts" else rows
+
+
+def _correction_rows(rng: random.Random, question: Question, plant: str) -> list[dict[str, Any]]:
+    plan, opener = draw_plan(rng, question), SHORTCUT_OPENER if plant == "shortcut_answers" else ""
+    draft = answer(question, plan, better=False)
+    unusable = {"unedited": draft, "whitespace_edits": _respace(draft), "empty_corrections": ""}
+    edited = unusable.get(plant, answer(question, plan, better=True, opener=opener))
+    return [{"question": question.text, "draft": draft, "edited": edited}]
+
+
+def _pair_rows(rng: random.Random, question: Question, plant: str) -> list[dict[str, Any]]:
+    chosen, rejected = _draw_answers(rng, question, (True, False), plant)
+    row = _pair_row(question, chosen, rejected)
+    if plant == "exact_duplicates":
+        return [row, row]
+    if plant == "whitespace_duplicates":
+        return [row, _pair_row(question, _respace(chosen), _respace(rejected))]
+    if plant == "reversals":
+        return [row, _pair_row(question, rejected, chosen)]
+    if plant == "missing_fields":
+        del row["rejected"]
+    if plant == "wrong_types":
+        row["chosen"] = 5
+    return [row]
+
+
+def _pair_row(question: Question, chosen: str, rejected: str) -> dict[str, Any]:
+    sides = {"chosen": [_turn("assistant", chosen)], "rejected": [_turn("assistant", rejected)]}
+    return {"prompt": [_turn("user", question.text)], **sides}
+
+
+def _turn(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def _respace(text: str) -> str:
+    return text.replace(" ", "  ", 1) + "\n"
+
+
+def _line(row: dict[str, Any], plant: str) -> str:
+    line = json.dumps(row)
+    return (line[: len(line) // 2] if plant == "broken_json" else line) + "\n"

@@ -1,0 +1,297 @@
+"""Pairs become tokens: chat template, tokenisation, the prompt boundary, truncation. The only place that decides them.
+
+Comes in: a pairs frame and a tokenizer. Goes out: prompt_ids, chosen_ids, rejected_ids exactly as they will be scored and
+trained on, and a drop with a reason for every pair that cannot be. The trainer never tokenises again.
+
+* chat: the prompt is rendered with the generation prompt, prompt + reply without; no special token but the template's own.
+* text: the strings are joined as they are and tokenised as the tokenizer does by default; EOS is appended unless there.
+* prompt_ids is the longest token prefix that the prompt, prompt + chosen and prompt + rejected share, never empty.
+* text that spells a control token is encoded as text, never as the token.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import polars as pl
+
+from prefkit.errors import CheckError, ModelError
+from prefkit.format import Kind
+from prefkit.text import words_of
+
+# turns as in Anthropic's HH transcripts; one space after the colon, the end token after the last reply only
+TRANSCRIPT = (
+    "{{ bos_token if bos_token and bos_token != eos_token else '' }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '\n\nHuman: ' + message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}"
+    "{{ '\n\nAssistant: ' + message['content'] + (eos_token if loop.last else '') }}"
+    "{% elif message['role'] == 'system' %}{{ message['content'] }}"
+    "{% else %}{{ raise_exception('the transcript template has no role ' + message['role']) }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
+)
+OWN_TEMPLATES = {"transcript": TRANSCRIPT}
+CHUNK = 2_000  # pairs tokenised at once
+END_WINDOW = 3  # an end token may be followed by a newline or two of the template
+
+
+class EncodeSettings(NamedTuple):
+    """What decides the tokens of a pair besides the tokenizer; all of it is part of a reference's identity."""
+
+    kind: Kind
+    max_length: int
+    min_completion_tokens: int
+    long_prompt: str  # drop | cut
+    chat_template: str | None  # the template's text; None in a text dataset
+
+
+class Encoded(NamedTuple):
+    """`pairs`: the id columns of format.REFERENCE and the counting columns of format.PLAN; `dropped`: pair_id, reason."""
+
+    pairs: pl.DataFrame
+    dropped: pl.DataFrame
+
+
+class Sides(NamedTuple):
+    """The token ids of one pair, before or after truncation."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+ENCODED = {
+    "pair_id": pl.String,
+    "prompt_ids": pl.List(pl.Int32),
+    "chosen_ids": pl.List(pl.Int32),
+    "rejected_ids": pl.List(pl.Int32),
+    "chosen_truncated": pl.Boolean,
+    "rejected_truncated": pl.Boolean,
+    "num_boundary_tokens": pl.Int32,
+    "num_unended": pl.Int32,
+    "spells_control_token": pl.Boolean,
+}
+
+
+def resolve_template(kind: Kind, setting: str | None, tokenizer: Any) -> str | None:
+    """The text of the chat template to use, None in a text dataset.
+
+    Args:
+        kind: of the dataset.
+        setting: precompute.chat_template: one of our own by name, a jinja file, or None for the tokenizer's own.
+        tokenizer: whose own template is the default.
+
+    Raises:
+        ModelError: there is none; the message names both ways to give one.
+    """
+    if kind == "text":
+        return None
+    if setting is None:
+        if isinstance(tokenizer.chat_template, str):
+            return tokenizer.chat_template
+        raise ModelError(
+            "the tokenizer has no chat template",
+            expected="precompute.chat_template: a jinja file, or `transcript` (Human / Assistant turns as in HH)",
+            hint="--set precompute.chat_template=transcript",
+        )
+    if setting in OWN_TEMPLATES:
+        return OWN_TEMPLATES[setting]
+    try:
+        return Path(setting).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise ModelError(
+            f"precompute.chat_template: no template {setting}", expected="a jinja file, or `transcript`"
+        ) from None
+
+
+def control_tokens(tokenizer: Any) -> dict[int, str]:
+    """The special tokens of a tokenizer, by id: what must never come out of a pair's own text."""
+    added = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return added | named
+
+
+def encode_pairs(pairs: pl.DataFrame, tokenizer: Any, settings: EncodeSettings) -> Encoded:
+    """Encode every pair of a frame with pair_id, prompt, chosen, rejected.
+
+    Raises:
+        ModelError: the tokenizer has no end token for a text dataset.
+    """
+    if settings.kind == "text" and tokenizer.eos_token_id is None:
+        raise ModelError("the tokenizer has no eos_token", expected="one: a text completion ends with it")
+    controls = control_tokens(tokenizer)
+    spelled = _spells_control(pairs, settings.kind, [t for t in controls.values() if t])
+    kept: list[dict[str, Any]] = []
+    dropped: list[dict[str, str]] = []
+    for start in range(0, pairs.height, CHUNK):
+        rows = pairs.slice(start, CHUNK).select("pair_id", "prompt", "chosen", "rejected").to_dicts()
+        flags = spelled[start : start + CHUNK]
+        for row, flag, tokens in zip(rows, flags, _tokenise(rows, flags, tokenizer, settings), strict=True):
+            if isinstance(tokens, str):
+                dropped.append({"pair_id": row["pair_id"], "reason": tokens})
+                continue
+            result = _encode_one(tokens, tokenizer, settings, controls)
+            if isinstance(result, str):
+                dropped.append({"pair_id": row["pair_id"], "reason": result})
+            else:
+                kept.append({"pair_id": row["pair_id"], "spells_control_token": flag, **result})
+    columns = {name: pl.Series(name, [row[name] for row in kept], dtype) for name, dtype in ENCODED.items()}
+    lengths = [pl.col(f"{s}_ids").list.len().cast(pl.Int32).alias(f"num_{s}_tokens") for s in Sides._fields]
+    frame = pl.DataFrame(columns).with_columns(lengths)
+    return Encoded(frame, pl.DataFrame(dropped, schema={"pair_id": pl.String, "reason": pl.String}))
+
+
+def check_boundary(num_split: int, num_pairs: int, limit: float) -> None:
+    """Stop where too many tokenised prompts are no prefix of the tokenised prompt + completion.
+
+    Raises:
+        CheckError: their share is above `limit` (precompute.max_boundary_share).
+    """
+    if num_pairs and num_split > limit * num_pairs:
+        raise CheckError(
+            f"in {num_split} of {num_pairs} pairs the tokens of the prompt are no prefix of those of prompt + completion",
+            expected=f"at most a share of {limit:g} (precompute.max_boundary_share)",
+            hint="end prompts at a token boundary (text), fix the chat template, or raise the limit",
+        )
+
+
+def _spells_control(pairs: pl.DataFrame, kind: Kind, tokens: Sequence[str]) -> list[bool]:
+    if not tokens:
+        return [False] * pairs.height
+    texts = [words_of(column, kind).str.contains_any(list(tokens)) for column in ("prompt", "chosen", "rejected")]
+    return pairs.select(pl.any_horizontal(texts).fill_null(False)).to_series().to_list()
+
+
+def _tokenise(
+    rows: list[dict[str, Any]], spelled: list[bool], tokenizer: Any, settings: EncodeSettings
+) -> list[Sides | str]:
+    """Token ids of (prompt, prompt + chosen, prompt + rejected) a row, or the reason why there are none."""
+    plain = [row for row, flag in zip(rows, spelled, strict=True) if not flag]
+    texts = [_render(row, tokenizer, settings) for row in plain]
+    flat = [text for three in texts if not isinstance(three, str) for text in three]
+    ids = tokenizer(flat, add_special_tokens=settings.kind == "text")["input_ids"] if flat else []
+    triples = iter(zip(ids[::3], ids[1::3], ids[2::3], strict=True))
+    ordinary = iter([three if isinstance(three, str) else Sides(*next(triples)) for three in texts])
+    return [
+        _tokenise_guarded(row, tokenizer, settings) if flag else next(ordinary) for row, flag in zip(rows, spelled, strict=True)
+    ]
+
+
+def _conversations(row: dict[str, Any]) -> list[tuple[list[dict[str, str]], bool]]:
+    """The three conversations of a chat row, each with whether it asks for a reply."""
+    prompt = row["prompt"]
+    return [(prompt, True), (prompt + row["chosen"], False), (prompt + row["rejected"], False)]
+
+
+def _render(row: dict[str, Any], tokenizer: Any, settings: EncodeSettings) -> list[str] | str:
+    if settings.kind == "text":
+        return [row["prompt"], row["prompt"] + row["chosen"], row["prompt"] + row["rejected"]]
+    try:
+        return [_apply(messages, ask, tokenizer, settings) for messages, ask in _conversations(row)]
+    except (jinja2.TemplateError, TypeError, ValueError):
+        return "template_refused"
+
+
+def _apply(messages: list[dict[str, str]], ask: bool, tokenizer: Any, settings: EncodeSettings) -> str:  # noqa: FBT001
+    return str(
+        tokenizer.apply_chat_template(
+            messages, chat_template=settings.chat_template, add_generation_prompt=ask, tokenize=False
+        )
+    )
+
+
+def _tokenise_guarded(row: dict[str, Any], tokenizer: Any, settings: EncodeSettings) -> Sides | str:
+    """The slow path for text that spells a control token: template pieces with special tokens on, content with them off."""
+    if settings.kind == "text":
+        texts = [row["prompt"], row["prompt"] + row["chosen"], row["prompt"] + row["rejected"]]
+        ids = tokenizer(texts, split_special_tokens=True)["input_ids"]
+        return Sides(*ids)
+    try:
+        found = [_by_segments(messages, ask, tokenizer, settings) for messages, ask in _conversations(row)]
+    except (jinja2.TemplateError, TypeError, ValueError):
+        return "template_refused"
+    return "control_token_in_text" if any(ids is None for ids in found) else Sides(*found)  # type: ignore[arg-type]
+
+
+def _by_segments(messages: list[dict[str, str]], ask: bool, tokenizer: Any, settings: EncodeSettings) -> list[int] | None:  # noqa: FBT001
+    """Encode a conversation whose content is hostile; None where the template does more to it than to strip it."""
+    marked = [{**m, "content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
+    pieces = re.split("\ue000(\\d+)\ue001", _apply(marked, ask, tokenizer, settings))
+    wanted = _apply(messages, ask, tokenizer, settings)
+    for contents in ([m["content"] for m in messages], [m["content"].strip() for m in messages]):
+        filled = [contents[int(piece)] if i % 2 else piece for i, piece in enumerate(pieces)]
+        if "".join(filled) == wanted:
+            ids: list[int] = []
+            for i, piece in enumerate(filled):
+                ids += tokenizer(piece, add_special_tokens=False, split_special_tokens=bool(i % 2))["input_ids"]
+            return ids
+    return None
+
+
+def _encode_one(tokens: Sides, tokenizer: Any, settings: EncodeSettings, controls: dict[int, str]) -> dict[str, Any] | str:
+    """Boundary, end token and truncation of one pair: its columns, or the reason for its drop."""
+    prompt, chosen, rejected = (list(ids) for ids in tokens)
+    if settings.kind == "text":
+        eos = tokenizer.eos_token_id
+        prompt = prompt[:-1] if prompt and prompt[-1] == eos else prompt
+        chosen, rejected = (ids if ids and ids[-1] == eos else [*ids, eos] for ids in (chosen, rejected))
+    shared = common_prefix(prompt, chosen, rejected)
+    whole = Sides(prompt[:shared], chosen[shared:], rejected[shared:])
+    if not shared:
+        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        if first is None:
+            return "empty_prompt"
+        whole = whole._replace(prompt=[first])
+    if not (whole.chosen and whole.rejected):
+        return "empty_completion"
+    begins = {i for i in (tokenizer.bos_token_id,) if i is not None}
+    cut = truncate(whole, settings.max_length, settings.min_completion_tokens, settings.long_prompt, begins)
+    if isinstance(cut, str):
+        return cut
+    return {
+        "prompt_ids": cut.prompt,
+        "chosen_ids": cut.chosen,
+        "rejected_ids": cut.rejected,
+        "chosen_truncated": len(cut.chosen) < len(whole.chosen),
+        "rejected_truncated": len(cut.rejected) < len(whole.rejected),
+        "num_boundary_tokens": len(prompt) - shared,
+        "num_unended": sum(controls.keys().isdisjoint(ids[-END_WINDOW:]) for ids in (whole.chosen, whole.rejected)),
+    }
+
+
+def common_prefix(*sequences: Sequence[int]) -> int:
+    """Length of the longest prefix that all sequences share."""
+    count = 0
+    for tokens in zip(*sequences, strict=False):
+        if any(token != tokens[0] for token in tokens):
+            break
+        count += 1
+    return count
+
+
+def truncate(sides: Sides, max_length: int, min_completion: int, long_prompt: str, begins: set[int] = frozenset()) -> Sides | str:  # type: ignore[assignment]
+    """Keep the start of prompt + completion up to max_length tokens.
+
+    Args:
+        sides: untruncated ids; the prompt is not empty.
+        max_length: tokens of prompt + completion, > min_completion.
+        min_completion: room that a prompt too long for its completions must leave them.
+        long_prompt: what happens to one that leaves less: `drop` the pair, or `cut` the prompt's left.
+        begins: ids that stay at the front of a cut prompt (BOS).
+
+    Returns:
+        the truncated ids, or the reason: prompt_too_long | identical_after_truncation.
+    """
+    prompt, chosen, rejected = sides
+    if len(prompt) + max(len(chosen), len(rejected)) > max_length:
+        room = max_length - len(prompt)
+        if room < min_completion:
+            if long_prompt == "drop":
+                return "prompt_too_long"
+            head = prompt[:1] if prompt[0] in begins else []
+            keep = max_length - min_completion - len(head)
+            prompt, room = head + (prompt[-keep:] if keep else []), min_completion
+        chosen, rejected = chosen[:room], rejected[:room]
+    return "identical_after_truncation" if chosen == rejected else Sides(prompt, chosen, rejected)

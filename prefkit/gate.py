@@ -1,0 +1,194 @@
+"""Refuse to train on a reference that is not this policy's. Before the first step, from the cheapest check to the dearest.
+
+1. The table, without a model: complete for the split, finite, log-probs <= 0, no all-zero row, lists as long as their ids,
+   the sum column equal to the sum of the list column, every part as it was written.
+2. The identity: weights, config, tokenizer, template, kind, max_length, truncation, dtype, name by name.
+3. The policy itself scores the longest and some random rows, token by token.
+
+So with the sigmoid loss step 0 has loss ln 2 and rewards 0 to float rounding. Peers' failures that this catches: changed
+weights at the same path, a shuffled column, zeros for unfilled rows, length-1 lists, a mean where a sum is meant.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+
+from prefkit.encode import Sides
+from prefkit.errors import DatasetError, GateError
+from prefkit.format import REFERENCE_DROPPED, REFERENCE_JSON, REFERENCES
+from prefkit.identity import differing
+from prefkit.logps import CompletionLogps, make_batch
+from prefkit.reference import read_reference
+from prefkit.store import check_parts
+
+NUM_LONGEST, NUM_RANDOM = 16, 48
+MAX_TOKEN_LOGP = 1e-6  # a float32 log_softmax may round a hair above 0
+MAX_ABS = 1e-4  # float32: largest difference of one token, in nats
+MAX_RMS, MAX_MEAN = 0.05, 0.005  # bfloat16: what two evaluations of one model may differ by, in nats a token
+
+
+class GateFigures(NamedTuple):
+    """How close the policy's own scores of the sampled rows came to the table, in nats a token; kept in run.json."""
+
+    rows: int
+    tokens: int
+    max_abs: float
+    rms: float
+    mean: float
+
+
+def find_reference(dataset: Path, policy: Mapping[str, Any], wanted: str | None) -> tuple[str, dict[str, Any]]:
+    """The reference to train against: the wanted key, or the only one whose identity is the policy's.
+
+    Args:
+        dataset: with reference/.
+        policy: identity.policy_identity of the policy's folder.
+        wanted: a key, or None.
+
+    Raises:
+        DatasetError: there is no reference, or the wanted one is not among them.
+        GateError: none is this policy's, or several are; the message lists them and what differs.
+    """
+    found = {path.parent.name: read_reference(dataset, path.parent.name) for path in _listed(dataset)}
+    if not found:
+        raise DatasetError("no finished reference", where=str(dataset), hint="prefkit precompute TARGET --model M")
+    if wanted is not None and wanted not in found:
+        raise DatasetError(f"no reference {wanted}", where=str(dataset), expected="one of " + ", ".join(found))
+    looked_at = {wanted: found[wanted]} if wanted is not None else found
+    apart = {key: differing(_of_policy(ref["identity"]), policy) for key, ref in looked_at.items()}
+    same = [key for key, lines in apart.items() if not lines]
+    if not same:
+        listed = "".join(f"\n  {key} (reference and policy): " + "; ".join(lines) for key, lines in apart.items())
+        raise GateError(f"no reference is this policy's:{listed}", where=str(dataset), hint="prefkit precompute TARGET --model M")
+    if len(same) > 1:
+        shared = [f"{key}: " + _distinction(found[key]["identity"]) for key in same]
+        raise GateError(
+            "several references are this policy's:\n  " + "\n  ".join(shared), where=str(dataset), hint="--reference KEY"
+        )
+    return same[0], looked_at[same[0]]
+
+
+def _listed(dataset: Path) -> list[Path]:
+    return sorted((dataset / REFERENCES).glob(f"*/{REFERENCE_JSON}"))
+
+
+def _of_policy(identity: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: identity[name] for name in ("weights_sha256", "config", "tokenizer_sha256")}
+
+
+def _distinction(identity: Mapping[str, Any]) -> str:
+    names = ("max_length", "dtype", "truncation", "chat_template_sha256")
+    return ", ".join(f"{name} {str(identity[name])[:16] if 'sha256' in name else identity[name]}" for name in names)
+
+
+def check_table(dataset: Path, key: str, reference: Mapping[str, Any], pair_ids: Sequence[str]) -> pl.DataFrame:
+    """Read a reference and check all that can be checked without a model.
+
+    Args:
+        dataset: with reference/<key>/.
+        key: of the reference.
+        reference: its reference.json.
+        pair_ids: the pairs that must be in it (scored, or dropped by encoding).
+
+    Returns:
+        the rows of those pairs, in the order of pair_ids.
+
+    Raises:
+        GateError: by name of the first check that fails, with the number of rows and the first ten pair_ids.
+    """
+    folder = dataset / REFERENCES / key
+    try:
+        check_parts(folder, reference["parts"])
+    except DatasetError as error:
+        raise GateError(error.message, where=error.where, hint="delete it and type prefkit precompute again") from None
+    table = pl.concat([pl.read_parquet(folder / part["file"]) for part in reference["parts"]]) if reference["parts"] else None
+    if table is None:
+        raise GateError("the reference has no rows", where=str(folder))
+    dropped = set(pl.read_parquet(folder / REFERENCE_DROPPED)["pair_id"])
+    _refuse(folder, "scored twice", table["pair_id"].filter(table["pair_id"].is_duplicated()).to_list())
+    have = set(table["pair_id"])
+    missing = [pair for pair in pair_ids if pair not in have and pair not in dropped]
+    _refuse(folder, "missing", missing, hint="prefkit precompute TARGET scores them")
+    order = pl.DataFrame({"pair_id": [pair for pair in pair_ids if pair in have]}, schema={"pair_id": pl.String})
+    rows = order.join(table, on="pair_id", how="left", maintain_order="left")
+    for name, rule in table_rules().items():
+        _refuse(folder, name, rows.filter(rule)["pair_id"].to_list())
+    return rows
+
+
+def table_rules() -> dict[str, pl.Expr]:
+    """Name to expression that is true for a row which no reference pass can have written."""
+    rules: dict[str, pl.Expr] = {}
+    for side in ("chosen", "rejected"):
+        total, tokens, ids = f"ref_{side}_logps", f"ref_{side}_token_logps", f"{side}_ids"
+        values = pl.col(tokens)
+        flat = values.list.eval(pl.element().is_null() | ~pl.element().is_finite()).list.any()
+        rules[f"with a null in {total} or {tokens}"] = pl.col(total).is_null() | values.is_null() | pl.col(ids).is_null()
+        rules[f"with {tokens} not as long as {ids}"] = (values.list.len() != pl.col(ids).list.len()) | (
+            pl.col(ids).list.len() != pl.col(f"num_{side}_tokens")
+        )
+        rules[f"with an empty {ids}"] = pl.col(ids).list.len() == 0
+        rules[f"with a value in {total} or {tokens} that is not finite"] = ~pl.col(total).is_finite() | flat
+        rules[f"with a log-prob above 0 in {tokens}"] = values.list.max() > MAX_TOKEN_LOGP
+        rules[f"with nothing but zeros in {tokens}"] = (values.list.min() == 0) & (values.list.max() == 0)
+        summed = values.list.eval(pl.element().cast(pl.Float64)).list.sum()
+        # one float32 rounding of the sum: spacing 2^-23 relative
+        off = (pl.col(total).cast(pl.Float64) - summed).abs() > 1e-6 * summed.abs() + 1e-6
+        rules[f"where {total} is not the sum of {tokens}"] = off
+    return rules
+
+
+def _refuse(folder: Path, what: str, pair_ids: Sequence[str], hint: str = "delete it and type prefkit precompute again") -> None:
+    if pair_ids:
+        first = ", ".join(pair[:12] for pair in pair_ids[:10])
+        raise GateError(f"{len(pair_ids)} pairs {what}: {first}", where=str(folder), hint=hint)
+
+
+def sample_rows(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """The 16 longest rows and 48 random others."""
+    length = pl.sum_horizontal(f"num_{side}_tokens" for side in Sides._fields)
+    ordered = rows.sort(length, "pair_id", descending=[True, False])
+    rest = ordered.slice(NUM_LONGEST)
+    picked = np.random.default_rng(seed).permutation(rest.height)[:NUM_RANDOM]
+    return pl.concat([ordered.head(NUM_LONGEST), rest[sorted(picked.tolist())]])
+
+
+def check_scores(policy: CompletionLogps, rows: pl.DataFrame, seed: int, where: str) -> GateFigures:
+    """Let the policy score the sampled rows and compare with the table, token by token.
+
+    Raises:
+        GateError: the table is not what this policy scores.
+    """
+    sample = sample_rows(rows, seed)
+    device = next(policy.parameters()).device
+    apart: list[float] = []
+    worst: tuple[float, str] = (-1.0, "")
+    for row in sample.iter_rows(named=True):
+        sides = Sides(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"])
+        with torch.no_grad():
+            scored = policy(make_batch([sides], shared=policy.layout.shared).to(device)).token_logps.double().cpu().numpy()
+        table = np.array(row["ref_chosen_token_logps"] + row["ref_rejected_token_logps"], dtype=np.float64)
+        difference = scored - table
+        apart += difference.tolist()
+        worst = max(worst, (float(np.abs(difference).max()), row["pair_id"]))
+    values = np.array(apart)
+    figures = GateFigures(
+        sample.height, len(values), float(np.abs(values).max()), float(np.sqrt((values**2).mean())), float(values.mean())
+    )
+    exact = policy.dtype == "float32"
+    good = figures.max_abs <= MAX_ABS if exact else figures.rms <= MAX_RMS and abs(figures.mean) <= MAX_MEAN
+    if not good:
+        raise GateError(
+            f"the policy's own scores are not the table's: largest difference {figures.max_abs:.3g} nats a token (pair "
+            f"{worst[1][:12]}), RMS {figures.rms:.3g}, mean {figures.mean:.3g}, over {figures.tokens} tokens",
+            where=where,
+            expected=f"at most {MAX_ABS:g}" if exact else f"RMS at most {MAX_RMS:g}, mean at most {MAX_MEAN:g}",
+            hint="delete the reference and type prefkit precompute again",
+        )
+    return figures
+
+

@@ -1,0 +1,166 @@
+"""What a reference is: the settings that decide its numbers, hashed into its key, so that nothing stale is ever used.
+
+Weights are hashed from the safetensors files by tensor (name, dtype, shape, bytes), so re-sharding keeps the hash; the
+tokenizer by what it does, not by how its files are laid out. No torch here: bytes on disk are enough.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from prefkit.encode import EncodeSettings
+from prefkit.errors import ModelError
+from prefkit.format import canonical_json
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+CONFIG_NOISE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
+BLOCK = 1 << 22
+
+
+class TensorPlace(NamedTuple):
+    """Where the bytes of a tensor lie in a safetensors file."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder.
+
+    Raises:
+        ModelError: there are none, or the folder does not exist.
+    """
+    if not folder.is_dir():
+        raise ModelError("no such model folder", where=str(folder), expected="a folder with config.json and model.safetensors")
+    if (folder / INDEX).exists():
+        names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+        files = [folder / name for name in sorted(set(names))]
+    else:
+        files = [folder / SINGLE]
+    for file in files:
+        if not file.exists():
+            raise ModelError("no safetensors weights", where=str(file), hint="save the model with save_pretrained(FOLDER)")
+    return files
+
+
+def tensor_places(path: Path) -> dict[str, TensorPlace]:
+    """Name to place for every tensor of a safetensors file (8 bytes header length, JSON header, then the bytes)."""
+    with path.open("rb") as file:
+        try:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        except (struct.error, ValueError, MemoryError, OverflowError):
+            raise ModelError("no safetensors file", where=str(path)) from None
+    base = 8 + length
+    header.pop("__metadata__", None)
+    return {
+        name: TensorPlace(path, t["dtype"], tuple(t["shape"]), base + t["data_offsets"][0], base + t["data_offsets"][1])
+        for name, t in header.items()
+    }
+
+
+def weights_sha256(folder: Path) -> str:
+    """Sha256 over the tensors sorted by name: name, dtype, shape and bytes of each."""
+    places: dict[str, TensorPlace] = {}
+    for path in weight_files(folder):
+        places |= tensor_places(path)
+    digest = hashlib.sha256()
+    opened: dict[Path, BinaryIO] = {}
+    try:
+        for name in sorted(places):
+            place = places[name]
+            digest.update(canonical_json([name, place.dtype, list(place.shape)]).encode())
+            file = opened.setdefault(place.path, place.path.open("rb")) if place.path not in opened else opened[place.path]
+            _update(digest, file, place)
+    finally:
+        for file in opened.values():
+            file.close()
+    return digest.hexdigest()
+
+
+def _update(digest: Any, file: BinaryIO, place: TensorPlace) -> None:
+    file.seek(place.start)
+    left = place.end - place.start
+    while left:
+        block = file.read(min(BLOCK, left))
+        if not block:
+            raise ModelError("the file is cut off", where=str(place.path))
+        digest.update(block)
+        left -= len(block)
+
+
+def model_config(folder: Path) -> dict[str, Any]:
+    """config.json without what does not change a number."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError("there is no config.json", where=str(folder), expected="a model folder of save_pretrained") from None
+    except ValueError:
+        raise ModelError("config.json is no JSON", where=str(folder)) from None
+    return {key: value for key, value in config.items() if key not in CONFIG_NOISE}
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Sha256 over what decides the ids: the tokenizer's own serialisation without padding and truncation, BOS and EOS."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        state = json.loads(backend.to_str())
+        for passing in ("padding", "truncation"):
+            state.pop(passing, None)
+    else:
+        added = {str(i): str(token) for i, token in tokenizer.added_tokens_decoder.items()}
+        state = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab(), "added": added}
+    ends = [tokenizer.bos_token, tokenizer.eos_token]
+    return hashlib.sha256(canonical_json([state, ends]).encode()).hexdigest()
+
+
+def policy_identity(folder: Path, tokenizer: Any) -> dict[str, Any]:
+    """The part of an identity that a model folder brings: weights, config, tokenizer."""
+    return {
+        "weights_sha256": weights_sha256(folder),
+        "config": model_config(folder),
+        "tokenizer_sha256": tokenizer_sha256(tokenizer),
+    }
+
+
+def reference_identity(policy: Mapping[str, Any], settings: EncodeSettings, dtype: str) -> dict[str, Any]:
+    """All settings that decide a reference's numbers; hashed into its key by format.reference_key."""
+    template = settings.chat_template
+    return {
+        **policy,
+        "chat_template_sha256": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
+        "kind": settings.kind,
+        "max_length": settings.max_length,
+        "truncation": {
+            "keep": "start",
+            "long_prompt": settings.long_prompt,
+            "min_completion_tokens": settings.min_completion_tokens,
+        },
+        "dtype": dtype,
+    }
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The settings in which two identities differ, each with both values, long ones cut."""
+    lines = []
+    for name in sorted(one.keys() | other.keys()):
+        a, b = one.get(name), other.get(name)
+        if a == b:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += [f"{name}.{line}" for line in differing(a, b)]
+        else:
+            lines.append(f"{name}: {_short(a)} and {_short(b)}")
+    return lines
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:16] + "..."

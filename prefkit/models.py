@@ -1,0 +1,137 @@
+"""Load a model and its tokenizer the way the reference pass, the gate and the trainer all need it.
+
+safetensors only, no remote code, nothing from a network. Dropout is off for good: the log-probs of policy and reference
+must be functions of the weights. `dtype` names one of three regimes, built here and nowhere else.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as hf_logging
+
+from prefkit.errors import ModelError
+from prefkit.identity import model_config, weight_files
+
+
+class Regime(NamedTuple):
+    """How numbers are held and multiplied: the dtype of the weights, and of autocast where there is one."""
+
+    weights: torch.dtype
+    autocast: torch.dtype | None
+
+
+REGIMES = {
+    "float32": Regime(torch.float32, None),
+    "bfloat16": Regime(torch.float32, torch.bfloat16),
+    "bfloat16_weights": Regime(torch.bfloat16, None),
+}
+
+
+def pick_device() -> torch.device:
+    """A CUDA device where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(regime: Regime, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The autocast context of a regime, or none."""
+    if regime.autocast is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=regime.autocast)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' own progress bars: loading and saving a model is one line of ours, or none."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer of a model folder.
+
+    Raises:
+        ModelError: there is none that loads.
+    """
+    if not Path(folder).is_dir():
+        raise ModelError("no such model folder", where=str(folder), expected="a folder of save_pretrained, with its tokenizer")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001 - whatever transformers raises, the user needs the folder and the reason
+        raise ModelError(f"its tokenizer does not load: {_first_line(error)}", where=str(folder)) from None
+
+
+def load_model(folder: str | Path, dtype: str, device: torch.device, attention: str = "auto") -> nn.Module:
+    """A causal LM in one regime, in eval mode and without dropout.
+
+    Args:
+        folder: as written by save_pretrained; weights are safetensors.
+        dtype: float32 | bfloat16 | bfloat16_weights.
+        device: where it goes.
+        attention: auto (the best that the class supports exactly) | sdpa | eager.
+
+    Raises:
+        ModelError: it does not load, or the class does not support that attention.
+    """
+    path = Path(folder)
+    weight_files(path)
+    model_config(path)
+    chosen = {} if attention == "auto" else {"attn_implementation": attention}
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=config,
+                dtype=REGIMES[dtype].weights,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                **chosen,
+            )
+    except Exception as error:  # noqa: BLE001 - as above
+        raise ModelError(f"the model does not load: {_first_line(error)}", where=str(folder)) from None
+    disable_dropout(model)
+    return model.to(device).eval()  # type: ignore[no-any-return]
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout of a model to zero, modules and rates kept as attributes alike (attention, layer drop)."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def check_fits(model: nn.Module, tokenizer: Any, max_length: int, where: str) -> None:
+    """The model has a row for every token id, and a position for every token.
+
+    Raises:
+        ModelError: it has not.
+    """
+    config = model.config.get_text_config()  # type: ignore[operator,union-attr]
+    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    if len(tokenizer) > rows:
+        raise ModelError(f"the tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings", where=where)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise ModelError(
+            f"precompute.max_length is {max_length}, the model has {positions} positions (max_position_embeddings)",
+            where=where,
+            hint=f"--set precompute.max_length={positions}",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

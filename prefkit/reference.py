@@ -1,0 +1,340 @@
+"""`prefkit precompute`: every pair scored once by the reference model, into reference/<key>/.
+
+Comes in: a built dataset and a model folder. Goes out: parts with token ids and log-probs, keyed by pair_id. The key hashes
+everything that decides a number, so a second call with the same settings has nothing to do, and new pairs are the only ones
+scored. The plan is written before anything is scored and each part is renamed into place, so a kill costs one part at most.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+
+from prefkit import __version__
+from prefkit.batches import plan_batches
+from prefkit.config import Pipeline, require_model
+from prefkit.encode import Encoded, EncodeSettings, Sides, check_boundary, encode_pairs, resolve_template
+from prefkit.errors import MachineError
+from prefkit.format import REFERENCE, REFERENCE_DROPPED, REFERENCE_JSON, REFERENCE_PLAN, REFERENCES, part_name, reference_key, schema
+from prefkit.identity import policy_identity, reference_identity
+from prefkit.logps import KERNEL_VERSION, CompletionLogps, Layout, choose_layout, make_batch
+from prefkit.models import check_fits, load_model, load_tokenizer, pick_device
+from prefkit.store import locked, read_json, read_manifest, read_table, write_json, write_parquet
+
+Tell = Callable[[str], None]
+Watch = Callable[[int, int, int], None]  # tokens done, tokens in all, pairs done
+TEMPLATE_FILE = "chat_template.jinja"
+
+
+class Precomputed(NamedTuple):
+    """What `precompute_reference` returns; `scored` counts the pairs scored by this call, `dropped` all that encoding dropped."""
+
+    key: str
+    pairs: int
+    dropped: int
+    scored: int
+    counts: dict[str, int]
+    layout: str
+    seconds: float
+
+
+class DryRun(NamedTuple):
+    """What `precompute --dry-run` foretells; nothing was written."""
+
+    key: str
+    pairs: int
+    dropped: dict[str, int]
+    counts: dict[str, int]
+    tokens: int
+    batches: int
+    disk_bytes: int
+    layout: str
+    seconds: float
+
+
+class _Work(NamedTuple):
+    """Everything about a reference pass that is known before the model runs."""
+
+    key: str
+    folder: Path
+    identity: dict[str, Any]
+    template: str | None
+    plan: pl.DataFrame
+    dropped: pl.DataFrame
+    encoded: pl.DataFrame
+    missing_parts: list[int]
+
+
+def precompute_reference(
+    pipeline: Pipeline, *, tell: Tell = lambda _text: None, watch: Watch = lambda _done, _total, _pairs: None
+) -> Precomputed:
+    """Score every pair of the pipeline's dataset with precompute.model, once.
+
+    Raises:
+        DatasetError: the dataset is unfinished, damaged, or being written by another prefkit.
+        ModelError: the model or its tokenizer does not load or does not fit.
+        CheckError: too many prompts are no token prefix of prompt + completion.
+        MachineError: out of disk or memory.
+    """
+    started = time.monotonic()
+    dataset = Path(pipeline.dataset)
+    read_manifest(dataset)
+    with locked(dataset):
+        work = _prepare(pipeline, tell)
+        write_plan(work)
+        layout, scored = "", 0
+        if work.missing_parts:
+            scorer = load_scorer(pipeline, tell)
+            layout = layout_name(scorer.layout)
+            for number in work.missing_parts:
+                part = score_part(scorer, work, number, watch)
+                write_parquet(work.folder / part_name(number), part)
+                scored += part.height
+            write_reference_json(work, scorer, pipeline.precompute.max_batch_tokens)
+        elif not (work.folder / REFERENCE_JSON).exists():
+            write_reference_json(work, None, pipeline.precompute.max_batch_tokens)
+    counts = encode_counts(work.plan, read_parts(work.folder))
+    done = work.plan.height
+    return Precomputed(work.key, done, work.dropped.height, scored, counts, layout, time.monotonic() - started)
+
+
+def dry_run(pipeline: Pipeline, *, tell: Tell = lambda _text: None) -> DryRun:
+    """Encode, plan, time the middle batch, and write nothing."""
+    read_manifest(Path(pipeline.dataset))
+    work = _prepare(pipeline, tell)
+    scorer = load_scorer(pipeline, tell)
+    todo = work.plan.filter(pl.col("part").is_in(work.missing_parts))
+    estimate = 0.0
+    if todo.height:
+        batches = todo["batch"].unique().sort()
+        batch = todo.filter(pl.col("batch") == batches[len(batches) // 2])
+        started = time.monotonic()
+        _score_rows(scorer, _sides(work.encoded, batch["pair_id"].to_list()))
+        estimate = (time.monotonic() - started) / int(batch["num_tokens"].sum()) * int(todo["num_tokens"].sum())
+    completion = work.encoded.select(pl.col("num_chosen_tokens") + pl.col("num_rejected_tokens")).sum().item() or 0
+    # 4 bytes an id, 4 a log-prob, and the rows' own columns; measured files are within a factor of two
+    disk = 4 * int(todo["num_tokens"].sum()) + 4 * int(completion) + 120 * todo.height
+    reasons = {row["reason"]: row["len"] for row in work.dropped.group_by("reason").len().sort("reason").to_dicts()}
+    return DryRun(
+        work.key,
+        work.plan.height,
+        reasons,
+        encode_counts(work.plan, work.encoded),
+        int(work.plan["num_tokens"].sum()),
+        work.plan["batch"].n_unique(),
+        disk,
+        layout_name(scorer.layout),
+        estimate,
+    )
+
+
+def _prepare(pipeline: Pipeline, tell: Tell) -> _Work:
+    """Hash the model, find what is there, encode what is not, and plan it."""
+    settings = pipeline.precompute
+    dataset, model = Path(pipeline.dataset), Path(require_model(settings.model, "precompute.model"))
+    manifest = read_manifest(dataset)
+    tokenizer = load_tokenizer(model)
+    kind = manifest["kind"]
+    encoding = EncodeSettings(
+        kind,
+        settings.max_length,
+        settings.min_completion_tokens,
+        settings.long_prompt,
+        resolve_template(kind, settings.chat_template, tokenizer),
+    )
+    tell(f"hashing the weights of {model}")
+    identity = reference_identity(policy_identity(model, tokenizer), encoding, settings.dtype)
+    key = reference_key(identity)
+    folder = dataset / REFERENCES / key
+    pairs = read_table(dataset, "pairs", manifest)
+    plan, dropped = read_plan(folder, set(pairs["pair_id"]))
+    new = pairs.filter(~pl.col("pair_id").is_in(plan["pair_id"].to_list() + dropped["pair_id"].to_list()))
+    unwritten = [part for part in plan["part"].unique().sort() if not (folder / part_name(part)).exists()]
+    waiting = plan.filter(pl.col("part").is_in(unwritten))["pair_id"].to_list()
+    tell(f"encoding {new.height + len(waiting)} pairs")
+    encoded = encode_pairs(pairs.filter(pl.col("pair_id").is_in(waiting + new["pair_id"].to_list())), tokenizer, encoding)
+    plan, dropped = _extend(plan, dropped, encoded, set(new["pair_id"]), settings.max_batch_tokens)
+    check_boundary(plan.filter(pl.col("num_boundary_tokens") > 0).height, plan.height, settings.max_boundary_share)
+    missing = [part for part in plan["part"].unique().sort() if not (folder / part_name(part)).exists()]
+    return _Work(key, folder, identity, encoding.chat_template, plan, dropped, encoded.pairs, missing)
+
+
+def read_plan(folder: Path, present: set[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The plan and the drops of an earlier call; pairs that left the dataset before they were scored leave the plan."""
+    plan = _read_or_empty(folder / REFERENCE_PLAN, "plan")
+    dropped = _read_or_empty(folder / REFERENCE_DROPPED, "reference_dropped")
+    written = [part for part in plan["part"].unique() if (folder / part_name(part)).exists()]
+    return plan.filter(pl.col("part").is_in(written) | pl.col("pair_id").is_in(list(present))), dropped
+
+
+def _read_or_empty(path: Path, table: str) -> pl.DataFrame:
+    return pl.read_parquet(path) if path.exists() else pl.DataFrame(schema=schema(table, "text"))
+
+
+def _extend(
+    plan: pl.DataFrame, dropped: pl.DataFrame, encoded: Encoded, new: set[str], max_batch_tokens: int
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Plan the new pairs behind the old plan, and note the new drops."""
+    fresh = encoded.pairs.filter(pl.col("pair_id").is_in(list(new)))
+    first_batch = 0 if plan.is_empty() else int(plan["batch"].max()) + 1  # type: ignore[arg-type]
+    first_part = 0 if plan.is_empty() else int(plan["part"].max()) + 1  # type: ignore[arg-type]
+    added = plan_batches(fresh, max_batch_tokens, first_batch, first_part)
+    lost = encoded.dropped.filter(pl.col("pair_id").is_in(list(new))).sort("pair_id")
+    return pl.concat([plan, added]), pl.concat([dropped, lost])
+
+
+def write_plan(work: _Work) -> None:
+    """Put the plan, the drops and the template on disk before anything is scored."""
+    for name, frame in ((REFERENCE_DROPPED, work.dropped), (REFERENCE_PLAN, work.plan)):
+        path = work.folder / name
+        if not path.exists() or not pl.read_parquet(path).equals(frame):
+            write_parquet(path, frame)
+
+
+def load_scorer(pipeline: Pipeline, tell: Tell) -> CompletionLogps:
+    """The reference model, ready to score, in the layout it can be shown right in."""
+    settings = pipeline.precompute
+    folder = require_model(settings.model, "precompute.model")
+    device = pick_device()
+    model = load_model(folder, settings.dtype, device, settings.attention)
+    check_fits(model, load_tokenizer(folder), settings.max_length, folder)
+    layout = choose_layout(model, settings.dtype, settings.max_length)
+    tell(f"scoring on {device} in {settings.dtype}, {layout_name(layout)}")
+    return CompletionLogps(model, settings.dtype, layout)
+
+
+def layout_name(layout: Layout) -> str:
+    """The layout in words, with the reason where it is the plain one."""
+    return "shared prefix" if layout.shared else f"separate sequences: {layout.reason}"
+
+
+def score_part(scorer: CompletionLogps, work: _Work, number: int, watch: Watch) -> pl.DataFrame:
+    """Score the batches of one part, in plan order, into the columns of format.REFERENCE."""
+    rows = work.plan.filter(pl.col("part") == number)
+    total = int(work.plan["num_tokens"].sum())
+    before = work.plan.filter(pl.col("part") < number)
+    done, pairs_done = int(before["num_tokens"].sum()), before.height
+    pieces = []
+    for _, batch in rows.group_by("batch", maintain_order=True):
+        ids = batch["pair_id"].to_list()
+        pieces.append(_score_rows(scorer, _sides(work.encoded, ids)).with_columns(pl.Series("pair_id", ids)))
+        done, pairs_done = done + int(batch["num_tokens"].sum()), pairs_done + len(ids)
+        watch(done, total, pairs_done)
+    scores = pl.concat(pieces)
+    joined = rows.select("pair_id").join(work.encoded, on="pair_id", how="left", maintain_order="left")
+    wanted = schema("reference", "text")
+    return joined.join(scores, on="pair_id", how="left", maintain_order="left").select(
+        pl.col(c.name).cast(wanted[c.name]) for c in REFERENCE
+    )
+
+
+def _sides(encoded: pl.DataFrame, pair_ids: Sequence[str]) -> list[Sides]:
+    order = pl.DataFrame({"pair_id": pair_ids})
+    rows = order.join(encoded, on="pair_id", how="left", maintain_order="left")
+    columns = (rows[f"{side}_ids"].to_list() for side in Sides._fields)
+    return [Sides(*ids) for ids in zip(*columns, strict=True)]
+
+
+def _score_rows(scorer: CompletionLogps, pairs: list[Sides]) -> pl.DataFrame:
+    """One forward pass; out of memory computes the same batch in halves."""
+    device = next(scorer.parameters()).device
+    try:
+        with torch.inference_mode():
+            scored = scorer(make_batch(pairs, shared=scorer.layout.shared).to(device))
+    except (torch.OutOfMemoryError, MemoryError):
+        if len(pairs) == 1:
+            raise MachineError("out of memory on a single pair", hint="a smaller precompute.max_length, or another dtype") from None
+        half = len(pairs) // 2
+        return pl.concat([_score_rows(scorer, pairs[:half]), _score_rows(scorer, pairs[half:])])
+    tokens = scored.token_logps.float().cpu().numpy()
+    ches = [None] * len(pairs) if scored.ln_ches is None else scored.ln_ches.float().cpu().tolist()
+    return _as_columns(pairs, tokens, ches)
+
+
+def _as_columns(pairs: list[Sides], tokens: "np.ndarray[Any, np.dtype[np.float32]]", ches: list[Any]) -> pl.DataFrame:
+    ends = np.cumsum([len(ids) for pair in pairs for ids in (pair.chosen, pair.rejected)])
+    lists = np.split(tokens, ends[:-1])
+    # summed in float64, rounded once
+    sums = np.array([piece.sum(dtype=np.float64) for piece in lists], dtype=np.float32)
+    return pl.DataFrame(
+        {
+            "ref_chosen_logps": sums[0::2],
+            "ref_rejected_logps": sums[1::2],
+            "ref_chosen_token_logps": pl.Series([piece.tolist() for piece in lists[0::2]], dtype=pl.List(pl.Float32)),
+            "ref_rejected_token_logps": pl.Series([piece.tolist() for piece in lists[1::2]], dtype=pl.List(pl.Float32)),
+            "ln_ches": pl.Series(ches, dtype=pl.Float32),
+        }
+    )
+
+
+def read_parts(folder: Path) -> pl.DataFrame:
+    """The small columns of all parts of a reference."""
+    files = sorted(folder.glob("part-*.parquet"))
+    columns = ["pair_id", "num_prompt_tokens", "num_chosen_tokens", "num_rejected_tokens", "chosen_truncated", "rejected_truncated"]
+    if not files:
+        return pl.DataFrame(schema={name: schema("reference", "text")[name] for name in columns})
+    return pl.concat([pl.read_parquet(file, columns=columns) for file in files])
+
+
+def encode_counts(plan: pl.DataFrame, rows: pl.DataFrame) -> dict[str, int]:
+    """What encoding did, in counts: tokens, truncations, boundaries, missing ends, control tokens written in the text."""
+    one = rows.filter(pl.col("chosen_truncated") != pl.col("rejected_truncated")).height
+    return {
+        "tokens": int(plan["num_tokens"].sum()),
+        "chosen_truncated": int(rows["chosen_truncated"].sum()),
+        "rejected_truncated": int(rows["rejected_truncated"].sum()),
+        "one_side_truncated": one,
+        "prompts_no_prefix": plan.filter(pl.col("num_boundary_tokens") > 0).height,
+        "completions_without_end": int(plan["num_unended"].sum()),
+        "spells_control_token": int(plan["spells_control_token"].sum()),
+    }
+
+
+def write_reference_json(work: _Work, scorer: CompletionLogps | None, max_batch_tokens: int) -> None:
+    """Write what the reference is and the hash of every part; its being there and complete is what readers trust."""
+    files = [work.folder / part_name(number) for number in work.plan["part"].unique().sort()]
+    if work.template is not None:
+        (work.folder / TEMPLATE_FILE).write_text(work.template, encoding="utf-8")
+    write_json(
+        work.folder / REFERENCE_JSON,
+        {
+            "key": work.key,
+            "identity": work.identity,
+            "provenance": _provenance(scorer, max_batch_tokens),
+            "counts": encode_counts(work.plan, read_parts(work.folder)),
+            "parts": list(_parts(files)),
+        },
+    )
+
+
+def _parts(files: Sequence[Path]) -> Iterator[Mapping[str, Any]]:
+    from prefkit.sources import file_sha256
+
+    for file in files:
+        rows = pl.scan_parquet(file).select(pl.len()).collect().item()
+        yield {"file": file.name, "rows": rows, "sha256": file_sha256(file)}
+
+
+def _provenance(scorer: CompletionLogps | None, max_batch_tokens: int) -> dict[str, Any]:
+    import transformers
+
+    known: dict[str, Any] = {} if scorer is None else {
+        "attention": scorer.model.config._attn_implementation,  # type: ignore[union-attr]
+        "layout": layout_name(scorer.layout),
+        "device": str(next(scorer.parameters()).device.type),
+    }
+    return {
+        **known,
+        "kernel_version": KERNEL_VERSION,
+        "max_batch_tokens": max_batch_tokens,
+        "versions": {"prefkit": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
+
+
+def read_reference(dataset: Path, key: str) -> dict[str, Any]:
+    """reference.json of one reference of a dataset."""
+    return read_json(dataset / REFERENCES / key / REFERENCE_JSON)

@@ -1,0 +1,160 @@
+"""How results look on a terminal: plain lines and small tables, and progress with a rate and an ETA on stderr."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from prefkit.formats import Format
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from prefkit.build import Built
+    from prefkit.reference import DryRun, Precomputed
+    from prefkit.train import Trained
+
+MAX_ROWS = 100
+
+
+def print_build(built: "Built", console: Console) -> None:
+    """The counts of a build, both accounting equations, and the reasons."""
+    c = built.counts
+    state = "is up to date" if built.unchanged else "checked, nothing written" if built.checked_only else "written"
+    console.print(f"{built.dataset} ({built.kind}) {state}: {c['pairs']} pairs, {c['train']} train and {c['test']} test")
+    if c["rows"]:
+        pairs, dropped = c["pairs"] - c["prompts_with_pair"], c["dropped"] - c["prompts_dropped"]
+        console.print(f"  rows:       {c['rows']} = {pairs} pairs + {dropped} dropped + {c['rejects'] - c['candidate_rejects']} rejects")
+    if c["candidates"]:
+        unused = ", ".join(f"{count} {reason}" for reason, count in built.unused.items())
+        console.print(
+            f"  candidates: {c['candidates']} = {c['used']} used + {c['unused']} unused + {c['candidate_rejects']} rejects"
+            + (f" (unused: {unused})" if unused else "")
+        )
+        console.print(f"  prompts:    {c['prompts']} = {c['prompts_with_pair']} with a pair + {c['prompts_dropped']} dropped")
+    for reason, count in built.reasons.items():
+        console.print(f"  {count:>9} {reason}")
+
+
+def print_dry_run(foretold: "DryRun", console: Console) -> None:
+    """What a reference pass would do."""
+    console.print(f"reference {foretold.key}: {foretold.pairs} pairs, {foretold.tokens} tokens in {foretold.batches} batches, {foretold.layout}")
+    for reason, count in {**foretold.dropped, **_worth_saying(foretold.counts)}.items():
+        console.print(f"  {count:>9} {reason}")
+    console.print(f"  about {foretold.disk_bytes / 1e6:.1f} MB on disk and {foretold.seconds:.0f} s here (one batch timed); nothing written")
+
+
+def print_precomputed(done: "Precomputed", console: Console) -> None:
+    """What a reference pass did."""
+    state = f"{done.scored} scored now" if done.scored else "nothing to do"
+    console.print(f"reference {done.key}: {done.pairs} pairs, {done.dropped} dropped by encoding; {state}")
+    for name, count in _worth_saying(done.counts).items():
+        console.print(f"  {count:>9} {name}")
+
+
+def _worth_saying(counts: Mapping[str, int]) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if count and name != "tokens"}
+
+
+def print_trained(trained: "Trained", console: Console) -> None:
+    """Loss at both ends, and the test split."""
+    console.print(f"{trained.run}: {trained.steps} updates, loss {trained.first_loss:.4f} -> {trained.loss:.4f}")
+    if trained.eval is None:
+        console.print("  no test split: nothing held out to evaluate on")
+        return
+    accuracy, margin = trained.eval["rewards/accuracies"], trained.eval["rewards/margins"]
+    console.print(f"  test: accuracy {accuracy:.3f}, margin {margin:.4f}, loss {trained.eval['loss']:.4f}")
+
+
+def print_info(found: Mapping[str, Any], console: Console) -> None:
+    """A dataset's or run's facts, one a line; nested ones indented."""
+    for name, value in found.items():
+        if isinstance(value, Mapping):
+            console.print(f"{name}:")
+            for key, inner in value.items():
+                console.print(f"  {key}: {inner}")
+        elif isinstance(value, list):
+            console.print(f"{name}: {len(value)}")
+            for item in value:
+                console.print("  " + ", ".join(f"{k} {v}" for k, v in item.items()) if isinstance(item, Mapping) else f"  {item}")
+        else:
+            console.print(f"{name}: {value}")
+
+
+def print_formats(formats: Mapping[str, Format], console: Console) -> None:
+    """The formats as a table."""
+    table = Table("format", "fields", "")
+    for name, form in formats.items():
+        table.add_row(Text(name), Text(form.fields), Text(form.note))
+    console.print(table, soft_wrap=False)
+
+
+def print_relation(relation: "duckdb.DuckDBPyRelation", console: Console) -> None:
+    """The first rows of a query's result as a table; cells are data, never markup."""
+    import duckdb
+
+    from prefkit.query import as_input_error
+
+    try:
+        columns, rows = relation.columns, relation.limit(MAX_ROWS + 1).fetchall()
+    except duckdb.Error as error:
+        raise as_input_error(error) from None
+    table = Table()
+    for name in columns:
+        table.add_column(Text(name))
+    for row in rows[:MAX_ROWS]:
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    console.print(table, soft_wrap=False)
+    if len(rows) > MAX_ROWS:
+        console.print(f"the first {MAX_ROWS} rows; --format csv, json or parquet gives all")
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[rate]}"),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+@contextlib.contextmanager
+def token_progress() -> Iterator[Callable[[int, int, int], None]]:
+    """A progress line for a reference pass: pairs done, tokens a second, time left."""
+    with _progress() as progress:
+        task = progress.add_task("scoring", total=None, rate="")
+        first: list[int] = []
+
+        def watch(done: int, total: int, pairs: int) -> None:
+            if not first:
+                first.extend((done, pairs))
+                progress.reset(task, total=total - done)
+            elapsed = progress.tasks[0].elapsed or 0.0
+            rate = f"{(pairs - first[1]) / elapsed:,.1f} pairs/s  {(done - first[0]) / elapsed:,.0f} tokens/s" if elapsed > 0.5 else ""
+            progress.update(task, completed=done - first[0], rate=rate)
+
+        yield watch
+
+
+@contextlib.contextmanager
+def step_progress() -> Iterator[Callable[[int, int, Mapping[str, Any]], None]]:
+    """A progress line for training: loss, accuracy and margin of the last step, updates a second, time left."""
+    with _progress() as progress:
+        task = progress.add_task("training", total=None, rate="")
+
+        def watch(done: int, total: int, row: Mapping[str, Any]) -> None:
+            elapsed = progress.tasks[0].elapsed or 0.0
+            rate = f"{progress.tasks[0].completed / elapsed:.2f} steps/s" if elapsed > 0.5 else ""
+            shown = f"loss {row['loss']:.4f}  accuracy {row['rewards/accuracies']:.2f}  margin {row['rewards/margins']:.3f}  {rate}"
+            progress.update(task, total=total, completed=done, rate=shown)
+
+        yield watch

@@ -1,0 +1,419 @@
+"""`prefkit train`: DPO (arXiv 2305.18290) on pairs whose reference is already on disk. One model in memory, ever.
+
+Comes in: a dataset with a finished reference of this very policy (gate.py sees to it). Goes out: a run directory with the
+metrics of every step, each pair's margin each time it was seen, checkpoints, and the final model. Nothing is tokenised and
+no reference model is loaded here.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from prefkit import __version__
+from prefkit.checkpoint import (
+    append_step,
+    cut_dynamics,
+    cut_steps,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    write_dynamics,
+    write_steps,
+)
+from prefkit.config import Pipeline, TrainConfig, require_model
+from prefkit.encode import Sides
+from prefkit.errors import DatasetError, InputError
+from prefkit.format import AUDIT_JSON, MODEL, REFERENCES, RUN_JSON, RUNS
+from prefkit.gate import GateFigures, check_scores, check_table, find_reference
+from prefkit.identity import policy_identity
+from prefkit.logps import CompletionLogps, choose_layout, make_batch
+from prefkit.losses import LOSSES, weighted_mean
+from prefkit.models import check_fits, load_model, load_tokenizer, quiet_transformers
+from prefkit.reference import TEMPLATE_FILE
+from prefkit.store import locked, read_json, read_manifest, read_table, write_json, write_text
+
+Tell = Callable[[str], None]
+Watch = Callable[[int, int, Mapping[str, Any]], None]  # updates made, updates in all, the row just logged
+
+
+class Trained(NamedTuple):
+    """What `train_dpo` returns. `eval`: the test split after the last update, None if there is no test split."""
+
+    run: str
+    steps: int
+    loss: float
+    eval: dict[str, float] | None
+    first_loss: float
+
+
+class Metrics(NamedTuple):
+    """One value a pair, (B,) each, on the CPU in float64."""
+
+    losses: Tensor
+    chosen_rewards: Tensor
+    rejected_rewards: Tensor
+    chosen_logps: Tensor
+    rejected_logps: Tensor
+    weights: Tensor
+
+
+def train_dpo(
+    pipeline: Pipeline,
+    *,
+    reference: str | None = None,
+    out: str | None = None,
+    tell: Tell = lambda _text: None,
+    watch: Watch = lambda _done, _total, _row: None,
+) -> Trained:
+    """Train a policy on the train split of the pipeline's dataset.
+
+    Args:
+        pipeline: its train section decides; max_length, dtype and template are the reference's.
+        reference: key of the reference; None takes the only one that is this policy's.
+        out: run directory; None takes DATASET/runs/<n>, the next free number, or the newest unfinished run.
+        tell: called with lines for a person.
+        watch: called after every update.
+
+    Raises:
+        DatasetError: dataset or reference is missing or damaged, or `out` holds another run.
+        GateError: the reference is not this policy's.
+        ModelError: the model does not load.
+    """
+    settings, dataset = pipeline.train, Path(pipeline.dataset)
+    folder = require_model(settings.model or pipeline.precompute.model, "train.model")
+    manifest = read_manifest(dataset)
+    accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        raise InputError("training runs in one process so far", hint="prefkit train, without accelerate launch")
+
+    tokenizer = load_tokenizer(folder)
+    key, recorded = find_reference(dataset, policy_identity(Path(folder), tokenizer), reference)
+    identity = recorded["identity"]
+    data = load_data(dataset, manifest, key, recorded)
+    run = claim_run(dataset, out, {"reference": key, "model": folder, "train": settings.model_dump(mode="json")})
+    with locked(run):
+        model = load_model(folder, identity["dtype"], accelerator.device, pipeline.precompute.attention)
+        check_fits(model, tokenizer, identity["max_length"], folder)
+        layout = choose_layout(model, identity["dtype"], identity["max_length"])
+        policy = CompletionLogps(model, identity["dtype"], layout)
+        resume = list_checkpoints(run)
+        figures = None if resume else check_scores(policy, pl.concat([data.train, data.test]), settings.seed, f"reference {key}")
+        if settings.gradient_checkpointing:
+            model.train()  # transformers checkpoints in train mode only; dropout is off for good
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        optimizer = make_optimizer(policy, settings)
+        start = load_checkpoint(resume[-1], policy, optimizer) if resume else 0
+        if resume:
+            tell(f"going on from step {start} of {run}")
+        write_run_json(run, dataset, manifest, key, folder, settings, figures)
+        wrapped, optimizer = accelerator.prepare(policy, optimizer)
+        rows = _loop(accelerator, wrapped, optimizer, data, settings, run, start, watch)
+        return finish_run(run, dataset, manifest, model, tokenizer, rows, key)
+
+
+class Data(NamedTuple):
+    """The reference rows of both splits with `weight`, sorted by pair_id: the order on disk has no say in training."""
+
+    train: pl.DataFrame
+    test: pl.DataFrame
+
+
+def load_data(dataset: Path, manifest: Mapping[str, Any], key: str, recorded: Mapping[str, Any]) -> Data:
+    """The scored pairs of both splits, checked as a table (the first half of the gate)."""
+    pairs = read_table(dataset, "pairs", manifest).select("pair_id", "split", "weight").sort("pair_id")
+    rows = check_table(dataset, key, recorded, pairs["pair_id"].to_list())
+    joined = rows.join(pairs, on="pair_id", how="left", maintain_order="left")
+    train, test = (joined.filter(pl.col("split") == split) for split in ("train", "test"))
+    if train.is_empty():
+        raise DatasetError("no pair to train on", where=str(dataset), hint="prefkit query DATASET 'from dropped'")
+    return Data(train, test)
+
+
+def claim_run(dataset: Path, out: str | None, settings: Mapping[str, Any]) -> Path:
+    """The run directory: a new one, or an unfinished one of the same settings.
+
+    Raises:
+        DatasetError: `out` is finished, or was started with other settings, named one by one.
+    """
+    if out is None:
+        numbered = sorted(int(path.name) for path in (dataset / RUNS).glob("*") if path.name.isdigit())
+        newest = dataset / RUNS / str(numbered[-1]) if numbered else None
+        if newest is not None and _unfinished(newest) and not _apart(newest, settings):
+            return newest
+        return dataset / RUNS / str(numbered[-1] + 1 if numbered else 1)
+    run = Path(out)
+    if run.exists() and not (run / RUN_JSON).exists() and any(p.name != ".lock" for p in run.iterdir()):
+        raise DatasetError("holds something that is no run", where=str(run), hint="choose another --out")
+    if (run / RUN_JSON).exists():
+        if not _unfinished(run):
+            raise DatasetError("is a finished run", where=str(run), hint="choose another --out")
+        if apart := _apart(run, settings):
+            raise DatasetError("was started with other settings: " + "; ".join(apart), where=str(run), hint="choose another --out")
+    return run
+
+
+def _unfinished(run: Path) -> bool:
+    return not (run / RUN_JSON).exists() or not read_json(run / RUN_JSON).get("finished")
+
+
+def _apart(run: Path, settings: Mapping[str, Any]) -> list[str]:
+    from prefkit.identity import differing
+
+    if not (run / RUN_JSON).exists():
+        return []
+    recorded = read_json(run / RUN_JSON)
+    return differing({name: recorded.get(name) for name in settings}, settings)
+
+
+def make_optimizer(policy: torch.nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW; weight decay on matrices only, as is usual (norms and biases are vectors)."""
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate)
+
+
+def learning_rate_at(step: int, total: int, settings: TrainConfig) -> float:
+    """The rate of the update made after `step` updates: linear warm-up to the peak, then linear, cosine or constant.
+
+    Example: peak 1, warmup_steps 1, linear, total 3 gives 1/2, 1, 1/2.
+    """
+    peak, warmup = settings.learning_rate, settings.warmup_steps
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    if settings.lr_scheduler_type == "constant":
+        return peak
+    progress = (step - warmup) / max(1, total - warmup)
+    return peak * (1 - progress) if settings.lr_scheduler_type == "linear" else peak * (1 + math.cos(math.pi * progress)) / 2
+
+
+def num_updates(num_pairs: int, settings: TrainConfig) -> int:
+    """max_steps, or the updates of `epochs` passes, the last batch of a pass being smaller if need be."""
+    an_epoch = math.ceil(num_pairs / (settings.batch_size * settings.gradient_accumulation_steps))
+    return settings.max_steps or max(1, math.ceil(settings.epochs * an_epoch))
+
+
+def pair_order(num_pairs: int, seed: int) -> Iterator[list[int]]:
+    """One permutation of the training pairs a pass, a function of seed and pass alone."""
+    epoch = 0
+    while True:
+        yield np.random.default_rng([seed, epoch]).permutation(num_pairs).tolist()
+        epoch += 1
+
+
+def step_batches(num_pairs: int, settings: TrainConfig) -> Iterator[tuple[float, list[list[int]]]]:
+    """For every update: passes already made, and its micro-batches as row numbers. Endless."""
+    size, micro = settings.batch_size * settings.gradient_accumulation_steps, settings.batch_size
+    for epoch, order in enumerate(pair_order(num_pairs, settings.seed)):
+        for start in range(0, num_pairs, size):
+            step = order[start : start + size]
+            yield epoch + start / num_pairs, [step[i : i + micro] for i in range(0, len(step), micro)]
+
+
+def _loop(
+    accelerator: Accelerator,
+    policy: Any,
+    optimizer: Any,
+    data: Data,
+    settings: TrainConfig,
+    run: Path,
+    start: int,
+    watch: Watch,
+) -> list[dict[str, Any]]:
+    total = num_updates(data.train.height, settings)
+    rows = cut_steps(run, start)
+    cut_dynamics(run, start)
+    seen: list[dict[str, Any]] = []
+    for step, (epoch, micro_batches) in enumerate(step_batches(data.train.height, settings)):
+        if step == total:
+            break
+        if step < start:
+            continue
+        row: dict[str, Any] = {"step": step, "epoch": epoch, "learning_rate": learning_rate_at(step, total, settings)}
+        if settings.eval_steps and step and step % settings.eval_steps == 0:
+            row |= evaluate(policy, data.test, settings)
+        metrics = update(accelerator, policy, optimizer, data.train, micro_batches, settings, row)
+        seen += _dynamics(step, data.train, micro_batches, metrics)
+        if step % settings.logging_steps == 0 or "eval_loss" in row:
+            rows.append(row)
+            append_step(run, row)
+        if settings.save_steps and (step + 1) % settings.save_steps == 0 and step + 1 < total:
+            write_dynamics(run, seen)
+            seen = []
+            save_checkpoint(run, step + 1, accelerator.unwrap_model(policy), optimizer.optimizer, settings.save_total_limit)
+        watch(step + 1, total, row)
+    last = {"step": total, "epoch": _epochs_made(total, data.train.height, settings), **evaluate(policy, data.test, settings)}
+    append_step(run, last)
+    write_dynamics(run, seen)
+    write_steps(run, [*rows, last])
+    return [*rows, last]
+
+
+def _epochs_made(updates: int, num_pairs: int, settings: TrainConfig) -> float:
+    size = settings.batch_size * settings.gradient_accumulation_steps
+    an_epoch = math.ceil(num_pairs / size)
+    return updates // an_epoch + min(1.0, updates % an_epoch * size / num_pairs)
+
+
+def update(
+    accelerator: Accelerator,
+    policy: Any,
+    optimizer: Any,
+    rows: pl.DataFrame,
+    micro_batches: Sequence[Sequence[int]],
+    settings: TrainConfig,
+    row: dict[str, Any],
+) -> Metrics:
+    """One optimiser update over all micro-batches; fills `row` with its metrics, measured before the update."""
+    parts = [rows[list(numbers)] for numbers in micro_batches]
+    total_weight = float(sum(part["weight"].sum() for part in parts))
+    found = []
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(policy):
+            losses, metrics = score_pairs(policy, part, settings)
+            weights = metrics.weights.to(losses.device, losses.dtype)
+            accelerator.backward(weighted_mean(losses, weights, total_weight))
+        found.append(metrics)
+    limit = settings.max_grad_norm if settings.max_grad_norm is not None else math.inf
+    norm = accelerator.clip_grad_norm_(policy.parameters(), limit)
+    for group in optimizer.param_groups:
+        group["lr"] = row["learning_rate"]
+    optimizer.step()
+    optimizer.zero_grad()
+    metrics = Metrics(*(torch.cat(columns) for columns in zip(*found, strict=True)))
+    row |= {"num_pairs": len(metrics.losses), "grad_norm": float(norm), **summarise(metrics)}
+    return metrics
+
+
+def score_pairs(policy: Any, rows: pl.DataFrame, settings: TrainConfig) -> tuple[Tensor, Metrics]:
+    """Losses of some pairs, with their graph, and the detached metrics."""
+    columns = (rows[f"{side}_ids"].to_list() for side in Sides._fields)
+    pairs = [Sides(*ids) for ids in zip(*columns, strict=True)]
+    device = next(policy.parameters()).device
+    shared = getattr(policy, "module", policy).layout.shared
+    scored = policy(make_batch(pairs, shared=shared).to(device))
+    reference = rows.select("ref_chosen_logps", "ref_rejected_logps").to_torch(dtype=pl.Float32).to(device)
+    chosen_logratios = scored.chosen_logps - reference[:, 0]
+    rejected_logratios = scored.rejected_logps - reference[:, 1]
+    losses = LOSSES[settings.loss](chosen_logratios, rejected_logratios, settings.beta, settings.label_smoothing)
+    values = (
+        losses,
+        settings.beta * chosen_logratios,
+        settings.beta * rejected_logratios,
+        scored.chosen_logps,
+        scored.rejected_logps,
+    )
+    weights = torch.tensor(rows["weight"].to_list(), dtype=torch.float64)
+    return losses, Metrics(*(value.detach().double().cpu() for value in values), weights)
+
+
+def summarise(metrics: Metrics, prefix: str = "") -> dict[str, float]:
+    """The metrics with TRL's names, means over the pairs; the loss is weighted as it is trained on."""
+    margins = metrics.chosen_rewards - metrics.rejected_rewards
+    values = {
+        "loss": weighted_mean(metrics.losses, metrics.weights, float(metrics.weights.sum())),
+        "rewards/chosen": metrics.chosen_rewards.mean(),
+        "rewards/rejected": metrics.rejected_rewards.mean(),
+        "rewards/accuracies": (margins > 0).double().mean(),
+        "rewards/margins": margins.mean(),
+        "logps/chosen": metrics.chosen_logps.mean(),
+        "logps/rejected": metrics.rejected_logps.mean(),
+    }
+    return {prefix + name: float(value) for name, value in values.items()}
+
+
+def evaluate(policy: Any, rows: pl.DataFrame, settings: TrainConfig) -> dict[str, float]:
+    """The eval_ metrics over a split; empty if there are no rows."""
+    found = []
+    with torch.no_grad():
+        for start in range(0, rows.height, settings.batch_size):
+            found.append(score_pairs(policy, rows.slice(start, settings.batch_size), settings)[1])  # noqa: PERF401
+    if not found:
+        return {}
+    return summarise(Metrics(*(torch.cat(columns) for columns in zip(*found, strict=True))), "eval_")
+
+
+def _dynamics(step: int, rows: pl.DataFrame, micro_batches: Sequence[Sequence[int]], metrics: Metrics) -> list[dict[str, Any]]:
+    ids = rows["pair_id"][[number for batch in micro_batches for number in batch]].to_list()
+    rewards = zip(ids, metrics.chosen_rewards.tolist(), metrics.rejected_rewards.tolist(), strict=True)
+    return [
+        {"step": step, "pair_id": pair, "rewards_chosen": chosen, "rewards_rejected": rejected, "margin": chosen - rejected}
+        for pair, chosen, rejected in rewards
+    ]
+
+
+def write_run_json(
+    run: Path,
+    dataset: Path,
+    manifest: Mapping[str, Any],
+    key: str,
+    model: str,
+    settings: TrainConfig,
+    figures: GateFigures | None,
+) -> None:
+    """Say what the run is before its first step; on resume the gate's figures of the start stay."""
+    gate = read_json(run / RUN_JSON)["gate"] if figures is None else figures._asdict()
+    write_json(
+        run / RUN_JSON,
+        {
+            "dataset": str(dataset),
+            "pairs": manifest["counts"]["pairs"],
+            "reference": key,
+            "model": model,
+            "train": settings.model_dump(mode="json"),
+            "gate": gate,
+            "prefkit_version": __version__,
+            "finished": False,
+        },
+    )
+
+
+def finish_run(
+    run: Path, dataset: Path, manifest: Mapping[str, Any], model: Any, tokenizer: Any, rows: list[dict[str, Any]], key: str
+) -> Trained:
+    """Save the final model in the Hugging Face layout and mark the run finished."""
+    template = dataset / REFERENCES / key / TEMPLATE_FILE
+    if template.exists():
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+    with quiet_transformers():
+        model.save_pretrained(run / MODEL)
+    tokenizer.save_pretrained(run / MODEL)
+    evaluated = {name.removeprefix("eval_"): value for name, value in rows[-1].items() if name.startswith("eval_")} or None
+    recorded = read_json(run / RUN_JSON)
+    write_text(run / MODEL / "README.md", model_card(recorded, dataset, manifest, rows, evaluated))
+    summary = {"steps": rows[-1]["step"], "loss": rows[-2]["loss"], "eval": evaluated, "finished": True}
+    write_json(run / RUN_JSON, recorded | summary)
+    return Trained(str(run), rows[-1]["step"], rows[-2]["loss"], evaluated, rows[0]["loss"])
+
+
+def model_card(
+    recorded: Mapping[str, Any],
+    dataset: Path,
+    manifest: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    evaluated: Mapping[str, float] | None,
+) -> str:
+    """The README.md beside the final model: data, audit verdict, reference and result."""
+    audit = read_json(dataset / AUDIT_JSON)["verdict"] if (dataset / AUDIT_JSON).exists() else "not audited"
+    accuracy = f"{evaluated['rewards/accuracies']:.3f}" if evaluated else "no test split"
+    settings = recorded["train"]
+    return (
+        "---\nlibrary_name: transformers\ntags: [dpo, prefkit]\n---\n\n"
+        "# A policy trained with DPO by prefkit\n\n"
+        f"| | |\n|---|---|\n| started from | {recorded['model']} |\n"
+        f"| pairs | {manifest['counts']['train']} train, {manifest['counts']['test']} test |\n"
+        f"| audit verdict of the pairs | {audit} |\n| reference | {recorded['reference']} |\n"
+        f"| loss, beta | {settings['loss']}, {settings['beta']} |\n| updates | {rows[-1]['step']} |\n"
+        f"| accuracy of the reward margin on the test split | {accuracy} |\n"
+    )
