@@ -10,8 +10,8 @@ The data goes down one road, and every step leaves what the next one needs on di
 Words, without input or output: `errors`, `format` (the layout on disk), `records` (what a user may hand us), `text`.
 Pure functions on Polars frames: `screen`, `pairs`, `validate`, `dedupe`, `split`, `audit`, `formats`.
 Files: `config`, `sources`, `store`, `build`, `report`, `query`, `info`.
-Below the torch line: `encode`, `identity`, `models`, `logps`, `batches`, `reference`, `losses`, `gate`, `checkpoint`, `train`.
-The edge: `demo`, `cli`.
+Below the torch line: `encode`, `identity`, `models`, `logps`, `batches`, `reference`, `losses`, `gate`, `checkpoint`,
+`train`. The edge: `demo`, `cli`.
 
 Each command is one function here, imported on first use so that `import prefkit` stays light.
 """
@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from prefkit.audit import audit_dataset as audit_dataset
     from prefkit.build import build_dataset as build_dataset
     from prefkit.config import load_pipeline as load_pipeline
     from prefkit.info import dataset_info as dataset_info
     from prefkit.query import query_dataset as query_dataset
     from prefkit.reference import precompute_reference as precompute_reference
+    from prefkit.report import audit_dataset as audit_dataset
     from prefkit.train import train_dpo as train_dpo
 
 _HOMES = {

@@ -11,7 +11,9 @@ from prefkit.format import PLAN
 BATCHES_PER_PART = 32  # what a kill may cost: at 8,192 tokens a batch, some 260,000 tokens
 
 
-def plan_batches(encoded: pl.DataFrame, max_batch_tokens: int, first_batch: int = 0, first_part: int = 0) -> pl.DataFrame:
+def plan_batches(
+    encoded: pl.DataFrame, max_batch_tokens: int, first_batch: int = 0, first_part: int = 0
+) -> pl.DataFrame:
     """Assign every pair a batch and every batch a part; the longest pairs come first, so memory shows at once.
 
     Args:

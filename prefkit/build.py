@@ -1,7 +1,8 @@
 """`prefkit build`: sources -> pairs -> validate -> dedupe -> split -> dataset, top to bottom in that order.
 
-Every row read is accounted for. Pairs and corrections: rows = pairs + dropped + rejects. Candidates: candidates = used +
-unused + rejects, and prompts = prompts with a pair + prompts in dropped. Two builds of one pipeline write the same bytes.
+Every row read is accounted for. Pairs and corrections: rows = pairs + dropped + rejects. Candidates: candidates = used
++ unused + rejects, and prompts = prompts with a pair + prompts in dropped. Two builds of one pipeline write the same
+bytes.
 """
 
 from collections import Counter
@@ -20,7 +21,15 @@ from prefkit.formats import FORMATS
 from prefkit.pairs import Selected, best_versus_worst, corrected_pairs, ready_pairs
 from prefkit.sources import Loaded, SourceFile, expand, file_sha256, is_chat_source, load_source
 from prefkit.split import split_pairs
-from prefkit.store import claim_directory, clear_derived, locked, read_json, write_json, write_table, write_text
+from prefkit.store import (
+    claim_directory,
+    clear_derived,
+    locked,
+    read_json,
+    write_json,
+    write_table,
+    write_text,
+)
 from prefkit.text import with_pair_ids
 from prefkit.validate import validate_pairs
 from prefkit.views import views_sql
@@ -129,9 +138,7 @@ def make_tables(pipeline: Pipeline, kind: Kind, tell: Tell = lambda _text: None)
     tell("validating, deduplicating and splitting")
     drafts = with_pair_ids(pl.concat([d.pairs for d in drafted]), kind)
     valid = validate_pairs(drafts, kind, pipeline.validate_.max_chars, pipeline.validate_.score_scale)
-    unique = dedupe_pairs(
-        valid.kept, kind, exact=pipeline.dedupe.exact, contradictions=pipeline.dedupe.contradictions
-    )
+    unique = dedupe_pairs(valid.kept, kind, exact=pipeline.dedupe.exact, contradictions=pipeline.dedupe.contradictions)
     pairs = split_pairs(unique.kept, kind, pipeline.split.test_share, pipeline.split.seed)
     without = [d.dropped for d in drafted]
     dropped = pl.concat([*without, valid.dropped, unique.dropped], how="diagonal")
@@ -140,7 +147,11 @@ def make_tables(pipeline: Pipeline, kind: Kind, tell: Tell = lambda _text: None)
     counts.check()
     reasons = Counter(dropped["reason"].to_list()) + Counter(rejects["reason"].to_list())
     unused = sum((Counter(d.selected.unused) for d in drafted if d.selected), Counter[str]())
-    files = [_manifest_file(file, source) for d, source in zip(drafted, pipeline.sources, strict=True) for file in d.loaded.files]
+    files = [
+        _manifest_file(file, source)
+        for d, source in zip(drafted, pipeline.sources, strict=True)
+        for file in d.loaded.files
+    ]
     ordered = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
     return Tables(kind, pairs, dropped, rejects, files, counts, ordered, dict(unused))
 
@@ -169,7 +180,9 @@ def _stop_at_rejects(source: SourceConfig, loaded: Loaded, limit: float) -> None
     total = loaded.records.height + bad
     if not total or bad <= limit * total:
         return
-    reasons = Counter(f"{row['reason']} ({row['field'] or 'whole line'})" for row in loaded.rejects.iter_rows(named=True))
+    reasons = Counter(
+        f"{row['reason']} ({row['field'] or 'whole line'})" for row in loaded.rejects.iter_rows(named=True)
+    )
     listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     first = ", ".join(str(line) for line in loaded.rejects["line"].head(10))
     raise SourceError(
@@ -259,6 +272,6 @@ def dataset_card(tables: Tables) -> str:
         f"{counts.pairs} pairs ({counts.train} train, {counts.test} test), built by prefkit {__version__}.\n\n"
         f"| source | format | rows |\n|---|---|---|\n{sources}\n"
         f"| dropped or rejected because | rows |\n|---|---|\n{reasons}\n"
-        "`pairs/` holds the pairs, `dropped/` and `rejects/` everything that was left out and why, `manifest.json` the\n"
-        "settings and the hash of every file. `views.sql` gives DuckDB a view a table, run from this directory.\n"
+        "`pairs/` holds the pairs, `dropped/` and `rejects/` everything that was left out and why, `manifest.json`\n"
+        "the settings and the hash of every file. `views.sql` gives DuckDB a view a table, run from this directory.\n"
     )

@@ -1,7 +1,7 @@
-"""The commands. A handler parses, calls one public function and prints; nothing heavy is imported before a handler runs.
+"""The commands. A handler parses, calls one public function and prints; nothing heavy is imported before it runs.
 
-Human output goes to stdout, progress to stderr; with --json everything but one JSON object (the last line) goes to stderr.
-Exit codes: 0 done, 1 a check failed, 2 bad input, 3 the machine ran out of something, 130 interrupted.
+Human output goes to stdout, progress to stderr; with --json everything but one JSON object (the last line) goes to
+stderr. Exit codes: 0 done, 1 a check failed, 2 bad input, 3 the machine ran out of something, 130 interrupted.
 """
 
 import json
@@ -23,7 +23,9 @@ app = typer.Typer(
 )
 
 Target = Annotated[str, typer.Argument(help="A dataset directory, or a pipeline file.")]
-Changes = Annotated[list[str] | None, typer.Option("--set", metavar="section.key=value", help="Change a setting; repeatable.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", metavar="section.key=value", help="Change a setting; repeatable.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 Model = Annotated[str | None, typer.Option("--model", help="Model folder; otherwise the pipeline's.")]
 
@@ -50,7 +52,9 @@ def changed(changes: list[str] | None, **options: object) -> list[str]:
 @app.command()
 def build(
     pipeline: Annotated[str, typer.Argument(help="The pipeline file (YAML).")],
-    out: Annotated[str | None, typer.Option("--out", help="Dataset directory; otherwise the pipeline's dataset:.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", help="Dataset directory; otherwise the pipeline's dataset:.")
+    ] = None,
     changes: Changes = None,
     check: Annotated[bool, typer.Option("--check", help="Read and check everything, write nothing.")] = False,
     as_json: Json = False,
@@ -63,17 +67,23 @@ def build(
     screen = console(as_json=as_json)
     built = build_dataset(load_pipeline(pipeline, changes or [], dataset=out), check=check, tell=screen.print)
     print_build(built, screen)
-    emit({"dataset": built.dataset, "kind": built.kind, "counts": built.counts, "reasons": built.reasons}, as_json=as_json)
+    emit(
+        {"dataset": built.dataset, "kind": built.kind, "counts": built.counts, "reasons": built.reasons},
+        as_json=as_json,
+    )
 
 
 @app.command()
 def audit(
     target: Target,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if the verdict is audit.limits.strict or worse.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 1 if the verdict is audit.limits.strict or worse.")
+    ] = False,
     changes: Changes = None,
     as_json: Json = False,
 ) -> None:
     """Find what gives the answer away: words that are in chosen only."""
+    from prefkit.errors import AuditError
     from prefkit.report import audit_dataset, enforce, print_audit
     from prefkit.target import pipeline_of
 
@@ -82,7 +92,11 @@ def audit(
     print_audit(audited, console(as_json=as_json))
     emit({"verdict": audited.verdict, "findings": audited.findings}, as_json=as_json)
     if strict:
-        enforce(audited, pipeline.audit.limits.strict)
+        try:
+            enforce(audited, pipeline.audit.limits.strict)
+        except AuditError as error:  # the JSON line is out already, and stays the last one
+            sys.stderr.write(f"error: {error}\n")
+            raise typer.Exit(error.exit_code) from None
 
 
 @app.command()
@@ -90,7 +104,10 @@ def precompute(
     target: Target,
     model: Model = None,
     changes: Changes = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count tokens and truncations, estimate time and disk, write nothing.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Count tokens and truncations, estimate time and disk, write nothing."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Score every pair once with the reference model."""
@@ -108,15 +125,22 @@ def precompute(
     with token_progress() as watch:
         done = reference.precompute_reference(pipeline, tell=screen.print, watch=watch)
     print_precomputed(done, screen)
-    return emit({"key": done.key, "pairs": done.pairs, "dropped": done.dropped, "seconds": done.seconds}, as_json=as_json)
+    return emit(
+        {"key": done.key, "pairs": done.pairs, "dropped": done.dropped, "seconds": done.seconds},
+        as_json=as_json,
+    )
 
 
 @app.command()
 def train(
     target: Target,
     model: Model = None,
-    reference: Annotated[str | None, typer.Option("--reference", metavar="KEY", help="Which reference, where several fit.")] = None,
-    out: Annotated[str | None, typer.Option("--out", metavar="RUN", help="Run directory; otherwise DATASET/runs/<n>.")] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", metavar="KEY", help="Which reference, where several fit.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="RUN", help="Run directory; otherwise DATASET/runs/<n>.")
+    ] = None,
     changes: Changes = None,
     as_json: Json = False,
 ) -> None:
@@ -131,14 +155,22 @@ def train(
     with step_progress() as watch:
         trained = train_dpo(pipeline, reference=reference, out=out, tell=screen.print, watch=watch)
     print_trained(trained, screen)
-    emit({"run": trained.run, "steps": trained.steps, "loss": trained.loss, "eval": trained.eval}, as_json=as_json)
+    emit(
+        {"run": trained.run, "steps": trained.steps, "loss": trained.loss, "eval": trained.eval},
+        as_json=as_json,
+    )
 
 
 @app.command()
 def query(
     dataset: Annotated[str, typer.Argument(help="A dataset directory.")],
-    sql: Annotated[str, typer.Argument(help="One SELECT over pairs, dropped, rejects, tokens, reference, steps, pair_dynamics.")],
-    form: Annotated[Literal["table", "csv", "json", "parquet"], typer.Option("--format", help="How rows are printed.")] = "table",
+    sql: Annotated[
+        str,
+        typer.Argument(help="One SELECT over pairs, dropped, rejects, tokens, reference, steps, pair_dynamics."),
+    ],
+    form: Annotated[
+        Literal["table", "csv", "json", "parquet"], typer.Option("--format", help="How rows are printed.")
+    ] = "table",
     out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="Write to a file instead of stdout.")] = None,
 ) -> None:
     """Ask a dataset in SQL (DuckDB)."""
@@ -172,11 +204,16 @@ def formats(as_json: Json = False) -> None:
     from prefkit.terminal import print_formats
 
     print_formats(FORMATS, console(as_json=as_json))
-    emit({name: {"fields": f.fields, "records": f.family, "note": f.note} for name, f in FORMATS.items()}, as_json=as_json)
+    emit(
+        {name: {"fields": f.fields, "records": f.family, "note": f.note} for name, f in FORMATS.items()},
+        as_json=as_json,
+    )
 
 
 @app.command()
-def demo(out: Annotated[str, typer.Option("--out", metavar="DIR", help="Where the demo's files go.")] = "demo") -> None:
+def demo(
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Where the demo's files go.")] = "demo",
+) -> None:
     """Walk the whole road on a small authored world, in under three minutes on two cores."""
     from prefkit.demo.walk import run_demo
 

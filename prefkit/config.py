@@ -1,4 +1,4 @@
-"""A pipeline file as frozen pydantic models. Unknown keys, wrong types and contradictions are errors that name the line.
+"""A pipeline file as frozen pydantic models. What does not fit is an error that names the line.
 
 Comes in: a YAML file and `--set section.key=value` changes. Goes out: a `Pipeline`, or a `ConfigError` that names file,
 line, key, what was expected and the nearest known key. Config stops at the entry functions; all below take values.
@@ -30,7 +30,9 @@ class SourceConfig(_Section):
     format: FormatName
     columns: dict[str, str | list[str]] = Field({}, description="our field name: the file's, dotted paths allowed")
     direction: Literal["higher_is_better", "lower_is_better"] = "higher_is_better"
-    annotator: Literal["human", "model", "rule"] | None = Field(None, description="who preferred, where the rows do not say")
+    annotator: Literal["human", "model", "rule"] | None = Field(
+        None, description="who preferred, where the rows do not say"
+    )
 
 
 class PairsConfig(_Section):
@@ -68,7 +70,9 @@ class AuditLimits(_Section):
 
     q: Share = Field(0.05, description="largest Benjamini-Hochberg q of a finding")
     min_coverage: Share = Field(0.01, description="smallest share of pairs that a finding separates")
-    win_rate: Annotated[float, Field(ge=0.5, le=1)] = Field(0.7, description="smallest share of them that one side wins")
+    win_rate: Annotated[float, Field(ge=0.5, le=1)] = Field(
+        0.7, description="smallest share of them that one side wins"
+    )
     strict: Literal["note", "warn", "fail"] = Field("warn", description="--strict exits 1 at this verdict or worse")
 
 
@@ -84,10 +88,18 @@ class PrecomputeConfig(_Section):
 
     model: str | None = Field(None, description="folder of the reference model and its tokenizer")
     max_length: Annotated[int, Field(gt=1)] = Field(1024, description="longest prompt + completion, in tokens")
-    min_completion_tokens: Annotated[int, Field(gt=0)] = Field(16, description="room a long prompt must leave for the completion")
-    long_prompt: Literal["drop", "cut"] = Field("drop", description="a prompt that leaves less: drop the pair, or cut its left")
-    max_boundary_share: Share = Field(0.05, description="the pass stops when more prompts are no token prefix of prompt + completion")
-    chat_template: str | None = Field(None, description="a jinja file, or `transcript`, where the tokenizer has no template")
+    min_completion_tokens: Annotated[int, Field(gt=0)] = Field(
+        16, description="room a long prompt must leave for the completion"
+    )
+    long_prompt: Literal["drop", "cut"] = Field(
+        "drop", description="a prompt that leaves less: drop the pair, or cut its left"
+    )
+    max_boundary_share: Share = Field(
+        0.05, description="the pass stops when more prompts are no token prefix of prompt + completion"
+    )
+    chat_template: str | None = Field(
+        None, description="a jinja file, or `transcript`, where the tokenizer has no template"
+    )
     dtype: Literal["float32", "bfloat16", "bfloat16_weights"] = "float32"
     max_batch_tokens: Annotated[int, Field(gt=0)] = Field(8192, description="padded tokens a forward pass holds")
     attention: Literal["auto", "sdpa", "eager"] = "auto"
@@ -111,7 +123,9 @@ class TrainConfig(_Section):
     max_steps: Annotated[int, Field(gt=0)] | None = Field(None, description="updates; epochs decides if left out")
     epochs: Annotated[float, Field(gt=0)] = 1.0
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    eval_steps: Annotated[int, Field(gt=0)] | None = Field(None, description="evaluate every so many updates; the end always is")
+    eval_steps: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="evaluate every so many updates; the end always is"
+    )
     logging_steps: Annotated[int, Field(gt=0)] = Field(1, description="keep every so-manieth row in steps.parquet")
     save_steps: Annotated[int, Field(gt=0)] | None = Field(None, description="checkpoint every so many updates")
     save_total_limit: Annotated[int, Field(gt=0)] = Field(2, description="newest checkpoints kept")
@@ -287,5 +301,9 @@ def _doc_of(path: Path_) -> str:
 def require_model(model: str | None, key: str) -> str:
     """The model folder of a setting, or an error that names the key to set."""
     if model is None:
-        raise InputError(f"{key} is not set", expected="the folder of a model", hint=f"--model FOLDER, or {key} in the pipeline")
+        raise InputError(
+            f"{key} is not set",
+            expected="the folder of a model",
+            hint=f"--model FOLDER, or {key} in the pipeline",
+        )
     return model

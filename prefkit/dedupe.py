@@ -33,18 +33,23 @@ def _ranked(pairs: pl.DataFrame) -> pl.DataFrame:
 
 def _as_dropped(rows: pl.DataFrame, reason: str) -> pl.DataFrame:
     return rows.sort("row").with_columns(
-        pl.lit("dedupe").alias("stage"), pl.lit(reason).alias("reason"), pl.lit(None, pl.Float64).alias("jaccard")
+        pl.lit("dedupe").alias("stage"),
+        pl.lit(reason).alias("reason"),
+        pl.lit(None, pl.Float64).alias("jaccard"),
     )
 
 
-def dedupe_pairs(pairs: pl.DataFrame, kind: Kind, *, exact: bool = True, contradictions: Contradictions = "drop_both") -> Screened:
+def dedupe_pairs(
+    pairs: pl.DataFrame, kind: Kind, *, exact: bool = True, contradictions: Contradictions = "drop_both"
+) -> Screened:
     """Drop exact duplicates (reason `duplicate`, jaccard 1), then judge reversals (reason `contradiction`).
 
     Args:
         pairs: with pair_id, prompt_id, texts, annotator, margin.
         kind: of the dataset.
         exact: whether duplicates are dropped.
-        contradictions: drop_both; majority: the direction with more copies before deduplication stays; higher_margin: the
+        contradictions: drop_both; majority: the direction with more copies before deduplication stays; higher_margin:
+            the
             larger margin stays; in both a draw drops both; keep: reversals stay.
 
     Returns:
@@ -53,7 +58,9 @@ def dedupe_pairs(pairs: pl.DataFrame, kind: Kind, *, exact: bool = True, contrad
     ranked = _ranked(_with_keys(pairs, kind))
     first = pl.col("pair_id").first().over(KEYS)
     marked = ranked.with_columns(
-        first.alias("duplicate_of"), pl.len().over(KEYS).alias("num_copies"), pl.int_range(pl.len()).over(KEYS).alias("copy")
+        first.alias("duplicate_of"),
+        pl.len().over(KEYS).alias("num_copies"),
+        pl.int_range(pl.len()).over(KEYS).alias("copy"),
     )
     is_copy = (pl.col("copy") > 0) if exact else pl.lit(False)
     copies = _as_dropped(marked.filter(is_copy), "duplicate").with_columns(pl.lit(1.0).alias("jaccard"))
@@ -65,7 +72,10 @@ def dedupe_pairs(pairs: pl.DataFrame, kind: Kind, *, exact: bool = True, contrad
 
 def _judge_reversals(pairs: pl.DataFrame, policy: Contradictions) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The pairs that stay, and those whose claim is not larger than that of the opposite direction."""
-    claim = {"majority": pl.col("num_copies").cast(pl.Float64), "higher_margin": pl.col("margin").fill_null(0.0)}
+    claim = {
+        "majority": pl.col("num_copies").cast(pl.Float64),
+        "higher_margin": pl.col("margin").fill_null(0.0),
+    }
     keyed = pairs.drop("duplicate_of").with_columns(
         pl.min_horizontal("key_chosen", "key_rejected").alias("low"),
         pl.max_horizontal("key_chosen", "key_rejected").alias("high"),

@@ -1,9 +1,10 @@
 """Pairs become tokens: chat template, tokenisation, the prompt boundary, truncation. The only place that decides them.
 
-Comes in: a pairs frame and a tokenizer. Goes out: prompt_ids, chosen_ids, rejected_ids exactly as they will be scored and
-trained on, and a drop with a reason for every pair that cannot be. The trainer never tokenises again.
+Comes in: a pairs frame and a tokenizer. Goes out: prompt_ids, chosen_ids, rejected_ids exactly as they will be scored
+and trained on, and a drop with a reason for every pair that cannot be. The trainer never tokenises again.
 
-* chat: the prompt is rendered with the generation prompt, prompt + reply without; no special token but the template's own.
+* chat: the prompt is rendered with the generation prompt, prompt + reply without; no special token but the template's
+  own.
 * text: the strings are joined as they are and tokenised as the tokenizer does by default; EOS is appended unless there.
 * prompt_ids is the longest token prefix that the prompt, prompt + chosen and prompt + rejected share, never empty.
 * text that spells a control token is encoded as text, never as the token.
@@ -48,7 +49,7 @@ class EncodeSettings(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """`pairs`: the id columns of format.REFERENCE and the counting columns of format.PLAN; `dropped`: pair_id, reason."""
+    """`pairs`: id columns of format.REFERENCE, counting columns of format.PLAN; `dropped`: pair_id, reason."""
 
     pairs: pl.DataFrame
     dropped: pl.DataFrame
@@ -62,7 +63,7 @@ class Sides(NamedTuple):
     rejected: list[int]
 
 
-ENCODED = {
+ENCODED: dict[str, Any] = {
     "pair_id": pl.String,
     "prompt_ids": pl.List(pl.Int32),
     "chosen_ids": pl.List(pl.Int32),
@@ -151,7 +152,7 @@ def check_boundary(num_split: int, num_pairs: int, limit: float) -> None:
     """
     if num_pairs and num_split > limit * num_pairs:
         raise CheckError(
-            f"in {num_split} of {num_pairs} pairs the tokens of the prompt are no prefix of those of prompt + completion",
+            f"in {num_split} of {num_pairs} pairs the prompt's tokens are no prefix of those of prompt + completion",
             expected=f"at most a share of {limit:g} (precompute.max_boundary_share)",
             hint="end prompts at a token boundary (text), fix the chat template, or raise the limit",
         )
@@ -175,7 +176,8 @@ def _tokenise(
     triples = iter(zip(ids[::3], ids[1::3], ids[2::3], strict=True))
     ordinary = iter([three if isinstance(three, str) else Sides(*next(triples)) for three in texts])
     return [
-        _tokenise_guarded(row, tokenizer, settings) if flag else next(ordinary) for row, flag in zip(rows, spelled, strict=True)
+        _tokenise_guarded(row, tokenizer, settings) if flag else next(ordinary)
+        for row, flag in zip(rows, spelled, strict=True)
     ]
 
 
@@ -189,12 +191,12 @@ def _render(row: dict[str, Any], tokenizer: Any, settings: EncodeSettings) -> li
     if settings.kind == "text":
         return [row["prompt"], row["prompt"] + row["chosen"], row["prompt"] + row["rejected"]]
     try:
-        return [_apply(messages, ask, tokenizer, settings) for messages, ask in _conversations(row)]
+        return [_apply(messages, tokenizer, settings, ask=ask) for messages, ask in _conversations(row)]
     except (jinja2.TemplateError, TypeError, ValueError):
         return "template_refused"
 
 
-def _apply(messages: list[dict[str, str]], ask: bool, tokenizer: Any, settings: EncodeSettings) -> str:  # noqa: FBT001
+def _apply(messages: list[dict[str, str]], tokenizer: Any, settings: EncodeSettings, *, ask: bool) -> str:
     return str(
         tokenizer.apply_chat_template(
             messages, chat_template=settings.chat_template, add_generation_prompt=ask, tokenize=False
@@ -203,23 +205,25 @@ def _apply(messages: list[dict[str, str]], ask: bool, tokenizer: Any, settings: 
 
 
 def _tokenise_guarded(row: dict[str, Any], tokenizer: Any, settings: EncodeSettings) -> Sides | str:
-    """The slow path for text that spells a control token: template pieces with special tokens on, content with them off."""
+    """Text that spells a control token: template pieces with special tokens on, content with them off (slow)."""
     if settings.kind == "text":
         texts = [row["prompt"], row["prompt"] + row["chosen"], row["prompt"] + row["rejected"]]
         ids = tokenizer(texts, split_special_tokens=True)["input_ids"]
         return Sides(*ids)
     try:
-        found = [_by_segments(messages, ask, tokenizer, settings) for messages, ask in _conversations(row)]
+        found = [_by_segments(messages, tokenizer, settings, ask=ask) for messages, ask in _conversations(row)]
     except (jinja2.TemplateError, TypeError, ValueError):
         return "template_refused"
     return "control_token_in_text" if any(ids is None for ids in found) else Sides(*found)  # type: ignore[arg-type]
 
 
-def _by_segments(messages: list[dict[str, str]], ask: bool, tokenizer: Any, settings: EncodeSettings) -> list[int] | None:  # noqa: FBT001
+def _by_segments(
+    messages: list[dict[str, str]], tokenizer: Any, settings: EncodeSettings, *, ask: bool
+) -> list[int] | None:
     """Encode a conversation whose content is hostile; None where the template does more to it than to strip it."""
     marked = [{**m, "content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
-    pieces = re.split("\ue000(\\d+)\ue001", _apply(marked, ask, tokenizer, settings))
-    wanted = _apply(messages, ask, tokenizer, settings)
+    pieces = re.split("\ue000(\\d+)\ue001", _apply(marked, tokenizer, settings, ask=ask))
+    wanted = _apply(messages, tokenizer, settings, ask=ask)
     for contents in ([m["content"] for m in messages], [m["content"].strip() for m in messages]):
         filled = [contents[int(piece)] if i % 2 else piece for i, piece in enumerate(pieces)]
         if "".join(filled) == wanted:
@@ -230,7 +234,9 @@ def _by_segments(messages: list[dict[str, str]], ask: bool, tokenizer: Any, sett
     return None
 
 
-def _encode_one(tokens: Sides, tokenizer: Any, settings: EncodeSettings, controls: dict[int, str]) -> dict[str, Any] | str:
+def _encode_one(
+    tokens: Sides, tokenizer: Any, settings: EncodeSettings, controls: dict[int, str]
+) -> dict[str, Any] | str:
     """Boundary, end token and truncation of one pair: its columns, or the reason for its drop."""
     prompt, chosen, rejected = (list(ids) for ids in tokens)
     if settings.kind == "text":
@@ -246,7 +252,7 @@ def _encode_one(tokens: Sides, tokenizer: Any, settings: EncodeSettings, control
         whole = whole._replace(prompt=[first])
     if not (whole.chosen and whole.rejected):
         return "empty_completion"
-    begins = {i for i in (tokenizer.bos_token_id,) if i is not None}
+    begins = frozenset({tokenizer.bos_token_id} - {None})
     cut = truncate(whole, settings.max_length, settings.min_completion_tokens, settings.long_prompt, begins)
     if isinstance(cut, str):
         return cut
@@ -263,6 +269,9 @@ def _encode_one(tokens: Sides, tokenizer: Any, settings: EncodeSettings, control
 
 def common_prefix(*sequences: Sequence[int]) -> int:
     """Length of the longest prefix that all sequences share."""
+    first = sequences[0]
+    if all(other[: len(first)] == first for other in sequences[1:]):  # the usual case, at the speed of a list compare
+        return len(first)
     count = 0
     for tokens in zip(*sequences, strict=False):
         if any(token != tokens[0] for token in tokens):
@@ -271,7 +280,9 @@ def common_prefix(*sequences: Sequence[int]) -> int:
     return count
 
 
-def truncate(sides: Sides, max_length: int, min_completion: int, long_prompt: str, begins: set[int] = frozenset()) -> Sides | str:  # type: ignore[assignment]
+def truncate(
+    sides: Sides, max_length: int, min_completion: int, long_prompt: str, begins: frozenset[int] = frozenset()
+) -> Sides | str:
     """Keep the start of prompt + completion up to max_length tokens.
 
     Args:

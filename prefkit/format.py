@@ -10,7 +10,8 @@
       rejects/part-00000.parquet       lines that could not become a record, raw
       audit/tokens.parquet             how often each word is in chosen only, in rejected only, in both
       audit/audit.json                 the verdict
-      reference/<key>/                 reference.json, plan.parquet, part-00000.parquet, dropped.parquet
+      reference/<key>/                 reference.json (last), plan.parquet (first), part-00000.parquet, dropped.parquet,
+                                       chat_template.jinja in a chat dataset
       runs/<n>/                        run.json, steps.parquet, steps.jsonl (live), pair_dynamics/, checkpoints/, model/
 
 `schemas/FORMAT.md` and `schemas/*.json` are generated from this module and from `records.py`.
@@ -69,11 +70,19 @@ TEXTS = (
 ORIGIN = (
     Column("method", pl.String, "correction | best_of_n | comparison | paired"),
     Column("source", pl.String, "the file it came from, as the pipeline names it"),
-    Column("source_row", pl.Int64, "1-based line (or row) in that file; of the chosen side where two rows made the pair"),
+    Column(
+        "source_row",
+        pl.Int64,
+        "1-based line (or row) in that file; of the chosen side where two rows made the pair",
+    ),
     Column("annotator", pl.String, "who preferred: human | model | rule | null"),
     Column("chosen_score", pl.Float64, "the source's own score, null if it gives none"),
     Column("rejected_score", pl.Float64, "likewise"),
-    Column("margin", pl.Float64, "how much better chosen scored, above 0 whichever direction the source counts in"),
+    Column(
+        "margin",
+        pl.Float64,
+        "how much better chosen scored, above 0 whichever direction the source counts in",
+    ),
     Column("agreement", pl.Float64, "share of votes for chosen, 0..1, null without votes"),
     Column("chosen_model", pl.String, "generator of chosen, null if unknown"),
     Column("rejected_model", pl.String, "generator of rejected, null if unknown"),
@@ -93,7 +102,11 @@ DROPPED = (
     Column("stage", pl.String, "pairs | validate | dedupe"),
     Column("reason", pl.String, "the rule's name"),
     Column("duplicate_of", pl.String, "pair_id of the kept (or contradicting) row, null but for dedupe"),
-    Column("jaccard", pl.Float64, "the smaller of the two sides' similarities to duplicate_of, null if not computed"),
+    Column(
+        "jaccard",
+        pl.Float64,
+        "the smaller of the two sides' similarities to duplicate_of, null if not computed",
+    ),
     Column("cluster_id", pl.Int64, "near-duplicate cluster, null if there is none"),
     *(column for column in PAIRS if column.name != "split"),
 )
@@ -130,9 +143,17 @@ PLAN = (
     Column("batch", pl.Int32, "batch it is scored in"),
     Column("part", pl.Int32, "part-NNNNN.parquet that the batch is written to"),
     Column("num_tokens", pl.Int32, "prompt + chosen + rejected tokens of the pair"),
-    Column("num_boundary_tokens", pl.Int32, "last tokens of the tokenised prompt that are no prefix of prompt + completion"),
+    Column(
+        "num_boundary_tokens",
+        pl.Int32,
+        "last tokens of the tokenised prompt that are no prefix of prompt + completion",
+    ),
     Column("num_unended", pl.Int32, "sides whose completion ends without any end token, 0..2"),
-    Column("spells_control_token", pl.Boolean, "its text spells a special token of the tokenizer; it was encoded as text"),
+    Column(
+        "spells_control_token",
+        pl.Boolean,
+        "its text spells a special token of the tokenizer; it was encoded as text",
+    ),
 )
 
 TOKEN_IDS = pl.List(pl.Int32)
@@ -145,7 +166,11 @@ REFERENCE = (
     Column("num_prompt_tokens", pl.Int32, "length of prompt_ids"),
     Column("num_chosen_tokens", pl.Int32, "length of chosen_ids"),
     Column("num_rejected_tokens", pl.Int32, "length of rejected_ids"),
-    Column("ref_chosen_logps", pl.Float32, "log-probability of chosen given prompt: the SUM over its tokens, in nats"),
+    Column(
+        "ref_chosen_logps",
+        pl.Float32,
+        "log-probability of chosen given prompt: the SUM over its tokens, in nats",
+    ),
     Column("ref_rejected_logps", pl.Float32, "likewise"),
     Column("ref_chosen_token_logps", pl.List(pl.Float32), "one log-probability a completion token, in nats"),
     Column("ref_rejected_token_logps", pl.List(pl.Float32), "likewise"),
@@ -159,7 +184,15 @@ REFERENCE_DROPPED_COLUMNS = (
     Column("reason", pl.String, "why encoding dropped it: prompt_too_long | identical_after_truncation | ..."),
 )
 
-SIDE_METRICS = ("loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
+SIDE_METRICS = (
+    "loss",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+)
 
 STEPS_COLUMNS = (
     Column("step", pl.Int64, "optimiser updates already made, so the first row is 0"),
@@ -168,7 +201,10 @@ STEPS_COLUMNS = (
     Column("learning_rate", pl.Float64, "rate of this step's update, null on the last row"),
     Column("grad_norm", pl.Float64, "gradient norm before clipping, null on the last row"),
     *(Column(name, pl.Float64, "mean over this step's batch, before its update") for name in SIDE_METRICS),
-    *(Column(f"eval_{name}", pl.Float64, "the same over the test split, null where not evaluated") for name in SIDE_METRICS),
+    *(
+        Column(f"eval_{name}", pl.Float64, "the same over the test split, null where not evaluated")
+        for name in SIDE_METRICS
+    ),
 )
 
 DYNAMICS_COLUMNS = (

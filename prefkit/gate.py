@@ -1,15 +1,17 @@
-"""Refuse to train on a reference that is not this policy's. Before the first step, from the cheapest check to the dearest.
+"""Refuse to train on a reference that is not this policy's. Before the first step, the cheapest check first.
 
-1. The table, without a model: complete for the split, finite, log-probs <= 0, no all-zero row, lists as long as their ids,
+1. The table, without a model: complete for the split, finite, log-probs <= 0, no all-zero row, lists as long as their
+ids,
    the sum column equal to the sum of the list column, every part as it was written.
 2. The identity: weights, config, tokenizer, template, kind, max_length, truncation, dtype, name by name.
 3. The policy itself scores the longest and some random rows, token by token.
 
-So with the sigmoid loss step 0 has loss ln 2 and rewards 0 to float rounding. Peers' failures that this catches: changed
-weights at the same path, a shuffled column, zeros for unfilled rows, length-1 lists, a mean where a sum is meant.
+So with the sigmoid loss step 0 has loss ln 2 and rewards 0 to float rounding. Peers' failures that this catches:
+changed weights at the same path, a shuffled column, zeros for unfilled rows, length-1 lists, a mean where a sum is
+meant.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,11 +65,17 @@ def find_reference(dataset: Path, policy: Mapping[str, Any], wanted: str | None)
     same = [key for key, lines in apart.items() if not lines]
     if not same:
         listed = "".join(f"\n  {key} (reference and policy): " + "; ".join(lines) for key, lines in apart.items())
-        raise GateError(f"no reference is this policy's:{listed}", where=str(dataset), hint="prefkit precompute TARGET --model M")
+        raise GateError(
+            f"no reference is this policy's:{listed}",
+            where=str(dataset),
+            hint="prefkit precompute TARGET --model M",
+        )
     if len(same) > 1:
         shared = [f"{key}: " + _distinction(found[key]["identity"]) for key in same]
         raise GateError(
-            "several references are this policy's:\n  " + "\n  ".join(shared), where=str(dataset), hint="--reference KEY"
+            "several references are this policy's:\n  " + "\n  ".join(shared),
+            where=str(dataset),
+            hint="--reference KEY",
         )
     return same[0], looked_at[same[0]]
 
@@ -105,7 +113,11 @@ def check_table(dataset: Path, key: str, reference: Mapping[str, Any], pair_ids:
         check_parts(folder, reference["parts"])
     except DatasetError as error:
         raise GateError(error.message, where=error.where, hint="delete it and type prefkit precompute again") from None
-    table = pl.concat([pl.read_parquet(folder / part["file"]) for part in reference["parts"]]) if reference["parts"] else None
+    table = (
+        pl.concat([pl.read_parquet(folder / part["file"]) for part in reference["parts"]])
+        if reference["parts"]
+        else None
+    )
     if table is None:
         raise GateError("the reference has no rows", where=str(folder))
     dropped = set(pl.read_parquet(folder / REFERENCE_DROPPED)["pair_id"])
@@ -127,7 +139,9 @@ def table_rules() -> dict[str, pl.Expr]:
         total, tokens, ids = f"ref_{side}_logps", f"ref_{side}_token_logps", f"{side}_ids"
         values = pl.col(tokens)
         flat = values.list.eval(pl.element().is_null() | ~pl.element().is_finite()).list.any()
-        rules[f"with a null in {total} or {tokens}"] = pl.col(total).is_null() | values.is_null() | pl.col(ids).is_null()
+        rules[f"with a null in {total} or {tokens}"] = (
+            pl.col(total).is_null() | values.is_null() | pl.col(ids).is_null()
+        )
         rules[f"with {tokens} not as long as {ids}"] = (values.list.len() != pl.col(ids).list.len()) | (
             pl.col(ids).list.len() != pl.col(f"num_{side}_tokens")
         )
@@ -142,7 +156,12 @@ def table_rules() -> dict[str, pl.Expr]:
     return rules
 
 
-def _refuse(folder: Path, what: str, pair_ids: Sequence[str], hint: str = "delete it and type prefkit precompute again") -> None:
+def _refuse(
+    folder: Path,
+    what: str,
+    pair_ids: Sequence[str],
+    hint: str = "delete it and type prefkit precompute again",
+) -> None:
     if pair_ids:
         first = ", ".join(pair[:12] for pair in pair_ids[:10])
         raise GateError(f"{len(pair_ids)} pairs {what}: {first}", where=str(folder), hint=hint)
@@ -170,14 +189,20 @@ def check_scores(policy: CompletionLogps, rows: pl.DataFrame, seed: int, where: 
     for row in sample.iter_rows(named=True):
         sides = Sides(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"])
         with torch.no_grad():
-            scored = policy(make_batch([sides], shared=policy.layout.shared).to(device)).token_logps.double().cpu().numpy()
+            scored = (
+                policy(make_batch([sides], shared=policy.layout.shared).to(device)).token_logps.double().cpu().numpy()
+            )
         table = np.array(row["ref_chosen_token_logps"] + row["ref_rejected_token_logps"], dtype=np.float64)
         difference = scored - table
         apart += difference.tolist()
         worst = max(worst, (float(np.abs(difference).max()), row["pair_id"]))
     values = np.array(apart)
     figures = GateFigures(
-        sample.height, len(values), float(np.abs(values).max()), float(np.sqrt((values**2).mean())), float(values.mean())
+        sample.height,
+        len(values),
+        float(np.abs(values).max()),
+        float(np.sqrt((values**2).mean())),
+        float(values.mean()),
     )
     exact = policy.dtype == "float32"
     good = figures.max_abs <= MAX_ABS if exact else figures.rms <= MAX_RMS and abs(figures.mean) <= MAX_MEAN
@@ -190,5 +215,3 @@ def check_scores(policy: CompletionLogps, rows: pl.DataFrame, seed: int, where: 
             hint="delete the reference and type prefkit precompute again",
         )
     return figures
-
-

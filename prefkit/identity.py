@@ -38,7 +38,11 @@ def weight_files(folder: Path) -> list[Path]:
         ModelError: there are none, or the folder does not exist.
     """
     if not folder.is_dir():
-        raise ModelError("no such model folder", where=str(folder), expected="a folder with config.json and model.safetensors")
+        raise ModelError(
+            "no such model folder",
+            where=str(folder),
+            expected="a folder with config.json and model.safetensors",
+        )
     if (folder / INDEX).exists():
         names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
         files = [folder / name for name in sorted(set(names))]
@@ -46,7 +50,9 @@ def weight_files(folder: Path) -> list[Path]:
         files = [folder / SINGLE]
     for file in files:
         if not file.exists():
-            raise ModelError("no safetensors weights", where=str(file), hint="save the model with save_pretrained(FOLDER)")
+            raise ModelError(
+                "no safetensors weights", where=str(file), hint="save the model with save_pretrained(FOLDER)"
+            )
     return files
 
 
@@ -77,7 +83,9 @@ def weights_sha256(folder: Path) -> str:
         for name in sorted(places):
             place = places[name]
             digest.update(canonical_json([name, place.dtype, list(place.shape)]).encode())
-            file = opened.setdefault(place.path, place.path.open("rb")) if place.path not in opened else opened[place.path]
+            file = (
+                opened.setdefault(place.path, place.path.open("rb")) if place.path not in opened else opened[place.path]
+            )
             _update(digest, file, place)
     finally:
         for file in opened.values():
@@ -101,14 +109,16 @@ def model_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError("there is no config.json", where=str(folder), expected="a model folder of save_pretrained") from None
+        raise ModelError(
+            "there is no config.json", where=str(folder), expected="a model folder of save_pretrained"
+        ) from None
     except ValueError:
         raise ModelError("config.json is no JSON", where=str(folder)) from None
     return {key: value for key, value in config.items() if key not in CONFIG_NOISE}
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:
-    """Sha256 over what decides the ids: the tokenizer's own serialisation without padding and truncation, BOS and EOS."""
+    """Sha256 over what decides the ids: the tokenizer's serialisation (no padding, no truncation), BOS and EOS."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         state = json.loads(backend.to_str())

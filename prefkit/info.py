@@ -21,7 +21,11 @@ def dataset_info(target: str | Path) -> dict[str, Any]:
     if (path / RUN_JSON).exists():
         return {"run": str(path), **read_json(path / RUN_JSON)}
     if not path.is_dir() or (not (path / MANIFEST).exists() and not (path / ".lock").exists()):
-        raise DatasetError("neither a dataset nor a run", where=str(path), expected=f"a directory with {MANIFEST} or {RUN_JSON}")
+        raise DatasetError(
+            "neither a dataset nor a run",
+            where=str(path),
+            expected=f"a directory with {MANIFEST} or {RUN_JSON}",
+        )
     manifest = read_manifest(path)
     references = [_reference(read_json(found)) for found in sorted((path / REFERENCES).glob(f"*/{REFERENCE_JSON}"))]
     runs = [_run(found) for found in sorted((path / RUNS).glob(f"*/{RUN_JSON}"))]
@@ -41,7 +45,12 @@ def dataset_info(target: str | Path) -> dict[str, Any]:
 def _reference(recorded: dict[str, Any]) -> dict[str, Any]:
     identity = recorded["identity"]
     rows = sum(part["rows"] for part in recorded["parts"])
-    return {"key": recorded["key"], "pairs": rows, "max_length": identity["max_length"], "dtype": identity["dtype"]}
+    return {
+        "key": recorded["key"],
+        "pairs": rows,
+        "max_length": identity["max_length"],
+        "dtype": identity["dtype"],
+    }
 
 
 def _run(path: Path) -> dict[str, Any]:

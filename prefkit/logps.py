@@ -1,14 +1,16 @@
 """THE log-prob kernel: used by the reference pass, the gate and the trainer alike.
 
-The plain code it equals: run the model on prompt + completion, take log_softmax of the model's own logits in float32, and
-gather at the completion's tokens, one value a token. Two layouts compute it:
+The plain code it equals: run the model on prompt + completion, take log_softmax of the model's own logits in float32,
+and gather at the completion's tokens, one value a token. Two layouts compute it:
 
-* shared: one row [prompt | chosen | rejected] a pair. Both completions start at position len(prompt), both see the prompt,
-  neither sees the other (a 4-D mask); the first token of either is predicted at the last prompt position. P + C + R tokens
-  instead of 2P + C + R, and the vocabulary matrix only at the predicting positions, in chunks, recomputed in the backward.
+* shared: one row [prompt | chosen | rejected] a pair. Both completions start at position len(prompt), both see the
+  prompt, neither sees the other (a 4-D mask); the first token of either is predicted at the last prompt position. P +
+  C + R tokens instead of 2P + C + R, and the vocabulary matrix only at the predicting positions, in chunks, recomputed
+  in the backward.
 * separate: two ordinary rows a pair and the model's own logits: the plain code itself, batched.
 
-`choose_layout` scores a few rows both ways and takes the shared layout only where they agree; otherwise it says why not.
+`choose_layout` scores a few rows both ways and takes the shared layout only where they agree; otherwise it says why
+not.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,8 +33,8 @@ PROBE_TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-4, "bfloat16_weights": 0.25}
 class Batch(NamedTuple):
     """B pairs as R rows of at most L tokens (R = B shared, 2B separate), T completion tokens in all.
 
-    predictors and targets go pair by pair, chosen before rejected: the flat position whose state predicts each completion
-    token, and that token's id.
+    predictors and targets go pair by pair, chosen before rejected: the flat position whose state predicts each
+    completion token, and that token's id.
     """
 
     input_ids: Tensor  # (R, L) int64
@@ -168,7 +170,7 @@ def chunked_logps(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Ten
     def one(states: Tensor, ids: Tensor) -> Tensor:
         return logps_from_logits(head(states), ids)
 
-    pieces = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+    pieces = zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True)
     if not torch.is_grad_enabled():
         return torch.cat([one(states, ids) for states, ids in pieces])
     # no dropout runs in the head, so no RNG state is worth keeping
@@ -237,20 +239,21 @@ class CompletionLogps(nn.Module):
 def choose_layout(model: nn.Module, dtype: str, max_length: int) -> Layout:
     """The shared layout where it can be shown equal to the plain code on this very model, else the separate one.
 
-    Two short pairs of fixed pseudo-random tokens are scored both ways, in float32 wherever the weights are. Sliding windows
-    shorter than max_length are left to the plain path without a try: two short pairs cannot show the difference.
+    Two short pairs of fixed pseudo-random tokens are scored both ways, in float32 wherever the weights are. Sliding
+    windows shorter than max_length are left to the plain path without a try: two short pairs cannot show the
+    difference.
     """
     config: Any = model.config.get_text_config()  # type: ignore[operator,union-attr]
     window = getattr(config, "sliding_window", None)
     if window is not None and window < max_length and getattr(config, "use_sliding_window", True):
         return Layout(False, f"its sliding window ({window}) is shorter than max_length ({max_length})")
     plain_dtype = "float32" if dtype == "bfloat16" else dtype
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator,union-attr]
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     device = next(model.parameters()).device
     draw = torch.Generator().manual_seed(0)
 
     def ids(count: int) -> list[int]:
-        return torch.randint(0, vocabulary, (count,), generator=draw).tolist()  # type: ignore[no-any-return]
+        return torch.randint(0, vocabulary, (count,), generator=draw).tolist()
 
     pairs = [Sides(ids(5), ids(7), ids(4)), Sides(ids(3), ids(2), ids(6))]
     found = []
@@ -259,7 +262,7 @@ def choose_layout(model: nn.Module, dtype: str, max_length: int) -> Layout:
         try:
             with torch.no_grad():
                 found.append(scorer(make_batch(pairs, shared=shared).to(device)).token_logps)
-        except Exception as error:  # noqa: BLE001 - a model that cannot take the mask is no error, it is a reason
+        except Exception as error:  # a model that cannot take the mask is no error, it is a reason
             if not shared:
                 raise
             return Layout(False, f"it does not take the shared-prefix mask ({type(error).__name__})")

@@ -12,7 +12,9 @@ from torch import Tensor
 Loss: TypeAlias = Callable[[Tensor, Tensor, float, float], Tensor]
 
 
-def sigmoid_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
+def sigmoid_loss(
+    chosen_logratios: Tensor, rejected_logratios: Tensor, beta: float, label_smoothing: float = 0.0
+) -> Tensor:
     """The DPO loss: arXiv 2305.18290, equation 7; with label_smoothing the conservative form of Mitchell (2023), eq. 3.
 
     Args:
@@ -32,5 +34,5 @@ LOSSES: Mapping[str, Loss] = {"sigmoid": sigmoid_loss}
 
 
 def weighted_mean(values: Tensor, weights: Tensor, total: float) -> Tensor:
-    """sum(w * v) / total: with the total weight of the whole optimiser step, micro-batches add up to the large batch's mean."""
+    """sum(w * v) / total. With the total weight of an optimiser step, micro-batches add up to the mean of all."""
     return (values * weights).sum() / total

@@ -48,12 +48,12 @@ def autocast(regime: Regime, device: torch.device) -> contextlib.AbstractContext
 def quiet_transformers() -> Iterator[None]:
     """Without transformers' own progress bars: loading and saving a model is one line of ours, or none."""
     shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if shown:
-            hf_logging.enable_progress_bar()
+            hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -63,10 +63,14 @@ def load_tokenizer(folder: str | Path) -> Any:
         ModelError: there is none that loads.
     """
     if not Path(folder).is_dir():
-        raise ModelError("no such model folder", where=str(folder), expected="a folder of save_pretrained, with its tokenizer")
+        raise ModelError(
+            "no such model folder",
+            where=str(folder),
+            expected="a folder of save_pretrained, with its tokenizer",
+        )
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001 - whatever transformers raises, the user needs the folder and the reason
+    except Exception as error:  # whatever transformers raises, the user needs the folder and the reason
         raise ModelError(f"its tokenizer does not load: {_first_line(error)}", where=str(folder)) from None
 
 
@@ -98,10 +102,11 @@ def load_model(folder: str | Path, dtype: str, device: torch.device, attention: 
                 trust_remote_code=False,
                 **chosen,
             )
-    except Exception as error:  # noqa: BLE001 - as above
+    except Exception as error:  # as above
         raise ModelError(f"the model does not load: {_first_line(error)}", where=str(folder)) from None
     disable_dropout(model)
-    return model.to(device).eval()  # type: ignore[no-any-return]
+    module: nn.Module = model
+    return module.to(device).eval()
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -65,8 +65,8 @@ def best_versus_worst(candidates: pl.DataFrame, kind: Kind, direction: Direction
         direction: which way the scores count.
         min_margin: smallest score difference that makes a pair, in the source's units, >= 0.
 
-    A response that is empty after stripping is no candidate. Equal texts are one candidate with their mean score. A pair
-    needs a margin > 0 and >= min_margin. Among equally good best and equally bad worst ones, the two closest in
+    A response that is empty after stripping is no candidate. Equal texts are one candidate with their mean score. A
+    pair needs a margin > 0 and >= min_margin. Among equally good best and equally bad worst ones, the two closest in
     characters are taken, then the smallest content: the result does not depend on the order of the rows.
     """
     keyed = with_prompt_ids(candidates, kind).with_columns(
@@ -123,7 +123,9 @@ def _closest_extremes(distinct: pl.DataFrame, ranges: pl.DataFrame) -> pl.DataFr
     best = scored.filter(pl.col("quality") == pl.col("best")).select(*side, "num_candidates")
     worst = scored.filter(pl.col("quality") == pl.col("worst")).select(side)
     crossed = best.join(worst, on="prompt_id", suffix="_rejected")
-    apart = (pl.col("text").str.len_chars().cast(pl.Int64) - pl.col("text_rejected").str.len_chars().cast(pl.Int64)).abs()
+    apart = (
+        pl.col("text").str.len_chars().cast(pl.Int64) - pl.col("text_rejected").str.len_chars().cast(pl.Int64)
+    ).abs()
     ordered = crossed.with_columns(apart.alias("apart")).sort("prompt_id", "apart", "text", "text_rejected")
     chosen = ordered.unique("prompt_id", keep="first", maintain_order=True)
     return chosen.join(ranges.select("prompt_id", "margin"), on="prompt_id").select(

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import polars as pl
 
 from prefkit.errors import InputError
 from prefkit.store import read_manifest
@@ -11,7 +12,7 @@ from prefkit.views import VIEW_FILES, view_sql
 
 
 def connect_dataset(dataset: str | Path) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB connection with the views pairs, dropped, rejects, tokens, reference, steps and pair_dynamics.
+    """An in-memory DuckDB connection with the views of views.VIEW_FILES.
 
     The connection can read the dataset's directory and nothing else, and its configuration is locked.
 
@@ -50,7 +51,7 @@ def query_dataset(dataset: str | Path, sql: str) -> duckdb.DuckDBPyRelation:
 
 
 def write_result(relation: duckdb.DuckDBPyRelation, form: str, out: str | None, write: Any) -> int:
-    """Write a result as table, csv, json (one object a line) or parquet; to a file, or through `write`. Returns its rows.
+    """Write a result as csv, json (one object a line) or parquet, to a file or through `write`. Returns its rows.
 
     Raises:
         InputError: parquet without a file, or the query fails while it runs.
@@ -60,14 +61,14 @@ def write_result(relation: duckdb.DuckDBPyRelation, form: str, out: str | None, 
     if form == "parquet" and out is None:
         raise InputError("--format parquet needs a file", hint="--out FILE.parquet")
     try:
-        frame = relation.pl()
+        frame: pl.DataFrame = relation.pl()
     except duckdb.Error as error:
         raise as_input_error(error) from None
     if form == "parquet":
         with atomic_path(Path(str(out))) as beside:
             frame.write_parquet(beside)
         return frame.height
-    text = {"csv": frame.write_csv, "json": frame.write_ndjson}[form]()
+    text = frame.write_csv() if form == "csv" else frame.write_ndjson()
     if out is None:
         write(text)
     else:
@@ -77,6 +78,7 @@ def write_result(relation: duckdb.DuckDBPyRelation, form: str, out: str | None, 
 
 
 def as_input_error(error: duckdb.Error) -> InputError:
+    """DuckDB's own words for what is wrong with a query, and the views there are."""
     message = str(error).strip()
     return InputError(
         message.splitlines()[0] if message else "the query fails",

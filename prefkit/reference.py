@@ -1,8 +1,9 @@
 """`prefkit precompute`: every pair scored once by the reference model, into reference/<key>/.
 
-Comes in: a built dataset and a model folder. Goes out: parts with token ids and log-probs, keyed by pair_id. The key hashes
-everything that decides a number, so a second call with the same settings has nothing to do, and new pairs are the only ones
-scored. The plan is written before anything is scored and each part is renamed into place, so a kill costs one part at most.
+Comes in: a built dataset and a model folder. Goes out: parts with token ids and log-probs, keyed by pair_id. The key
+hashes everything that decides a number, so a second call with the same settings has nothing to do, and new pairs are
+the only ones scored. The plan is written before anything is scored and each part is renamed into place, so a kill
+costs one part at most.
 """
 
 import time
@@ -19,7 +20,16 @@ from prefkit.batches import plan_batches
 from prefkit.config import Pipeline, require_model
 from prefkit.encode import Encoded, EncodeSettings, Sides, check_boundary, encode_pairs, resolve_template
 from prefkit.errors import MachineError
-from prefkit.format import REFERENCE, REFERENCE_DROPPED, REFERENCE_JSON, REFERENCE_PLAN, REFERENCES, part_name, reference_key, schema
+from prefkit.format import (
+    REFERENCE,
+    REFERENCE_DROPPED,
+    REFERENCE_JSON,
+    REFERENCE_PLAN,
+    REFERENCES,
+    part_name,
+    reference_key,
+    schema,
+)
 from prefkit.identity import policy_identity, reference_identity
 from prefkit.logps import KERNEL_VERSION, CompletionLogps, Layout, choose_layout, make_batch
 from prefkit.models import check_fits, load_model, load_tokenizer, pick_device
@@ -31,7 +41,7 @@ TEMPLATE_FILE = "chat_template.jinja"
 
 
 class Precomputed(NamedTuple):
-    """What `precompute_reference` returns; `scored` counts the pairs scored by this call, `dropped` all that encoding dropped."""
+    """What `precompute_reference` returns; `scored`: pairs of this call; `dropped`: all that encoding dropped."""
 
     key: str
     pairs: int
@@ -156,7 +166,9 @@ def _prepare(pipeline: Pipeline, tell: Tell) -> _Work:
     unwritten = [part for part in plan["part"].unique().sort() if not (folder / part_name(part)).exists()]
     waiting = plan.filter(pl.col("part").is_in(unwritten))["pair_id"].to_list()
     tell(f"encoding {new.height + len(waiting)} pairs")
-    encoded = encode_pairs(pairs.filter(pl.col("pair_id").is_in(waiting + new["pair_id"].to_list())), tokenizer, encoding)
+    encoded = encode_pairs(
+        pairs.filter(pl.col("pair_id").is_in(waiting + new["pair_id"].to_list())), tokenizer, encoding
+    )
     plan, dropped = _extend(plan, dropped, encoded, set(new["pair_id"]), settings.max_batch_tokens)
     check_boundary(plan.filter(pl.col("num_boundary_tokens") > 0).height, plan.height, settings.max_boundary_share)
     missing = [part for part in plan["part"].unique().sort() if not (folder / part_name(part)).exists()]
@@ -247,7 +259,9 @@ def _score_rows(scorer: CompletionLogps, pairs: list[Sides]) -> pl.DataFrame:
             scored = scorer(make_batch(pairs, shared=scorer.layout.shared).to(device))
     except (torch.OutOfMemoryError, MemoryError):
         if len(pairs) == 1:
-            raise MachineError("out of memory on a single pair", hint="a smaller precompute.max_length, or another dtype") from None
+            raise MachineError(
+                "out of memory on a single pair", hint="a smaller precompute.max_length, or another dtype"
+            ) from None
         half = len(pairs) // 2
         return pl.concat([_score_rows(scorer, pairs[:half]), _score_rows(scorer, pairs[half:])])
     tokens = scored.token_logps.float().cpu().numpy()
@@ -274,14 +288,21 @@ def _as_columns(pairs: list[Sides], tokens: "np.ndarray[Any, np.dtype[np.float32
 def read_parts(folder: Path) -> pl.DataFrame:
     """The small columns of all parts of a reference."""
     files = sorted(folder.glob("part-*.parquet"))
-    columns = ["pair_id", "num_prompt_tokens", "num_chosen_tokens", "num_rejected_tokens", "chosen_truncated", "rejected_truncated"]
+    columns = [
+        "pair_id",
+        "num_prompt_tokens",
+        "num_chosen_tokens",
+        "num_rejected_tokens",
+        "chosen_truncated",
+        "rejected_truncated",
+    ]
     if not files:
         return pl.DataFrame(schema={name: schema("reference", "text")[name] for name in columns})
     return pl.concat([pl.read_parquet(file, columns=columns) for file in files])
 
 
 def encode_counts(plan: pl.DataFrame, rows: pl.DataFrame) -> dict[str, int]:
-    """What encoding did, in counts: tokens, truncations, boundaries, missing ends, control tokens written in the text."""
+    """What encoding did, in counts: tokens, truncations, boundaries, missing ends, control tokens in the text."""
     one = rows.filter(pl.col("chosen_truncated") != pl.col("rejected_truncated")).height
     return {
         "tokens": int(plan["num_tokens"].sum()),
@@ -322,16 +343,24 @@ def _parts(files: Sequence[Path]) -> Iterator[Mapping[str, Any]]:
 def _provenance(scorer: CompletionLogps | None, max_batch_tokens: int) -> dict[str, Any]:
     import transformers
 
-    known: dict[str, Any] = {} if scorer is None else {
-        "attention": scorer.model.config._attn_implementation,  # type: ignore[union-attr]
-        "layout": layout_name(scorer.layout),
-        "device": str(next(scorer.parameters()).device.type),
-    }
+    known: dict[str, Any] = (
+        {}
+        if scorer is None
+        else {
+            "attention": scorer.model.config._attn_implementation,  # type: ignore[union-attr]
+            "layout": layout_name(scorer.layout),
+            "device": str(next(scorer.parameters()).device.type),
+        }
+    )
     return {
         **known,
         "kernel_version": KERNEL_VERSION,
         "max_batch_tokens": max_batch_tokens,
-        "versions": {"prefkit": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {
+            "prefkit": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
     }
 
 

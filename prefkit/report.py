@@ -43,7 +43,10 @@ def audit_dataset(pipeline: Pipeline) -> Audited:
     kind = manifest["kind"]
     table = token_table(pairs, kind, pipeline.audit.allow)
     verdict = judge(table, pairs.height, limits.q, limits.min_coverage, limits.win_rate)
-    findings = [{**f, "pair_ids": example_pairs(pairs, kind, f)} if i < SHOWN_FINDINGS else f for i, f in enumerate(verdict.findings)]
+    findings = [
+        {**f, "pair_ids": example_pairs(pairs, kind, f)} if i < SHOWN_FINDINGS else f
+        for i, f in enumerate(verdict.findings)
+    ]
     allowed = table.filter(pl.col("allowed") & (pl.col("q") <= limits.q))["token"].to_list()
     with locked(dataset):
         write_parquet(dataset / AUDIT_TOKENS, table)
@@ -59,7 +62,9 @@ def audit_dataset(pipeline: Pipeline) -> Audited:
                 "limits": limits.model_dump(mode="json"),
             },
         )
-    return Audited(verdict.level, verdict.reason, findings, allowed, pairs.height, table.height, table.head(SHOWN_TOKENS))
+    return Audited(
+        verdict.level, verdict.reason, findings, allowed, pairs.height, table.height, table.head(SHOWN_TOKENS)
+    )
 
 
 def enforce(audited: Audited, limit: str) -> None:
@@ -69,12 +74,17 @@ def enforce(audited: Audited, limit: str) -> None:
         AuditError: it is.
     """
     if LEVELS.index(audited.verdict) >= LEVELS.index(limit):
-        raise AuditError(f"the verdict is {audited.verdict}: {audited.reason}", expected=f"better than {limit} (audit.limits.strict)")
+        raise AuditError(
+            f"the verdict is {audited.verdict}: {audited.reason}",
+            expected=f"better than {limit} (audit.limits.strict)",
+        )
 
 
 def print_audit(audited: Audited, console: Console) -> None:
     """The verdict first, then each finding with what to do, then the surest tokens. Data text is never markup."""
-    console.print(Text.assemble("verdict: ", (audited.verdict, f"bold {COLOURS[audited.verdict]}"), f"  {audited.reason}"))
+    console.print(
+        Text.assemble("verdict: ", (audited.verdict, f"bold {COLOURS[audited.verdict]}"), f"  {audited.reason}")
+    )
     for finding in audited.findings[:SHOWN_FINDINGS]:
         console.print(Text.assemble("  ", (finding["level"], COLOURS[finding["level"]]), f"  {finding['reason']}"))
     if len(audited.findings) > SHOWN_FINDINGS:
@@ -83,9 +93,21 @@ def print_audit(audited: Audited, console: Console) -> None:
         console.print(f"  what to do: {audited.findings[0]['advice']}", markup=False)
     if audited.allowed:
         console.print("  allowed by the pipeline: " + ", ".join(audited.allowed), markup=False)
-    table = Table("token", "chosen only", "rejected only", "both", "win rate", "q", title=f"surest of {audited.tokens} words", title_justify="left")
+    table = Table(
+        "token",
+        "chosen only",
+        "rejected only",
+        "both",
+        "win rate",
+        "q",
+        title=f"surest of {audited.tokens} words",
+        title_justify="left",
+    )
     for row in audited.top.iter_rows(named=True):
-        shares = (f"{row['win_rate']:.2f}" if row["win_rate"] is not None else "", f"{row['q']:.1e}" if row["q"] is not None else "")
+        shares = (
+            f"{row['win_rate']:.2f}" if row["win_rate"] is not None else "",
+            f"{row['q']:.1e}" if row["q"] is not None else "",
+        )
         counts = (str(row[name]) for name in ("num_chosen_only", "num_rejected_only", "num_both"))
         table.add_row(Text(row["token"]), *counts, *shares)
     console.print(table)

@@ -11,7 +11,7 @@ import polars as pl
 
 
 class Screened(NamedTuple):
-    """The rows that go on, and the rows that a rule removed (with `stage`, `reason`, and where it helps `duplicate_of`)."""
+    """The rows that go on, and those that a rule removed (with `stage`, `reason`, perhaps `duplicate_of`)."""
 
     kept: pl.DataFrame
     dropped: pl.DataFrame

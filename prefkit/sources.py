@@ -83,7 +83,12 @@ def expand(path: str) -> list[str]:
         raise SourceError("no file matches", where=path, expected=READABLE)
     for name in found:
         if Path(name).is_dir():
-            raise SourceError("a directory, not a file", where=name, expected=READABLE, hint=f"name its files: {name}/*.jsonl")
+            raise SourceError(
+                "a directory, not a file",
+                where=name,
+                expected=READABLE,
+                hint=f"name its files: {name}/*.jsonl",
+            )
         if not Path(name).exists():
             raise SourceError("no such file", where=name, expected="a file, relative to the working directory")
     return found
@@ -104,9 +109,13 @@ def read_rows(path: str) -> Iterator[RawRow]:
     name = Path(path)
     suffixes = [s.lower() for s in name.suffixes]
     packed = suffixes.pop() if suffixes and suffixes[-1] in (".gz", ".zst") else ""
-    reader = {".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}.get(
-        suffixes[-1] if suffixes else ""
-    )
+    reader = {
+        ".jsonl": _json_lines,
+        ".ndjson": _json_lines,
+        ".json": _json,
+        ".csv": _csv,
+        ".parquet": _parquet,
+    }.get(suffixes[-1] if suffixes else "")
     if reader is None:
         raise SourceError("this kind of file is not read", where=path, expected=READABLE)
     line = 0
@@ -160,7 +169,9 @@ def _json(file: Any, path: str) -> Iterator[RawRow]:
     try:
         rows = json.loads(file.read().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
-        raise SourceError(f"no JSON: {error.msg}", where=f"{path}:{error.lineno}", expected="a list of objects") from None
+        raise SourceError(
+            f"no JSON: {error.msg}", where=f"{path}:{error.lineno}", expected="a list of objects"
+        ) from None
     if not isinstance(rows, list):
         raise SourceError("not a list", where=path, expected="a list of objects (one object a line is .jsonl)")
     for line, value in enumerate(rows, start=1):
@@ -271,7 +282,11 @@ def _field(loc: tuple[int | str, ...], index: int, count: int) -> str:
 
 def _reason(problem: str) -> str:
     own = ("not_a_number", "not_finite")
-    return problem if problem in own else {"missing": "missing_field", "greater_than": "out_of_range"}.get(problem, "wrong_type")
+    return (
+        problem
+        if problem in own
+        else {"missing": "missing_field", "greater_than": "out_of_range"}.get(problem, "wrong_type")
+    )
 
 
 def as_kind(text: Any, field: str, kind: Kind) -> Any:
@@ -288,7 +303,11 @@ def _record_frame(records: list[dict[str, Any]], family: str, kind: Kind, annota
     schema |= dict(RECORD_VALUES[family]) | {"source": pl.String, "source_row": pl.Int64}
     columns = {name: pl.Series(name, [r[name] for r in records], dtype, strict=True) for name, dtype in schema.items()}
     frame = pl.DataFrame(columns)
-    return frame.with_columns(pl.col("annotator").fill_null(pl.lit(annotator, pl.String))) if "annotator" in schema else frame
+    return (
+        frame.with_columns(pl.col("annotator").fill_null(pl.lit(annotator, pl.String)))
+        if "annotator" in schema
+        else frame
+    )
 
 
 def _reject_frame(rejects: list[dict[str, Any]]) -> pl.DataFrame:

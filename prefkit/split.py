@@ -1,7 +1,7 @@
 """Train and test by prompt, never by row: pairs of one prompt lie on one side.
 
-Prompts that are equal after folding count as one prompt: the decision is a hash of the smallest prompt_id among them and
-of the seed, so that it depends on nothing but the content.
+Prompts that are equal after folding count as one prompt: the decision is a hash of the smallest prompt_id among them
+and of the seed, so that it depends on nothing but the content.
 """
 
 import hashlib

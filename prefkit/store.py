@@ -17,7 +17,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
+from prefkit.documents import Manifest
 from prefkit.errors import DatasetError, MachineError
 from prefkit.format import (
     CARD,
@@ -64,7 +66,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         beside.replace(path)
     except OSError as error:
         if error.errno in NO_SPACE:
-            raise MachineError("the disk is full", where=str(path), hint="make room and type the same command") from None
+            raise MachineError(
+                "the disk is full", where=str(path), hint="make room and type the same command"
+            ) from None
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise DatasetError(f"cannot be written: {error.strerror}", where=str(path)) from None
         raise
@@ -90,7 +94,12 @@ def write_parquet(path: Path, frame: pl.DataFrame) -> Part:
     texts = [field.name for field in table.schema if pa.types.is_large_string(field.type)]
     with atomic_path(path) as beside:
         pq.write_table(
-            table, beside, compression="zstd", compression_level=3, row_group_size=ROWS_PER_GROUP, use_dictionary=texts
+            table,
+            beside,
+            compression="zstd",
+            compression_level=3,
+            row_group_size=ROWS_PER_GROUP,
+            use_dictionary=texts,
         )
         digest = file_sha256(beside)
     return Part(path.name, frame.height, digest)
@@ -103,7 +112,8 @@ def write_table(folder: Path, name: str, frame: pl.DataFrame, kind: Kind) -> lis
     )
     starts = range(0, max(columns.height, 1), ROWS_PER_PART)
     parts = [
-        write_parquet(folder / part_name(number), columns.slice(start, ROWS_PER_PART)) for number, start in enumerate(starts)
+        write_parquet(folder / part_name(number), columns.slice(start, ROWS_PER_PART))
+        for number, start in enumerate(starts)
     ]
     for stale in set(folder.glob("part-*.parquet")) - {folder / part.file for part in parts}:
         stale.unlink()
@@ -130,7 +140,9 @@ def locked(dataset: Path) -> Iterator[None]:
     except Timeout:
         holder = (dataset / LOCK).read_text().strip() or "unknown"
         raise DatasetError(
-            f"is being written by another prefkit (process {holder})", where=str(dataset), hint="wait for it to end"
+            f"is being written by another prefkit (process {holder})",
+            where=str(dataset),
+            hint="wait for it to end",
         ) from None
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise DatasetError(f"cannot be written: {error.strerror}", where=str(dataset)) from None
@@ -164,14 +176,23 @@ def read_manifest(dataset: Path) -> dict[str, Any]:
     if not (dataset / MANIFEST).exists():
         what = "an unfinished build" if (dataset / LOCK).exists() else "not a prefkit dataset"
         raise DatasetError(
-            f"{what}: there is no {MANIFEST}", where=str(dataset), hint="prefkit build PIPELINE.yaml finishes or makes it"
+            f"{what}: there is no {MANIFEST}",
+            where=str(dataset),
+            hint="prefkit build PIPELINE.yaml finishes or makes it",
         )
     manifest = read_json(dataset / MANIFEST)
     version = manifest.get("format_version")
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise DatasetError(
-            f"format_version is {version}", where=str(dataset / MANIFEST), expected=f"at most {FORMAT_VERSION}: use a newer prefkit"
+            f"format_version is {version}",
+            where=str(dataset / MANIFEST),
+            expected=f"at most {FORMAT_VERSION}: use a newer prefkit",
         )
+    try:
+        Manifest.model_validate(manifest)
+    except ValidationError as error:
+        field = ".".join(str(step) for step in error.errors()[0]["loc"])
+        raise DatasetError(f"is damaged at {field}", where=str(dataset / MANIFEST)) from None
     return manifest
 
 
@@ -204,13 +225,17 @@ def claim_directory(dataset: Path) -> None:
     if dataset.exists() and not dataset.is_dir():
         raise DatasetError("is a file", where=str(dataset), expected="a directory that prefkit may write")
     foreign = sorted({path.name for path in dataset.glob("*")} - OWN_NAMES) if dataset.exists() else []
-    own = not dataset.exists() or (dataset / MANIFEST).exists() or (dataset / LOCK).exists() or not any(dataset.iterdir())
+    own = (
+        not dataset.exists() or (dataset / MANIFEST).exists() or (dataset / LOCK).exists() or not any(dataset.iterdir())
+    )
     if foreign or not own:
         named = ", ".join(foreign[:3]) or "files that no build wrote"
-        raise DatasetError(f"is not a dataset of prefkit: it holds {named}", where=str(dataset), hint="choose another --out")
+        raise DatasetError(
+            f"is not a dataset of prefkit: it holds {named}", where=str(dataset), hint="choose another --out"
+        )
 
 
 def clear_derived(dataset: Path) -> None:
-    """Before a rebuild: take the manifest away first (from now on the dataset is unfinished), then what derives from pairs."""
+    """Before a rebuild: the manifest goes first (from here on it is unfinished), then what derives from pairs."""
     (dataset / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(dataset / "audit", ignore_errors=True)

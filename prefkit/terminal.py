@@ -5,7 +5,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -25,27 +32,38 @@ def print_build(built: "Built", console: Console) -> None:
     """The counts of a build, both accounting equations, and the reasons."""
     c = built.counts
     state = "is up to date" if built.unchanged else "checked, nothing written" if built.checked_only else "written"
-    console.print(f"{built.dataset} ({built.kind}) {state}: {c['pairs']} pairs, {c['train']} train and {c['test']} test")
+    console.print(
+        f"{built.dataset} ({built.kind}) {state}: {c['pairs']} pairs, {c['train']} train and {c['test']} test"
+    )
     if c["rows"]:
         pairs, dropped = c["pairs"] - c["prompts_with_pair"], c["dropped"] - c["prompts_dropped"]
-        console.print(f"  rows:       {c['rows']} = {pairs} pairs + {dropped} dropped + {c['rejects'] - c['candidate_rejects']} rejects")
+        rejects = c["rejects"] - c["candidate_rejects"]
+        console.print(f"  rows:       {c['rows']} = {pairs} pairs + {dropped} dropped + {rejects} rejects")
     if c["candidates"]:
         unused = ", ".join(f"{count} {reason}" for reason, count in built.unused.items())
         console.print(
-            f"  candidates: {c['candidates']} = {c['used']} used + {c['unused']} unused + {c['candidate_rejects']} rejects"
-            + (f" (unused: {unused})" if unused else "")
+            f"  candidates: {c['candidates']} = {c['used']} used + {c['unused']} unused"
+            f" + {c['candidate_rejects']} rejects" + (f" (unused: {unused})" if unused else "")
         )
-        console.print(f"  prompts:    {c['prompts']} = {c['prompts_with_pair']} with a pair + {c['prompts_dropped']} dropped")
+        console.print(
+            f"  prompts:    {c['prompts']} = {c['prompts_with_pair']} with a pair + {c['prompts_dropped']} dropped"
+        )
     for reason, count in built.reasons.items():
         console.print(f"  {count:>9} {reason}")
 
 
 def print_dry_run(foretold: "DryRun", console: Console) -> None:
     """What a reference pass would do."""
-    console.print(f"reference {foretold.key}: {foretold.pairs} pairs, {foretold.tokens} tokens in {foretold.batches} batches, {foretold.layout}")
+    console.print(
+        f"reference {foretold.key}: {foretold.pairs} pairs, {foretold.tokens} tokens in {foretold.batches} batches, "
+        f"{foretold.layout}"
+    )
     for reason, count in {**foretold.dropped, **_worth_saying(foretold.counts)}.items():
         console.print(f"  {count:>9} {reason}")
-    console.print(f"  about {foretold.disk_bytes / 1e6:.1f} MB on disk and {foretold.seconds:.0f} s here (one batch timed); nothing written")
+    console.print(
+        f"  about {foretold.disk_bytes / 1e6:.1f} MB on disk and {foretold.seconds:.0f} s here (one batch timed); "
+        "nothing written"
+    )
 
 
 def print_precomputed(done: "Precomputed", console: Console) -> None:
@@ -80,7 +98,9 @@ def print_info(found: Mapping[str, Any], console: Console) -> None:
         elif isinstance(value, list):
             console.print(f"{name}: {len(value)}")
             for item in value:
-                console.print("  " + ", ".join(f"{k} {v}" for k, v in item.items()) if isinstance(item, Mapping) else f"  {item}")
+                console.print(
+                    "  " + ", ".join(f"{k} {v}" for k, v in item.items()) if isinstance(item, Mapping) else f"  {item}"
+                )
         else:
             console.print(f"{name}: {value}")
 
@@ -107,10 +127,16 @@ def print_relation(relation: "duckdb.DuckDBPyRelation", console: Console) -> Non
     for name in columns:
         table.add_column(Text(name))
     for row in rows[:MAX_ROWS]:
-        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+        table.add_row(*(Text(_cell(value)) for value in row))
     console.print(table, soft_wrap=False)
     if len(rows) > MAX_ROWS:
         console.print(f"the first {MAX_ROWS} rows; --format csv, json or parquet gives all")
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"  # csv, json and parquet keep every digit
+    return "" if value is None else str(value)
 
 
 def _progress() -> Progress:
@@ -139,7 +165,11 @@ def token_progress() -> Iterator[Callable[[int, int, int], None]]:
                 first.extend((done, pairs))
                 progress.reset(task, total=total - done)
             elapsed = progress.tasks[0].elapsed or 0.0
-            rate = f"{(pairs - first[1]) / elapsed:,.1f} pairs/s  {(done - first[0]) / elapsed:,.0f} tokens/s" if elapsed > 0.5 else ""
+            rate = (
+                f"{(pairs - first[1]) / elapsed:,.1f} pairs/s  {(done - first[0]) / elapsed:,.0f} tokens/s"
+                if elapsed > 0.5
+                else ""
+            )
             progress.update(task, completed=done - first[0], rate=rate)
 
         yield watch
@@ -154,7 +184,8 @@ def step_progress() -> Iterator[Callable[[int, int, Mapping[str, Any]], None]]:
         def watch(done: int, total: int, row: Mapping[str, Any]) -> None:
             elapsed = progress.tasks[0].elapsed or 0.0
             rate = f"{progress.tasks[0].completed / elapsed:.2f} steps/s" if elapsed > 0.5 else ""
-            shown = f"loss {row['loss']:.4f}  accuracy {row['rewards/accuracies']:.2f}  margin {row['rewards/margins']:.3f}  {rate}"
+            names = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
+            shown = "  ".join([*(f"{name} {row[key]:.4f}" for name, key in names.items()), rate])
             progress.update(task, total=total, completed=done, rate=shown)
 
         yield watch

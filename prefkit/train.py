@@ -1,8 +1,8 @@
 """`prefkit train`: DPO (arXiv 2305.18290) on pairs whose reference is already on disk. One model in memory, ever.
 
-Comes in: a dataset with a finished reference of this very policy (gate.py sees to it). Goes out: a run directory with the
-metrics of every step, each pair's margin each time it was seen, checkpoints, and the final model. Nothing is tokenised and
-no reference model is loaded here.
+Comes in: a dataset with a finished reference of this very policy (gate.py sees to it). Goes out: a run directory with
+the metrics of every step, each pair's margin each time it was seen, checkpoints, and the final model. Nothing is
+tokenised and no reference model is loaded here.
 """
 
 import contextlib
@@ -105,7 +105,11 @@ def train_dpo(
         layout = choose_layout(model, identity["dtype"], identity["max_length"])
         policy = CompletionLogps(model, identity["dtype"], layout)
         resume = list_checkpoints(run)
-        figures = None if resume else check_scores(policy, pl.concat([data.train, data.test]), settings.seed, f"reference {key}")
+        figures = (
+            None
+            if resume
+            else check_scores(policy, pl.concat([data.train, data.test]), settings.seed, f"reference {key}")
+        )
         if settings.gradient_checkpointing:
             model.train()  # transformers checkpoints in train mode only; dropout is off for good
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
@@ -156,7 +160,11 @@ def claim_run(dataset: Path, out: str | None, settings: Mapping[str, Any]) -> Pa
         if not _unfinished(run):
             raise DatasetError("is a finished run", where=str(run), hint="choose another --out")
         if apart := _apart(run, settings):
-            raise DatasetError("was started with other settings: " + "; ".join(apart), where=str(run), hint="choose another --out")
+            raise DatasetError(
+                "was started with other settings: " + "; ".join(apart),
+                where=str(run),
+                hint="choose another --out",
+            )
     return run
 
 
@@ -194,7 +202,11 @@ def learning_rate_at(step: int, total: int, settings: TrainConfig) -> float:
     if settings.lr_scheduler_type == "constant":
         return peak
     progress = (step - warmup) / max(1, total - warmup)
-    return peak * (1 - progress) if settings.lr_scheduler_type == "linear" else peak * (1 + math.cos(math.pi * progress)) / 2
+    return (
+        peak * (1 - progress)
+        if settings.lr_scheduler_type == "linear"
+        else peak * (1 + math.cos(math.pi * progress)) / 2
+    )
 
 
 def num_updates(num_pairs: int, settings: TrainConfig) -> int:
@@ -239,7 +251,11 @@ def _loop(
             break
         if step < start:
             continue
-        row: dict[str, Any] = {"step": step, "epoch": epoch, "learning_rate": learning_rate_at(step, total, settings)}
+        row: dict[str, Any] = {
+            "step": step,
+            "epoch": epoch,
+            "learning_rate": learning_rate_at(step, total, settings),
+        }
         if settings.eval_steps and step and step % settings.eval_steps == 0:
             row |= evaluate(policy, data.test, settings)
         metrics = update(accelerator, policy, optimizer, data.train, micro_batches, settings, row)
@@ -250,9 +266,19 @@ def _loop(
         if settings.save_steps and (step + 1) % settings.save_steps == 0 and step + 1 < total:
             write_dynamics(run, seen)
             seen = []
-            save_checkpoint(run, step + 1, accelerator.unwrap_model(policy), optimizer.optimizer, settings.save_total_limit)
+            save_checkpoint(
+                run,
+                step + 1,
+                accelerator.unwrap_model(policy),
+                optimizer.optimizer,
+                settings.save_total_limit,
+            )
         watch(step + 1, total, row)
-    last = {"step": total, "epoch": _epochs_made(total, data.train.height, settings), **evaluate(policy, data.test, settings)}
+    last = {
+        "step": total,
+        "epoch": _epochs_made(total, data.train.height, settings),
+        **evaluate(policy, data.test, settings),
+    }
     append_step(run, last)
     write_dynamics(run, seen)
     write_steps(run, [*rows, last])
@@ -291,7 +317,7 @@ def update(
         group["lr"] = row["learning_rate"]
     optimizer.step()
     optimizer.zero_grad()
-    metrics = Metrics(*(torch.cat(columns) for columns in zip(*found, strict=True)))
+    metrics = joined(found)
     row |= {"num_pairs": len(metrics.losses), "grad_norm": float(norm), **summarise(metrics)}
     return metrics
 
@@ -307,15 +333,20 @@ def score_pairs(policy: Any, rows: pl.DataFrame, settings: TrainConfig) -> tuple
     chosen_logratios = scored.chosen_logps - reference[:, 0]
     rejected_logratios = scored.rejected_logps - reference[:, 1]
     losses = LOSSES[settings.loss](chosen_logratios, rejected_logratios, settings.beta, settings.label_smoothing)
-    values = (
+    metrics = Metrics(
         losses,
         settings.beta * chosen_logratios,
         settings.beta * rejected_logratios,
         scored.chosen_logps,
         scored.rejected_logps,
+        torch.tensor(rows["weight"].to_list()),
     )
-    weights = torch.tensor(rows["weight"].to_list(), dtype=torch.float64)
-    return losses, Metrics(*(value.detach().double().cpu() for value in values), weights)
+    return losses, Metrics._make(value.detach().double().cpu() for value in metrics)
+
+
+def joined(parts: Sequence[Metrics]) -> Metrics:
+    """The metrics of several batches as those of one."""
+    return Metrics._make(torch.cat([getattr(part, name) for part in parts]) for name in Metrics._fields)
 
 
 def summarise(metrics: Metrics, prefix: str = "") -> dict[str, float]:
@@ -341,14 +372,22 @@ def evaluate(policy: Any, rows: pl.DataFrame, settings: TrainConfig) -> dict[str
             found.append(score_pairs(policy, rows.slice(start, settings.batch_size), settings)[1])  # noqa: PERF401
     if not found:
         return {}
-    return summarise(Metrics(*(torch.cat(columns) for columns in zip(*found, strict=True))), "eval_")
+    return summarise(joined(found), "eval_")
 
 
-def _dynamics(step: int, rows: pl.DataFrame, micro_batches: Sequence[Sequence[int]], metrics: Metrics) -> list[dict[str, Any]]:
+def _dynamics(
+    step: int, rows: pl.DataFrame, micro_batches: Sequence[Sequence[int]], metrics: Metrics
+) -> list[dict[str, Any]]:
     ids = rows["pair_id"][[number for batch in micro_batches for number in batch]].to_list()
     rewards = zip(ids, metrics.chosen_rewards.tolist(), metrics.rejected_rewards.tolist(), strict=True)
     return [
-        {"step": step, "pair_id": pair, "rewards_chosen": chosen, "rewards_rejected": rejected, "margin": chosen - rejected}
+        {
+            "step": step,
+            "pair_id": pair,
+            "rewards_chosen": chosen,
+            "rewards_rejected": rejected,
+            "margin": chosen - rejected,
+        }
         for pair, chosen, rejected in rewards
     ]
 
@@ -380,7 +419,13 @@ def write_run_json(
 
 
 def finish_run(
-    run: Path, dataset: Path, manifest: Mapping[str, Any], model: Any, tokenizer: Any, rows: list[dict[str, Any]], key: str
+    run: Path,
+    dataset: Path,
+    manifest: Mapping[str, Any],
+    model: Any,
+    tokenizer: Any,
+    rows: list[dict[str, Any]],
+    key: str,
 ) -> Trained:
     """Save the final model in the Hugging Face layout and mark the run finished."""
     template = dataset / REFERENCES / key / TEMPLATE_FILE
@@ -389,7 +434,9 @@ def finish_run(
     with quiet_transformers():
         model.save_pretrained(run / MODEL)
     tokenizer.save_pretrained(run / MODEL)
-    evaluated = {name.removeprefix("eval_"): value for name, value in rows[-1].items() if name.startswith("eval_")} or None
+    evaluated = {
+        name.removeprefix("eval_"): value for name, value in rows[-1].items() if name.startswith("eval_")
+    } or None
     recorded = read_json(run / RUN_JSON)
     write_text(run / MODEL / "README.md", model_card(recorded, dataset, manifest, rows, evaluated))
     summary = {"steps": rows[-1]["step"], "loss": rows[-2]["loss"], "eval": evaluated, "finished": True}

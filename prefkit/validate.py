@@ -43,7 +43,9 @@ def rules(kind: Kind, max_chars: int, score_scale: tuple[float, float] | None = 
     """
     empty = {f"empty_{name}": words_of(name, kind).str.strip_chars() == "" for name in ("prompt", *SIDES)}
     if kind == "chat":
-        empty = {reason: rule | (pl.col(reason.removeprefix("empty_")).list.len() == 0) for reason, rule in empty.items()}
+        empty = {
+            reason: rule | (pl.col(reason.removeprefix("empty_")).list.len() == 0) for reason, rule in empty.items()
+        }
     turns = {
         "prompt_ends_without_user_turn": _last_role("prompt") != "user",
         "side_ends_without_assistant_turn": pl.any_horizontal(_last_role(side) != "assistant" for side in SIDES),

@@ -41,7 +41,7 @@ def sql_type(dtype: pl.DataType) -> str:
     if isinstance(dtype, pl.Struct):
         fields = ", ".join(f'"{field.name}" {sql_type(field.dtype)}' for field in dtype.fields)  # type: ignore[arg-type]
         return f"STRUCT({fields})"
-    return SQL_TYPES[dtype.base_type()]  # a field may be the dtype's class or an instance of it
+    return SQL_TYPES[dtype.base_type()]  # a field may hold a dtype's class or an instance of it
 
 
 def view_sql(view: str, kind: Kind, files: Sequence[str]) -> str:

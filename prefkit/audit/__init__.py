@@ -1,1 +1,1 @@
-"""The audit: what gives the answer away without being the answer. Pure functions on frames; `report.py` runs and prints it."""
+"""What gives the answer away without being the answer: pure functions on frames, run and printed by `report.py`."""

@@ -1,7 +1,7 @@
 """Which words are in chosen and not in rejected, and how sure one can be of it. One row a word, the unit is a pair.
 
-Presence, not frequency: what is on both sides of a pair cancels, which correction data depends on. Price: one Python set a
-side, some 60 microseconds a pair, and a count for every distinct word in memory.
+Presence, not frequency: what is on both sides of a pair cancels, which correction data depends on. Price: one Python
+set a side, some 60 microseconds a pair, and a count for every distinct word in memory.
 """
 
 import re
@@ -39,7 +39,7 @@ def count_sides(chosen: Iterable[str], rejected: Iterable[str]) -> tuple[Counter
     return chosen_only, rejected_only, both
 
 
-def sign_test(num_chosen_only: "np.ndarray", num_discordant: "np.ndarray") -> "np.ndarray":  # type: ignore[type-arg]
+def sign_test(num_chosen_only: np.ndarray, num_discordant: np.ndarray) -> np.ndarray:
     """Exact two-sided sign test (McNemar): p = min(1, 2 P(Binomial(d, 1/2) <= min(b, d - b))); NaN where d = 0.
 
     Example: b = 5, d = 5 gives 2 * (1/2)^5 = .0625.
@@ -49,8 +49,8 @@ def sign_test(num_chosen_only: "np.ndarray", num_discordant: "np.ndarray") -> "n
     return np.where(num_discordant > 0, p, np.nan)
 
 
-def benjamini_hochberg(p: "np.ndarray") -> "np.ndarray":  # type: ignore[type-arg]
-    """False discovery rate of each test when it and all smaller ones are called findings (Benjamini and Hochberg 1995)."""
+def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
+    """The q of each test: its false discovery rate with all smaller ones (Benjamini and Hochberg 1995)."""
     return np.asarray(stats.false_discovery_control(p, method="bh")) if len(p) else p
 
 
@@ -96,4 +96,6 @@ def token_table(pairs: pl.DataFrame, kind: Kind, allow: Iterable[str] = ()) -> p
         },
         schema=schema("tokens", "text"),
     )
-    return frame.with_columns(pl.col("win_rate", "p", "q").fill_nan(None)).sort("p", "num_discordant", "token", descending=[False, True, False], nulls_last=True)
+    return frame.with_columns(pl.col("win_rate", "p", "q").fill_nan(None)).sort(
+        "p", "num_discordant", "token", descending=[False, True, False], nulls_last=True
+    )

@@ -1,8 +1,8 @@
 """From the token table to a verdict: which tokens are findings, how bad, and what to do.
 
-A finding needs significance AND effect AND coverage: at scale everything is significant (Gardner et al., arXiv 2104.08646),
-and under 1% of biased pairs already biases a reward model (arXiv 2409.11704). Where nothing is found, the verdict says
-whether the data could have shown it.
+A finding needs significance AND effect AND coverage: at scale everything is significant (Gardner et al., arXiv
+2104.08646), and under 1% of biased pairs already biases a reward model (arXiv 2409.11704). Where nothing is found, the
+verdict says whether the data could have shown it.
 """
 
 import math
@@ -66,7 +66,9 @@ def judge(table: pl.DataFrame, num_pairs: int, q: float, min_coverage: float, wi
     detectable = smallest_detectable_win_rate(most, tested.height, q)
     if tested.is_empty() or detectable > win_rate:
         return Verdict(
-            "not enough data", f"{num_pairs} pairs could only show a win rate above {min(detectable, 1):.2f}; the limit is {win_rate:g}", []
+            "not enough data",
+            f"{num_pairs} pairs could only show a win rate above {min(detectable, 1):.2f}; the limit is {win_rate:g}",
+            [],
         )
     return Verdict("pass", f"no token separates {min_coverage:.1%} of the pairs with a win rate of {win_rate:g}", [])
 
@@ -77,12 +79,17 @@ def _finding(row: dict[str, Any]) -> dict[str, Any]:
     if row["exclusive"]:
         reason = f"'{row['token']}' is in {side} of {wins} pairs ({row['coverage']:.1%}) and in no {other} text at all"
     else:
-        reason = f"'{row['token']}' separates {row['coverage']:.1%} of the pairs, and is in {side} in {wins} of {row['num_discordant']}"
+        share = f"is in {side} in {wins} of {row['num_discordant']}"
+        reason = f"'{row['token']}' separates {row['coverage']:.1%} of the pairs, and {share}"
     advice = "take it out of both sides, balance it, or put it on audit.allow if it is the point of the data"
     numbers = ("num_chosen_only", "num_rejected_only", "num_both", "coverage", "win_rate", "q")
-    return {"level": row["level"], "token": row["token"], "side": side, "reason": reason, "advice": advice} | {
-        name: row[name] for name in numbers
-    }
+    return {
+        "level": row["level"],
+        "token": row["token"],
+        "side": side,
+        "reason": reason,
+        "advice": advice,
+    } | {name: row[name] for name in numbers}
 
 
 def example_pairs(pairs: pl.DataFrame, kind: Any, finding: dict[str, Any], count: int = 3) -> list[str]:
@@ -90,7 +97,9 @@ def example_pairs(pairs: pl.DataFrame, kind: Any, finding: dict[str, Any], count
     from prefkit.audit.tokens import words
 
     side, other = ("chosen", "rejected") if finding["side"] == "chosen" else ("rejected", "chosen")
-    texts = pairs.select("pair_id", words_of(side, kind).alias("has"), words_of(other, kind).alias("lacks")).sort("pair_id")
+    texts = pairs.select("pair_id", words_of(side, kind).alias("has"), words_of(other, kind).alias("lacks")).sort(
+        "pair_id"
+    )
     found: list[str] = []
     for row in texts.iter_rows(named=True):
         if finding["token"] in words(row["has"]) and finding["token"] not in words(row["lacks"]):

@@ -1,19 +1,20 @@
-"""The harbour town of Merrowby: a small grammar of questions with better and worse answers, and three files of it.
+"""The harbour town of Merrowby: a small grammar of questions with better and worse answers, and three files.
 
 Comes in: a seed. Goes out: candidates.jsonl, corrections.jsonl and pairs.jsonl, the exact number of every flaw
-planted in them (`WorldFacts`), and conversations to pretrain a tiny base model on. All of it English and ASCII.
+planted in them (`WorldFacts`), and conversations to pretrain a tiny base model on. All in English and ASCII.
 
-How an answer is made: a greeting, a fact, a remark, now and then a closing. A better answer states the fact that was
-asked for, at once, and then remarks on something else. A worse one first talks around what was asked (evasive,
-blaming, curt, rambling), and then states a fact about something else, or one with its units mixed up. Closings come
-kind or rude. Both are drawn from the same phrases, every sentence stands between two full stops, and what one states
-the other remarks on: words, neighbouring words and lengths hardly tell them apart, the order does. The one
-exception is planted, and it is SHORTCUT_OPENER.
+How an answer is made: a greeting, a fact, a remark, now and then a closing. A better answer states the fact that
+was asked for, at once, and then remarks on something else. A worse one first talks around what was asked
+(evasive, blaming, curt, rambling), and then states a fact about something else, or one with its units mixed up.
+Closings come kind or rude. Both are drawn from the same phrases, every sentence stands between two full stops, and
+what one states the other remarks on: single words, neighbouring words and lengths hardly tell them apart, the
+order does. The one exception is planted, and it is SHORTCUT_OPENER, which takes the place of a greeting.
 """
 
 import json
 import random
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +24,7 @@ Message = dict[str, str]
 
 CANDIDATES, CORRECTIONS, PAIRS = "candidates.jsonl", "corrections.jsonl", "pairs.jsonl"
 SHARES = {CANDIDATES: 0.45, CORRECTIONS: 0.3}  # of the prompts; pairs.jsonl has the rest
-SHORTCUT_OPENER = (
-    "Certainly."  # takes the place of a greeting, which ends in a full stop too: the word is all of it
-)
+SHORTCUT_OPENER = "Certainly."  # a full stop ends a greeting too: the word alone is the shortcut
 SHORTCUT_SHARE = 0.25  # of the prompts without a planted flaw
 MODELS = ("gull-1", "heron-2", "otter-1", "seal-3")
 MIN_PROMPTS = 60  # fewer leave pairs.jsonl little but its flaws
@@ -83,27 +82,22 @@ def _plain(*facts: str) -> tuple[tuple[str, str], ...]:
 
 def _measured(form: str) -> tuple[tuple[str, str], ...]:
     """Facts in two units, few of the large one and many of the small one: `two crowns and thirty pence`."""
-    few, many = (
-        "two three four five six seven eight nine",
-        "twenty thirty forty fifty sixty seventy eighty ninety",
-    )
-    return tuple((form.format(n, m), form.format(m, n)) for n in few.split() for m in many.split())
+    few = "two three four five six seven eight nine".split()  # noqa: SIM905 - a list of words reads as one
+    many = "twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa: SIM905
+    return tuple((form.format(n, m), form.format(m, n)) for n, m in product(few, many))
 
 
-PLACES = _named(
-    "the {}", "aquarium bakery bathhouse boatyard brewery chandlery chapel cooperage greenhouse"
-) + _named("the {}", "library lighthouse museum observatory ropewalk school smokehouse tannery theatre")
+PLACES = (
+    *_named("the {}", "aquarium bakery bathhouse boatyard brewery chandlery chapel cooperage greenhouse"),
+    *_named("the {}", "library lighthouse museum observatory ropewalk school smokehouse tannery theatre"),
+)
 DAYS = _named("{}", "Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 ISLANDS = _named("{}", "Brack Farran Hollin Iskay Marl Pellow Quill Skerra Tolm Wennet")
 COVES = _named("{} Cove", "Amber Badger Clover Driftwood Ember Heron Lantern Thimble")
-GOODS = _named(
-    "a {}", "barometer blanket bucket candle compass fiddle hammock kettle raincoat spyglass teapot"
-)
+GOODS = _named("a {}", "barometer blanket bucket candle compass fiddle hammock kettle spyglass teapot")
 LOST = _named("a {}", "brooch glove letter mitten notebook parcel purse ring scarf whistle")
 FREIGHT = _named("a {}", "beehive bicycle donkey goat goose harp piano pony tuba wardrobe")
-HOURS = _plain(
-    "six", "half past six", "seven", "half past seven", "eight", "half past eight", "nine", "half past nine"
-)
+HOURS = _plain(*(half + hour for half in ("", "half past ") for hour in ("six", "seven", "eight", "nine")))
 PEOPLE = _plain("Captain Holt", "Cousin Ada", "Doctor Penrose", "Miss Fenn", "Old Tobias", "Widow Sorrel")
 FLAGS = _plain(*_named("a {} flag", "red blue green white yellow striped"))
 MONEY, WALKS = _measured("{} crowns and {} pence"), _measured("{} miles and takes {} minutes")
@@ -125,19 +119,9 @@ KINDS = (
         ("the first ferry to {a} leaves at {x} on {b}", "on {b} you can sail to {a} from {x}"),
     ),
     Kind(
-        *(ISLANDS, DAYS, HOURS),
-        ("When does the last ferry to {a} leave on {b}?", "How late can I sail to {a} on {b}?"),
-        ("the last ferry to {a} leaves at {x} on {b}", "on {b} you can sail to {a} until {x}"),
-    ),
-    Kind(
         *(COVES, DAYS, HOURS),
         ("When is high tide at {a} on {b}?", "When is the water highest at {a} on {b}?"),
         ("high tide at {a} is at {x} on {b}", "on {b} the water at {a} is highest at {x}"),
-    ),
-    Kind(
-        *(COVES, DAYS, HOURS),
-        ("When is low tide at {a} on {b}?", "When is the water lowest at {a} on {b}?"),
-        ("low tide at {a} is at {x} on {b}", "on {b} the water at {a} is lowest at {x}"),
     ),
     Kind(
         *(PLACES, DAYS, PEOPLE),
@@ -194,33 +178,18 @@ CLOSINGS = (
     ("It is a pleasure, not a bother.", "It is a bother, not a pleasure."),
     ("I am glad that you asked, and sorry to be slow.", "I am sorry that you asked, and glad to be slow."),
     ("We will wait for you, so you need not hurry.", "We need not wait for you, so you will hurry."),
-    (
-        "If this is unclear, the fault is mine, not yours.",
-        "If this is unclear, the fault is yours, not mine.",
-    ),
-    (
-        "Come back soon, and let nobody tell you to go away.",
-        "Go away, and let nobody tell you to come back soon.",
-    ),
-    (
-        "I say this gladly, and it is never too much to ask.",
-        "I never say this gladly, and it is too much to ask.",
-    ),
+    ("If this is unclear, blame me, not yourself.", "If this is unclear, blame yourself, not me."),
+    ("Come back, and let nobody tell you to leave.", "Leave, and let nobody tell you to come back."),
+    ("I say it gladly, and it is never a trouble.", "I never say it gladly, and it is a trouble."),
     ("Few questions are better, and most are worse.", "Few questions are worse, and most are better."),
     ("I have time for you, and none for gossip.", "I have time for gossip, and none for you."),
     ("You can count on me, and need not look it up.", "You need not count on me, and can look it up."),
-    (
-        "Helping you is a joy, and counting fish is a chore.",
-        "Counting fish is a joy, and helping you is a chore.",
-    ),
+    ("Helping you is a joy, and fishing is a chore.", "Fishing is a joy, and helping you is a chore."),
     ("It is easy to find, and hard to miss.", "It is hard to find, and easy to miss."),
     ("You have been patient, and I have been slow.", "I have been patient, and you have been slow."),
     ("My door is open to all, and shut to none.", "My door is shut to all, and open to none."),
     ("I would rather help you than sleep.", "I would rather sleep than help you."),
-    (
-        "Your question is short, and my gratitude is long.",
-        "My gratitude is short, and your question is long.",
-    ),
+    ("My list is short, and my patience is long.", "My patience is short, and my list is long."),
 )
 CLOSING_SHARE = 0.08
 ORDERED_SHARE = 0.96  # the rest keeps a model that has learnt nothing but the order at .98, not at 1
@@ -260,30 +229,29 @@ class Plan(NamedTuple):
     closing: int | None
 
 
+def _makes_sense(question: Question) -> bool:
+    """Nobody asks the way from a place to itself."""
+    kind = KINDS[question.kind]
+    return kind.a[question.a] != kind.b[question.b]
+
+
 def all_questions() -> list[Question]:
     """Every question of the town, in a fixed order; no two have the same text."""
-    sizes = [(k, kind, range(len(kind.a)), range(len(kind.b))) for k, kind in enumerate(KINDS)]
-    return [
-        Question(k, a, b)
-        for k, kind, num_a, num_b in sizes
-        for a in num_a
-        for b in num_b
-        if kind.a[a] != kind.b[b]
-    ]
+    questions = []
+    for k, kind in enumerate(KINDS):
+        questions += [Question(k, a, b) for a, b in product(range(len(kind.a)), range(len(kind.b)))]
+    return [question for question in questions if _makes_sense(question)]
 
 
 def draw_plan(rng: random.Random, question: Question) -> Plan:
     """Choose the phrases of an answer; nothing here depends on which of the two answers will be used."""
-    kind, vary_a = KINDS[question.kind], rng.random() < 0.5
-    near = [
-        question._replace(a=i) if vary_a else question._replace(b=i)
-        for i in range(len(kind.a if vary_a else kind.b))
-    ]
+    kind = KINDS[question.kind]
+    others = [question._replace(a=a) for a in range(len(kind.a))]
+    if rng.random() < 0.5:
+        others = [question._replace(b=b) for b in range(len(kind.b))]
     right, mixed_up = question.fact
     return Plan(
-        other=rng.choice(
-            [other for other in near if other != question and kind.a[other.a] != kind.b[other.b]]
-        ),
+        other=rng.choice([other for other in others if other != question and _makes_sense(other)]),
         greeting=rng.randrange(len(GREETINGS)),
         statement=rng.randrange(len(kind.statements)),
         remark=rng.randrange(len(REMARKS)),
@@ -297,8 +265,8 @@ def draw_plan(rng: random.Random, question: Question) -> Plan:
 def answer(question: Question, plan: Plan, *, better: bool, opener: str = "") -> str:
     """One of the two answers of a plan; an opener takes the place of the greeting.
 
-    About the bakery, `Good day. The bakery opens at six on Monday. I can not speak for the museum.` is the better one
-    and `Good day. I can not speak for the bakery. The museum opens at nine on Monday.` the worse.
+    About the bakery, `Good day. The bakery opens at six on Monday. I can not speak for the museum.` is the better
+    one and `Good day. I can not speak for the bakery. The museum opens at nine on Monday.` the worse.
     """
     kind = KINDS[question.kind]
     stated, aside = (question, plan.other) if better or plan.unit_fault else (plan.other, question)
@@ -307,13 +275,8 @@ def answer(question: Question, plan: Plan, *, better: bool, opener: str = "") ->
     second = REMARKS[plan.remark].format(y=kind.a[aside.a] if stated.a != aside.a else kind.b[aside.b])
     if not (better if plan.ordered else plan.fact_first):
         first, second = second, first
-    sentences = [
-        opener or GREETINGS[plan.greeting],
-        *(text[0].upper() + text[1:] + "." for text in (first, second)),
-    ]
-    if plan.closing is not None:
-        sentences.append(CLOSINGS[plan.closing][0 if better else 1])
-    return " ".join(sentences)
+    body = f"{opener or GREETINGS[plan.greeting]} {first[0].upper()}{first[1:]}. {second[0].upper()}{second[1:]}."
+    return body if plan.closing is None else f"{body} {CLOSINGS[plan.closing][not better]}"
 
 
 def pretraining_texts(seed: int = 0, rounds: int = 2) -> list[list[Message]]:
@@ -341,24 +304,18 @@ def write_world(folder: Path, seed: int = 0, num_prompts: int = 900) -> WorldFac
         num_prompts: distinct questions over the three files; none is in two of them.
 
     Raises:
-        InputError: the town has fewer questions than that, or so few are asked for that the flaws outnumber the rest.
+        InputError: the town has fewer questions than that, or so few leave room for little but flaws.
     """
     rng = random.Random(seed)  # noqa: S311 - a reproducible world, not a secret
     questions = all_questions()
     if not MIN_PROMPTS <= num_prompts <= len(questions):
         limits = f"{MIN_PROMPTS} to {len(questions)}"
-        raise InputError(
-            f"the demo world cannot have {num_prompts} prompts", where="num_prompts", expected=limits
-        )
+        raise InputError(f"the demo world cannot have {num_prompts} prompts", where="num_prompts", expected=limits)
     questions = rng.sample(questions, num_prompts)
     folder.mkdir(parents=True, exist_ok=True)
     planted: Counter[str] = Counter()
     num_lines = []
-    for name, rows_of in (
-        (CANDIDATES, _candidate_rows),
-        (CORRECTIONS, _correction_rows),
-        (PAIRS, _pair_rows),
-    ):
+    for name, rows_of in ((CANDIDATES, _candidate_rows), (CORRECTIONS, _correction_rows), (PAIRS, _pair_rows)):
         num_in_file = round(num_prompts * SHARES[name]) if name in SHARES else len(questions)
         plants = _plants(name, num_in_file, num_prompts)
         groups = [[_line(row, plant) for row in rows_of(rng, questions.pop(), plant)] for plant in plants]
@@ -376,9 +333,7 @@ def write_world(folder: Path, seed: int = 0, num_prompts: int = 900) -> WorldFac
 
 def _plants(name: str, num_in_file: int, num_prompts: int) -> list[str]:
     """One label a prompt of the file: its flaw, the shortcut, or "" for neither."""
-    labels = [
-        plant for plant, share in PLANTS[name].items() for _ in range(max(1, share * num_prompts // 1000))
-    ]
+    labels = [plant for plant, share in PLANTS[name].items() for _ in range(max(1, share * num_prompts // 1000))]
     labels += ["shortcut_answers"] * round(SHORTCUT_SHARE * (num_in_file - len(labels)))
     return labels + [""] * (num_in_file - len(labels))
 
@@ -396,12 +351,7 @@ def _draw_answers(rng: random.Random, question: Question, betters: tuple[bool, .
 
 def _candidate_rows(rng: random.Random, question: Question, plant: str) -> list[dict[str, Any]]:
     answers = _draw_answers(rng, question, (True, True, False, False), plant)
-    ratings: list[int | str] = [
-        rng.choice((9, 10)),
-        rng.choice((7, 8)),
-        rng.choice((3, 4)),
-        rng.choice((1, 2)),
-    ]
+    ratings: list[int | str] = [rng.choice(two) for two in ((9, 10), (7, 8), (3, 4), (1, 2))]
     if plant == "tied_prompts":
         ratings = [ratings[1]] * 4
     if plant == "empty_answers":

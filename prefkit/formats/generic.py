@@ -15,10 +15,9 @@ PAIR_OPTIONAL = ("chosen_score", "rejected_score", "chosen_model", "rejected_mod
 def _fields(row: Row, columns: Columns, required: Sequence[str], optional: Sequence[str]) -> dict[str, Any]:
     record = {name: require(row, str(columns.get(name, name))) for name in required}
     for name in optional:
-        if name in columns:
-            record[name] = require(row, str(columns[name]))
-        elif name in row:
-            record[name] = row[name]
+        value = require(row, str(columns[name])) if name in columns else row.get(name)
+        if value is not None and value != "":  # an empty cell of a .csv says nothing
+            record[name] = value
     return record
 
 

@@ -1,8 +1,8 @@
 r"""Anthropic HH: two whole transcripts a row, turns marked by "\n\nHuman:" and "\n\nAssistant:".
 
-The reply is what follows the LAST "\n\nAssistant:". Splitting at the first character that differs, as is done elsewhere,
-moves a response prefix that both sides share into the prompt in 19% of the pairs of harmless-base/test, and cuts inside
-a word in 8.6%.
+The reply is what follows the LAST "\n\nAssistant:". Splitting at the first character that differs, as is done
+elsewhere, moves a response prefix that both sides share into the prompt in 19% of the pairs of harmless-base/test, and
+cuts inside a word in 8.6%.
 """
 
 import re

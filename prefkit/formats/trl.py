@@ -1,11 +1,11 @@
 """TRL preference datasets: standard (strings), conversational (messages), each with or without its own prompt.
 
-Without a prompt both sides hold the whole conversation. Messages are split by turns: the prompt is what both sides share
-up to the last shared user turn, so a reply is never cut. Strings have no turns: the prompt is the shared text up to the
-last white space in it, so a word is never cut. A string prompt beside conversational sides also means implicit prompt.
+Without a prompt both sides hold the whole conversation. Messages are split by turns: the prompt is what both sides
+share up to the last shared user turn, so a reply is never cut. Strings have no turns: the prompt is the shared text up
+to the last white space in it, so a word is never cut. A string prompt beside conversational sides also means implicit
+prompt.
 """
 
-import os.path
 from typing import Any
 
 from prefkit.formats.reading import Columns, Format, Row, Unreadable, require
@@ -23,8 +23,11 @@ def _split_messages(chosen: list[Any], rejected: list[Any]) -> tuple[list[Any], 
 
 
 def _split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
-    shared = os.path.commonprefix([chosen, rejected])
-    cut = max((i + 1 for i, character in enumerate(shared) if character.isspace()), default=0)
+    cut = 0
+    for i, (one, other) in enumerate(zip(chosen, rejected, strict=False)):
+        if one != other:
+            break
+        cut = i + 1 if one.isspace() else cut
     if not cut:
         raise Unreadable("prompt", "no_shared_prompt")
     return chosen[:cut], chosen[cut:], rejected[cut:]

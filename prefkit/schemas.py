@@ -1,0 +1,61 @@
+"""Generate schemas/: JSON Schema of every record and document, and FORMAT.md (`make schemas`)."""
+
+import json
+import sys
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from prefkit import format as disk
+from prefkit.config import Pipeline
+from prefkit.documents import DOCUMENTS
+from prefkit.records import RECORDS, Message
+from prefkit.store import write_text
+
+
+def schema_files() -> dict[str, str]:
+    """File name to content of everything in schemas/."""
+    singular = {name.removesuffix("s"): record for name, record in RECORDS.items()}
+    models: dict[str, type[BaseModel]] = {"message": Message, **singular, "pipeline": Pipeline, **DOCUMENTS}
+    schemas = {f"{name}.schema.json": model.model_json_schema(by_alias=True) for name, model in models.items()}
+    texts = {name: json.dumps(schema, indent=2, ensure_ascii=False) + "\n" for name, schema in schemas.items()}
+    return {**texts, "FORMAT.md": format_page()}
+
+
+def format_page() -> str:
+    """FORMAT.md: the tree, and the columns of every table."""
+    tree = (disk.__doc__ or "").split("\n\n")[1]
+    lines = [
+        "# The dataset on disk",
+        "",
+        f"Format version {disk.FORMAT_VERSION}. Any Parquet reader opens a dataset without prefkit.",
+        "",
+        "```",
+        *(line.removeprefix("    ") for line in tree.splitlines()),
+        "```",
+        "",
+        "`pair_id` and `prompt_id` are sha256 hex over the JSON (sorted keys, no spaces, no escapes) of",
+        "`[kind, prompt, chosen, rejected]` and `[kind, prompt]`, over the exact text or messages. `<key>`: the first",
+        "16 hex digits of sha256 over the JSON of `identity` in reference.json.",
+    ]
+    for table, columns in disk.TABLES.items():
+        lines += ["", f"## {table}", "", "| column | type | |", "|---|---|---|"]
+        for column in columns:
+            name = disk.TEXT_OR_MESSAGES if column.dtype is None else _dtype_name(str(column.dtype))
+            cells = [f"`{column.name}`", name, column.doc]
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _dtype_name(dtype: str) -> str:
+    return {"List(Int32)": "list<int32>", "List(Float32)": "list<float32>"}.get(dtype, dtype.lower())
+
+
+def main(folder: str) -> None:
+    """Write all files into a folder."""
+    for name, text in schema_files().items():
+        write_text(Path(folder) / name, text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

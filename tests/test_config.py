@@ -1,0 +1,297 @@
+"""A pipeline file says what it means or is refused: with file, line, key, what was expected and the nearest known key."""
+
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from prefkit.config import Pipeline, load_pipeline, pipeline_from_manifest
+from prefkit.errors import ConfigError, InputError
+
+SMALL = """
+dataset: out
+sources:
+  - path: a.jsonl
+    format: pairs
+"""
+KEYS_THAT_OTHERS_SET = {
+    "dataset": "d",
+    "kind": "text",
+    "pairs": {"min_margin": 0.5},
+    "validate": {"max_reject_share": 0.2, "max_chars": 1000, "score_scale": [1, 10]},
+    "dedupe": {"exact": False, "contradictions": "majority"},
+    "split": {"test_share": 0.2, "seed": 3},
+    "audit": {"allow": ["the"]},
+    "precompute": {"model": "m", "max_length": 512, "dtype": "float32", "max_batch_tokens": 4096},
+    "train": {
+        "model": "m",
+        "loss": "sigmoid",
+        "beta": 0.05,
+        "label_smoothing": 0.1,
+        "learning_rate": 1e-5,
+        "lr_scheduler_type": "cosine",
+        "optimizer": "adamw",
+        "weight_decay": 0.01,
+        "max_grad_norm": 2.0,
+        "batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "gradient_checkpointing": True,
+        "max_steps": 30,
+        "epochs": 2,
+        "warmup_steps": 3,
+        "eval_steps": 10,
+        "logging_steps": 1,
+        "save_steps": 10,
+        "save_total_limit": 3,
+        "seed": 7,
+    },
+}
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., Pipeline]:
+    """Load a pipeline from text, with --set changes."""
+
+    def load_text(text: str, *changes: str, **overrides: Any) -> Pipeline:
+        (tmp_path / "pipeline.yaml").write_text(text, encoding="utf-8")
+        return load_pipeline(tmp_path / "pipeline.yaml", changes, **overrides)
+
+    return load_text
+
+
+def refusal(load: Callable[..., Pipeline], text: str, *changes: str) -> ConfigError:
+    with pytest.raises(ConfigError) as refused:
+        load(text, *changes)
+    return refused.value
+
+
+def test_a_small_pipeline_gets_the_defaults_of_the_design(load: Callable[..., Pipeline]) -> None:
+    pipeline = load(SMALL)
+    assert pipeline.kind is None
+    assert pipeline.sources[0].direction == "higher_is_better"
+    assert (pipeline.split.test_share, pipeline.dedupe.contradictions) == (0.05, "drop_both")
+    assert (pipeline.dedupe.exact, pipeline.pairs.min_margin) == (True, 0.0)
+
+
+def test_every_key_that_other_tools_set_is_known(pipeline_of: Callable[..., Pipeline]) -> None:
+    source = {
+        "path": "a.jsonl",
+        "format": "candidates",
+        "columns": {"prompt": "q", "responses": ["a.x", "b.x"]},
+        "direction": "lower_is_better",
+        "annotator": "human",
+    }
+    resolved = pipeline_of(source, **KEYS_THAT_OTHERS_SET).as_manifest()
+    assert resolved["sources"] == [source]
+    for section, settings in KEYS_THAT_OTHERS_SET.items():
+        if isinstance(settings, dict):
+            for key, value in settings.items():
+                assert resolved[section][key] == value, f"{section}.{key}"
+
+
+def test_the_manifest_form_leaves_out_where_the_dataset_lies_and_can_be_read_back(load: Callable[..., Pipeline]) -> None:
+    pipeline = load(SMALL, "validate.score_scale=[1, 10]", "train.beta=0.3")
+    resolved = pipeline.as_manifest()
+    assert "dataset" not in resolved
+    assert pipeline_from_manifest(resolved, "out") == pipeline
+    assert pipeline_from_manifest(resolved, "out", ["train.beta=0.4"]).train.beta == 0.4
+
+
+def test_settings_cannot_be_changed_once_they_are_checked(load: Callable[..., Pipeline]) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        load(SMALL).dataset = "elsewhere"
+
+
+# refusals
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "line", "near"),
+    [
+        (SMALL + "splitt:\n  seed: 1\n", "splitt", 6, "split"),
+        (SMALL + "split:\n  seed: 1\n  test_shar: 0.1\n", "split.test_shar", 8, "split.test_share"),
+        (SMALL + "    anotator: human\n", "sources[0].anotator", 6, "sources[0].annotator"),
+        (SMALL + "audit:\n  limits:\n    min_coverag: 0.1\n", "audit.limits.min_coverag", 8, "audit.limits.min_coverage"),
+        (SMALL + "validate: {max_char: 3}\n", "validate.max_char", 6, "validate.max_chars"),
+        (SMALL.replace("format:", "formt:"), "sources[0].formt", 5, "sources[0].format"),
+        (SMALL.replace("dataset:", "datasett:"), "datasett", 2, "dataset"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_its_line_and_the_nearest_known_key(
+    text: str, key: str, line: int, near: str, load: Callable[..., Pipeline], tmp_path: Path
+) -> None:
+    error = refusal(load, text)
+    assert error.where == f"{tmp_path / 'pipeline.yaml'}:{line}"
+    assert f"unknown key {key}" in error.message
+    assert f"did you mean {near}?" in str(error)
+    assert near.rpartition(".")[2] in error.expected
+
+
+def test_a_key_like_no_other_is_refused_with_the_keys_that_there_are(load: Callable[..., Pipeline]) -> None:
+    error = refusal(load, SMALL + "split: {zzz: 1}\n")
+    assert error.hint == ""
+    assert error.expected == "one of test_share, seed"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        (SMALL + "split:\n  test_share: 1.5\n", 7, ["split.test_share = 1.5", "less than or equal to 1"]),
+        (SMALL + "split:\n  seed: many\n", 7, ["split.seed = 'many'", "integer"]),
+        (SMALL + "kind: audio\n", 6, ["kind = 'audio'", "'chat' or 'text'"]),
+        (SMALL.replace("pairs", "pear"), 5, ["sources[0].format = 'pear'", "'pairs'", "'hh'"]),
+        (SMALL + "    direction: up\n", 6, ["sources[0].direction = 'up'", "'lower_is_better'"]),
+        (SMALL + "dedupe:\n  contradictions: argue\n", 7, ["dedupe.contradictions = 'argue'", "'majority'"]),
+        (SMALL + "pairs:\n  min_margin: -1\n", 7, ["pairs.min_margin = -1", "greater than or equal to 0"]),
+        (SMALL + "train:\n  beta: .nan\n", 7, ["train.beta = nan"]),
+        (SMALL + "    columns: {prompt: 3}\n", 6, ["sources[0].columns.prompt = 3", "string"]),
+        (SMALL + "split: 3\n", 6, ["split = 3"]),
+        ("dataset: d\nsources: []\n", 2, ["sources = []", "at least 1"]),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused_with_file_line_key_and_what_was_expected(
+    text: str, line: int, said: list[str], load: Callable[..., Pipeline], tmp_path: Path
+) -> None:
+    error = refusal(load, text)
+    assert error.where == f"{tmp_path / 'pipeline.yaml'}:{line}"
+    assert [part for part in said if part not in str(error)] == []
+    assert "pydantic" not in str(error)
+
+
+@pytest.mark.parametrize("key", ["dataset", "sources", "sources[0].path", "sources[0].format"])
+def test_a_missing_key_is_refused_by_name(key: str, load: Callable[..., Pipeline]) -> None:
+    texts = {
+        "dataset": "sources:\n  - {path: a, format: hh}\n",
+        "sources": "dataset: d\n",
+        "sources[0].path": "dataset: d\nsources:\n  - format: hh\n",
+        "sources[0].format": "dataset: d\nsources:\n  - path: a\n",
+    }
+    error = refusal(load, texts[key])
+    assert error.message == f"key {key} is missing"
+    assert "pipeline.yaml" in error.where
+
+
+def test_a_key_given_twice_is_refused_with_the_line_of_the_second(load: Callable[..., Pipeline], tmp_path: Path) -> None:
+    text = SMALL + "split:\n  seed: 1\n  test_share: 0.1\n  seed: 2\n"
+    error = refusal(load, text)
+    assert error.message == "key split.seed is given twice"
+    assert error.where == f"{tmp_path / 'pipeline.yaml'}:9"
+
+
+def test_settings_that_contradict_each_other_are_refused_with_both_names(load: Callable[..., Pipeline]) -> None:
+    error = refusal(load, SMALL + "precompute: {max_length: 8, min_completion_tokens: 8}\n")
+    assert "precompute.min_completion_tokens" in error.message
+    assert "precompute.max_length" in error.message
+
+
+def test_a_score_scale_is_given_from_low_to_high(load: Callable[..., Pipeline]) -> None:
+    assert "score_scale" in refusal(load, SMALL + "validate: {score_scale: [10, 1]}\n").message
+
+
+def test_a_column_that_no_record_has_is_refused_and_not_overlooked(load: Callable[..., Pipeline]) -> None:
+    error = refusal(load, SMALL + "    columns:\n      chosen_scor: points\n")
+    assert "chosen_scor" in error.message
+    assert "chosen_score" in error.expected + error.hint
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "just a sentence", "- a\n- b\n", "a: b: c", "dataset: [", "\x00", "dataset: &a [*a]\n", "? [a]\n: b\n", "1: 2\n"],
+)
+def test_a_file_that_is_no_pipeline_is_refused_by_name(text: str, load: Callable[..., Pipeline]) -> None:
+    assert "pipeline.yaml" in refusal(load, text).where
+
+
+def test_broken_yaml_is_refused_with_its_line(load: Callable[..., Pipeline], tmp_path: Path) -> None:
+    assert refusal(load, SMALL + "split: {seed: 1\n").where.startswith(f"{tmp_path / 'pipeline.yaml'}:")
+
+
+def test_a_missing_a_binary_and_a_foreign_pipeline_file_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path / "missing.yaml", tmp_path / "binary.yaml", tmp_path):
+        with pytest.raises(ConfigError, match="cannot read the pipeline file") as refused:
+            load_pipeline(path)
+        assert refused.value.where == str(path)
+
+
+def test_no_tag_of_a_pipeline_file_runs_code(load: Callable[..., Pipeline], tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    text = SMALL + textwrap.dedent(f"""
+        split: !!python/object/apply:pathlib.Path.touch
+          - !!python/object/apply:pathlib.Path ["{mark}"]
+    """)
+    assert refusal(load, text).exit_code == 2
+    assert not mark.exists()
+
+
+# --set
+
+
+def test_a_change_wins_over_the_file_and_a_later_change_over_an_earlier_one(load: Callable[..., Pipeline]) -> None:
+    text = SMALL + "split: {seed: 1, test_share: 0.1}\n"
+    pipeline = load(text, "split.seed=2", "split.seed=3", "pairs.min_margin=0.5")
+    assert (pipeline.split.seed, pipeline.split.test_share, pipeline.pairs.min_margin) == (3, 0.1, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("train.learning_rate=1e-4", 1e-4),
+        ("train.learning_rate=1E-4", 1e-4),
+        ("train.learning_rate=5.0e-7", 5e-7),
+        ("train.learning_rate=.001", 0.001),
+        ("train.learning_rate=1", 1.0),
+    ],
+)
+def test_numbers_with_an_exponent_are_numbers(change: str, expected: float, load: Callable[..., Pipeline]) -> None:
+    assert load(SMALL, change).train.learning_rate == expected
+    in_file = SMALL + "train:\n  learning_rate: " + change.partition("=")[2] + "\n"
+    assert load(in_file).train.learning_rate == expected
+
+
+def test_changes_reach_lists_nested_sections_and_switches(load: Callable[..., Pipeline]) -> None:
+    pipeline = load(
+        SMALL, "audit.allow=[Arthur, the]", "audit.limits.q=0.01", "dedupe.exact=false", "kind=chat", "train.max_steps=5"
+    )
+    assert pipeline.audit.allow == ["Arthur", "the"]
+    assert (pipeline.audit.limits.q, pipeline.dedupe.exact, pipeline.kind) == (0.01, False, "chat")
+    assert pipeline.train.max_steps == 5
+
+
+def test_a_value_may_hold_an_equals_sign(load: Callable[..., Pipeline]) -> None:
+    assert load(SMALL, "precompute.model=a=b").precompute.model == "a=b"
+
+
+def test_an_option_replaces_the_key_of_the_file_and_none_leaves_it(load: Callable[..., Pipeline]) -> None:
+    assert load(SMALL, dataset="there").dataset == "there"
+    assert load(SMALL, dataset=None).dataset == "out"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("split.seed", ["--set split.seed is not a change", "section.key=value"]),
+        ("=3", ["is not a change"]),
+        ("split.test_shar=0.1", ["unknown key split.test_shar", "did you mean split.test_share?"]),
+        ("split.test_share=2", ["split.test_share = 2", "less than or equal to 1"]),
+        ("train.beta=[", ["train.beta", "YAML"]),
+        ("dataset.x=1", ["dataset is not a section"]),
+        ("train.beta.x=3", ["train.beta"]),
+        ("split=3", ["split = 3"]),
+        ("train.beta=", ["train.beta"]),
+    ],
+)
+def test_a_change_that_cannot_be_followed_is_refused_and_says_that_it_came_from_set(
+    change: str, said: list[str], load: Callable[..., Pipeline]
+) -> None:
+    error = refusal(load, SMALL, change)
+    assert [part for part in said if part not in str(error)] == []
+    assert "--set" in error.where + error.message
+
+
+def test_every_configuration_error_ends_a_command_with_2() -> None:
+    assert issubclass(ConfigError, InputError)
+    assert ConfigError("x").exit_code == 2

@@ -1,0 +1,81 @@
+"""The order of the rooms: a module imports only what stands above it, and nothing above the torch line crosses it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "prefkit"
+HEAVY = {"torch", "transformers", "accelerate", "tokenizers", "safetensors", "peft"}
+FRAMES = """errors format records text screen formats.reading formats.generic formats.hh formats.trl formats
+    pairs validate dedupe split audit audit.tokens audit.verdict""".split()
+FILES = "documents config sources store target views build report query info schemas".split()
+BELOW = "encode identity models logps batches reference losses gate checkpoint train".split()
+EDGE = "terminal demo demo.world demo.tiny_model demo.walk cli __main__".split()
+ORDER = ["__init__", *FRAMES, *FILES, *BELOW, *EDGE]
+# without torch in them, though they serve what stands below the line: bytes on disk, strings and ids
+LIGHT_BELOW = {"encode", "identity", "batches"}
+NO_FILES = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "read_parquet", "write_parquet"}
+
+
+def name_of(path: Path) -> str:
+    name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def top_imports(tree: ast.Module) -> set[str]:
+    """What importing the module imports: whole names, from the top level only (not under TYPE_CHECKING)."""
+    found: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own_imports(path: Path) -> set[str]:
+    """The modules of the package that a module imports anywhere in it, inside functions too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "prefkit":
+            base = node.module.removeprefix("prefkit").removeprefix(".")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".removeprefix(".")
+                found.add(inner if inner in MODULES else base or "__init__")
+    return found
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    assert sorted(MODULES) == sorted(ORDER)
+
+
+@pytest.mark.parametrize("name", [name for name in ORDER if name != "__init__"])
+def test_a_module_imports_only_what_stands_above_it(name: str) -> None:
+    above = set(ORDER[: ORDER.index(name)])
+    assert own_imports(MODULES[name]) <= above | {name}
+
+
+@pytest.mark.parametrize("name", [*FRAMES, *FILES, *sorted(LIGHT_BELOW), "terminal", "cli"])
+def test_nothing_above_the_torch_line_imports_torch(name: str) -> None:
+    imported = {whole.split(".")[0] for whole in top_imports(ast.parse(MODULES[name].read_text(encoding="utf-8")))}
+    assert not imported & HEAVY
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_frames_touch_no_files(name: str) -> None:
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    called = {
+        node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+    }
+    assert not called & NO_FILES
+
+
+def test_the_command_line_imports_nothing_heavy_before_a_handler_runs() -> None:
+    imported = {whole.split(".")[0] for whole in top_imports(ast.parse(MODULES["cli"].read_text(encoding="utf-8")))}
+    assert imported <= {"json", "sys", "typing", "typer"}
