@@ -4,7 +4,9 @@ Human output goes to stdout, progress to stderr; with --json everything but one 
 stderr. Exit codes: 0 done, 1 a check failed, 2 bad input, 3 the machine ran out of something, 130 interrupted.
 """
 
+import errno
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -233,10 +235,13 @@ def main() -> None:
     except PrefkitError as error:
         fail(error.as_dict(), str(error), as_json=as_json)
         sys.exit(error.exit_code)
-    except MemoryError:
-        fail({"kind": "MachineError", "message": "out of memory"}, "out of memory", as_json=as_json)
-        sys.exit(3)
+    except BrokenPipeError:  # the reader has seen enough (`prefkit query ... | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except Exception as error:
+        if (reason := machine_failure(error)) is not None:
+            fail({"kind": "MachineError", "message": reason}, reason, as_json=as_json)
+            sys.exit(3)
         show = getattr(error, "show", None)  # a usage error knows how to show itself; anything else is our own bug
         if show is None:
             raise
@@ -244,6 +249,20 @@ def main() -> None:
         fail({"kind": "UsageError", "message": str(error)}, "", as_json=as_json)
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def machine_failure(error: Exception) -> str | None:
+    """What the machine ran out of, if that is what an error says; torch has its own ways to say it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full: {error.filename or 'while writing'}; make room and type the same command"
+    words = ("can't allocate memory", "not enough memory")
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(w in str(error) for w in words)
+    ):
+        return "out of memory; a smaller batch_size or max_length, or another dtype, needs less"
+    return None
 
 
 def fail(value: dict[str, Any], message: str, *, as_json: bool) -> None:

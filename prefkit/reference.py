@@ -118,6 +118,7 @@ def dry_run(pipeline: Pipeline, *, tell: Tell = lambda _text: None) -> DryRun:
     work = _prepare(pipeline, tell)
     scorer = load_scorer(pipeline, tell)
     todo = work.plan.filter(pl.col("part").is_in(work.missing_parts))
+    scored = read_parts(work.folder)
     estimate = 0.0
     if todo.height:
         batches = todo["batch"].unique().sort()
@@ -133,7 +134,7 @@ def dry_run(pipeline: Pipeline, *, tell: Tell = lambda _text: None) -> DryRun:
         work.key,
         work.plan.height,
         reasons,
-        encode_counts(work.plan, work.encoded),
+        encode_counts(work.plan, pl.concat([scored, work.encoded.select(scored.columns)])),
         int(work.plan["num_tokens"].sum()),
         work.plan["batch"].n_unique(),
         disk,

@@ -14,6 +14,7 @@ from prefkit.config import Pipeline
 from prefkit.errors import AuditError
 from prefkit.format import AUDIT_JSON, AUDIT_TOKENS
 from prefkit.store import locked, read_manifest, read_table, write_json, write_parquet
+from prefkit.text import printable
 
 COLOURS = {"pass": "green", "note": "cyan", "not enough data": "yellow", "warn": "yellow", "fail": "red"}
 SHOWN_FINDINGS, SHOWN_TOKENS = 10, 8
@@ -92,7 +93,7 @@ def print_audit(audited: Audited, console: Console) -> None:
     if audited.findings:
         console.print(f"  what to do: {audited.findings[0]['advice']}", markup=False)
     if audited.allowed:
-        console.print("  allowed by the pipeline: " + ", ".join(audited.allowed), markup=False)
+        console.print("  allowed by the pipeline: " + printable(", ".join(audited.allowed)), markup=False)
     table = Table(
         "token",
         "chosen only",
@@ -109,5 +110,5 @@ def print_audit(audited: Audited, console: Console) -> None:
             f"{row['q']:.1e}" if row["q"] is not None else "",
         )
         counts = (str(row[name]) for name in ("num_chosen_only", "num_rejected_only", "num_both"))
-        table.add_row(Text(row["token"]), *counts, *shares)
+        table.add_row(Text(printable(row["token"])), *counts, *shares)
     console.print(table)

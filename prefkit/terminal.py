@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefkit.formats import Format
+from prefkit.text import printable
 
 if TYPE_CHECKING:
     import duckdb
@@ -136,7 +137,7 @@ def print_relation(relation: "duckdb.DuckDBPyRelation", console: Console) -> Non
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"  # csv, json and parquet keep every digit
-    return "" if value is None else str(value)
+    return "" if value is None else printable(str(value))
 
 
 def _progress() -> Progress:
@@ -176,16 +177,19 @@ def token_progress() -> Iterator[Callable[[int, int, int], None]]:
 
 
 @contextlib.contextmanager
-def step_progress() -> Iterator[Callable[[int, int, Mapping[str, Any]], None]]:
+def step_progress(what: str = "training") -> Iterator[Callable[[int, int, Mapping[str, Any]], None]]:
     """A progress line for training: loss, accuracy and margin of the last step, updates a second, time left."""
     with _progress() as progress:
-        task = progress.add_task("training", total=None, rate="")
+        task = progress.add_task(what, total=None, rate="")
+        first: list[int] = []
 
         def watch(done: int, total: int, row: Mapping[str, Any]) -> None:
             elapsed = progress.tasks[0].elapsed or 0.0
-            rate = f"{progress.tasks[0].completed / elapsed:.2f} steps/s" if elapsed > 0.5 else ""
+            if not first:
+                first.append(done - 1)
+            rate = f"{(done - first[0]) / elapsed:.2f} steps/s" if elapsed > 0.5 else ""
             names = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
-            shown = "  ".join([*(f"{name} {row[key]:.4f}" for name, key in names.items()), rate])
+            shown = "  ".join([*(f"{name} {row[key]:.4f}" for name, key in names.items() if key in row), rate])
             progress.update(task, total=total, completed=done, rate=shown)
 
         yield watch

@@ -53,6 +53,11 @@ def words_of(column: str, kind: Kind) -> pl.Expr:
     return pl.col(column).list.eval(pl.element().struct.field("content")).list.join("\n")
 
 
+def printable(text: str) -> str:
+    """A text that a terminal can be shown: control characters (escape sequences, bells) become the replacement mark."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
 def canonical(text: pl.Expr) -> pl.Expr:
     """Fold a string expression for duplicate keys: NFC, runs of white space to one space, ends stripped."""
     return text.str.normalize("NFC").str.replace_all(r"\s+", " ").str.strip_chars()

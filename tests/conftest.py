@@ -11,6 +11,7 @@ import yaml
 
 from prefkit.config import Pipeline, load_pipeline
 
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start: two test workers share two cores
 REPOSITORY = Path(__file__).parent.parent
 
 

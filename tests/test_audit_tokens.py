@@ -98,7 +98,9 @@ def test_a_word_said_often_counts_once_a_pair_and_a_word_on_both_sides_cancels()
 
 def test_roles_of_messages_are_no_words() -> None:
     sides = [[{"role": "assistant", "content": text}] for text in ("zeta", "eta")]
-    frame = pl.DataFrame({name: pl.Series([side], dtype=MESSAGES) for name, side in zip(("chosen", "rejected"), sides)})
+    frame = pl.DataFrame(
+        {name: pl.Series([side], dtype=MESSAGES) for name, side in zip(("chosen", "rejected"), sides, strict=True)}
+    )
     assert sorted(token_table(frame, "chat")["token"]) == ["eta", "zeta"]
 
 
@@ -126,9 +128,9 @@ def test_the_sign_test_of_nothing_is_no_number_and_of_very_much_no_zero_division
 
 
 def adjusted(p: Sequence[float]) -> list[float]:
-    """Benjamini and Hochberg 1995, step by step: q of a test is the least p_j m / rank_j over all tests at or above it."""
+    """Benjamini and Hochberg 1995, step by step: q is the least p_j m / rank_j over the tests at or above its own."""
     ordered = sorted(p)
-    q = [min(1.0, min(ordered[j] * len(p) / (j + 1) for j in range(i, len(p)))) for i in range(len(p))]
+    q = [min(1.0, *(ordered[j] * len(p) / (j + 1) for j in range(i, len(p)))) for i in range(len(p))]
     return [q[ordered.index(value)] for value in p]
 
 
@@ -188,7 +190,9 @@ def test_one_sided_needs_twenty_pairs_and_exclusive_no_text_of_the_other_side_at
 def test_the_level_of_a_verdict(pairs: list[tuple[str, str]], level: str) -> None:
     verdict = judged(pairs)
     assert verdict.level == level
-    assert [finding["token"] for finding in verdict.findings] == ([] if level in ("pass", "not enough data") else ["zeta"])
+    assert [finding["token"] for finding in verdict.findings] == (
+        [] if level in ("pass", "not enough data") else ["zeta"]
+    )
     assert verdict.reason
 
 
@@ -220,9 +224,15 @@ def test_words_on_the_allow_list_are_no_findings_whatever_their_case_and_composi
 
 
 def test_the_worst_finding_comes_first_and_names_counts_and_what_to_do() -> None:
-    pairs = [(f"{chosen} fine" if i % 3 else chosen, rejected) for i, (chosen, rejected) in enumerate(counted(60, 5, neither=60))]
+    pairs = [
+        (f"{chosen} fine" if i % 3 else chosen, rejected)
+        for i, (chosen, rejected) in enumerate(counted(60, 5, neither=60))
+    ]
     verdict = judged(pairs)
-    assert [(finding["token"], finding["level"]) for finding in verdict.findings] == [("fine", "fail"), ("zeta", "warn")]
+    assert [(finding["token"], finding["level"]) for finding in verdict.findings] == [
+        ("fine", "fail"),
+        ("zeta", "warn"),
+    ]
     number = sum("fine" in chosen for chosen, _ in pairs)
     assert f"'fine' is in chosen of {number} pairs" in verdict.findings[0]["reason"]
     assert "audit.allow" in verdict.findings[0]["advice"]
@@ -244,7 +254,9 @@ def planted(number: int, opener: str = "Certainly") -> list[dict[str, Any]]:
     for i in range(number):
         sides = [f"{nouns[(i * k) % 8]} {nouns[(i + k) % 8]} number {i * k}" for k in (3, 5)]
         sides = sides if i % 2 else sides[::-1]
-        rows.append({"prompt": f"q{i}", "chosen": f"{opener}! {sides[0]}" if i % 3 == 0 else sides[0], "rejected": sides[1]})
+        rows.append(
+            {"prompt": f"q{i}", "chosen": f"{opener}! {sides[0]}" if i % 3 == 0 else sides[0], "rejected": sides[1]}
+        )
     return rows
 
 

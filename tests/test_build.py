@@ -57,7 +57,10 @@ def mixed(write_jsonl: WriteJsonl, pipeline_of: PipelineOf) -> Pipeline:
         {"prompt": "c3", "response": "wrong"},  # a reject
     ]
     candidates = [
-        *({"prompt": "k1", "response": text, "score": score} for text, score in (("a", 1), ("b", 2), ("c", 1.5), ("d", "?"))),
+        *(
+            {"prompt": "k1", "response": text, "score": score}
+            for text, score in (("a", 1), ("b", 2), ("c", 1.5), ("d", "?"))
+        ),
         *({"prompt": "k2", "response": text, "score": 3} for text in ("a", "b")),  # a tie
         {"prompt": "k3", "response": "a", "score": 3},  # alone
         {"prompt": "k4", "responses": ["u", "v", "w"], "scores": [3, 1, None]},
@@ -156,9 +159,7 @@ def test_a_pair_of_candidates_that_a_rule_drops_still_accounts_for_its_prompt(
 def test_a_row_of_empty_lists_is_accounted_for(write_jsonl: WriteJsonl, pipeline_of: PipelineOf) -> None:
     rows = [{"prompt": "p", "responses": ["a", "b"], "scores": [2, 1]}, {"prompt": "q", "responses": [], "scores": []}]
     path = write_jsonl("rows.jsonl", rows)
-    built = build_dataset(
-        pipeline_of({"path": str(path), "format": "candidates"}, validate={"max_reject_share": 0.9})
-    )
+    built = build_dataset(pipeline_of({"path": str(path), "format": "candidates"}, validate={"max_reject_share": 0.9}))
     assert sum(built.reasons.values()) == 1
 
 
@@ -166,7 +167,8 @@ def test_one_pair_in_two_sources_is_one_pair(write_jsonl: WriteJsonl, pipeline_o
     one, other = (str(write_jsonl(f"{name}.jsonl", [pair(1)])) for name in "ab")
     built = build_dataset(
         pipeline_of(
-            {"path": one, "format": "pairs", "annotator": "model"}, {"path": other, "format": "trl", "annotator": "human"}
+            {"path": one, "format": "pairs", "annotator": "model"},
+            {"path": other, "format": "trl", "annotator": "human"},
         )
     )
     assert table(built, "pairs").select("source", "annotator").rows() == [(other, "human")]
@@ -236,7 +238,14 @@ def test_too_many_rejects_stop_the_build_before_a_manifest_and_say_what_is_wrong
         build_dataset(pipeline)
     message = str(stopped.value)
     assert "3 of 20 rows" in message
-    for part in ("1 missing_field (chosen)", "1 not_json", "1 wrong_type (chosen)", "3, 5, 12", str(path), "max_reject_share"):
+    for part in (
+        "1 missing_field (chosen)",
+        "1 not_json",
+        "1 wrong_type (chosen)",
+        "3, 5, 12",
+        str(path),
+        "max_reject_share",
+    ):
         assert part in message
     assert not (Path(pipeline.dataset) / "manifest.json").exists()
 
@@ -400,7 +409,9 @@ def test_a_check_counts_what_a_build_would_and_writes_nothing(mixed: Pipeline, t
     assert stamps(Path(mixed.dataset)) == before_again
 
 
-def test_a_check_finds_what_would_stop_a_build(write_jsonl: WriteJsonl, pipeline_of: PipelineOf, tmp_path: Path) -> None:
+def test_a_check_finds_what_would_stop_a_build(
+    write_jsonl: WriteJsonl, pipeline_of: PipelineOf, tmp_path: Path
+) -> None:
     with pytest.raises(SourceError, match="no such file"):
         build_dataset(pipeline_of({"path": str(tmp_path / "nowhere.jsonl"), "format": "pairs"}), check=True)
     path = write_jsonl("rows.jsonl", ["oops"])

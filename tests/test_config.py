@@ -1,4 +1,4 @@
-"""A pipeline file says what it means or is refused: with file, line, key, what was expected and the nearest known key."""
+"""A pipeline file says what it means or is refused: with file, line, key, what was expected, the nearest known key."""
 
 import textwrap
 from collections.abc import Callable
@@ -92,7 +92,9 @@ def test_every_key_that_other_tools_set_is_known(pipeline_of: Callable[..., Pipe
                 assert resolved[section][key] == value, f"{section}.{key}"
 
 
-def test_the_manifest_form_leaves_out_where_the_dataset_lies_and_can_be_read_back(load: Callable[..., Pipeline]) -> None:
+def test_the_manifest_form_leaves_out_where_the_dataset_lies_and_can_be_read_back(
+    load: Callable[..., Pipeline],
+) -> None:
     pipeline = load(SMALL, "validate.score_scale=[1, 10]", "train.beta=0.3")
     resolved = pipeline.as_manifest()
     assert "dataset" not in resolved
@@ -102,7 +104,7 @@ def test_the_manifest_form_leaves_out_where_the_dataset_lies_and_can_be_read_bac
 
 def test_settings_cannot_be_changed_once_they_are_checked(load: Callable[..., Pipeline]) -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        load(SMALL).dataset = "elsewhere"
+        load(SMALL).dataset = "elsewhere"  # type: ignore[misc]
 
 
 # refusals
@@ -114,7 +116,12 @@ def test_settings_cannot_be_changed_once_they_are_checked(load: Callable[..., Pi
         (SMALL + "splitt:\n  seed: 1\n", "splitt", 6, "split"),
         (SMALL + "split:\n  seed: 1\n  test_shar: 0.1\n", "split.test_shar", 8, "split.test_share"),
         (SMALL + "    anotator: human\n", "sources[0].anotator", 6, "sources[0].annotator"),
-        (SMALL + "audit:\n  limits:\n    min_coverag: 0.1\n", "audit.limits.min_coverag", 8, "audit.limits.min_coverage"),
+        (
+            SMALL + "audit:\n  limits:\n    min_coverag: 0.1\n",
+            "audit.limits.min_coverag",
+            8,
+            "audit.limits.min_coverage",
+        ),
         (SMALL + "validate: {max_char: 3}\n", "validate.max_char", 6, "validate.max_chars"),
         (SMALL.replace("format:", "formt:"), "sources[0].formt", 5, "sources[0].format"),
         (SMALL.replace("dataset:", "datasett:"), "datasett", 2, "dataset"),
@@ -174,7 +181,9 @@ def test_a_missing_key_is_refused_by_name(key: str, load: Callable[..., Pipeline
     assert "pipeline.yaml" in error.where
 
 
-def test_a_key_given_twice_is_refused_with_the_line_of_the_second(load: Callable[..., Pipeline], tmp_path: Path) -> None:
+def test_a_key_given_twice_is_refused_with_the_line_of_the_second(
+    load: Callable[..., Pipeline], tmp_path: Path
+) -> None:
     text = SMALL + "split:\n  seed: 1\n  test_share: 0.1\n  seed: 2\n"
     error = refusal(load, text)
     assert error.message == "key split.seed is given twice"
@@ -194,12 +203,22 @@ def test_a_score_scale_is_given_from_low_to_high(load: Callable[..., Pipeline]) 
 def test_a_column_that_no_record_has_is_refused_and_not_overlooked(load: Callable[..., Pipeline]) -> None:
     error = refusal(load, SMALL + "    columns:\n      chosen_scor: points\n")
     assert "chosen_scor" in error.message
-    assert "chosen_score" in error.expected + error.hint
+    assert "chosen_score" in str(error)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "just a sentence", "- a\n- b\n", "a: b: c", "dataset: [", "\x00", "dataset: &a [*a]\n", "? [a]\n: b\n", "1: 2\n"],
+    [
+        "",
+        "just a sentence",
+        "- a\n- b\n",
+        "a: b: c",
+        "dataset: [",
+        "\x00",
+        "dataset: &a [*a]\n",
+        "? [a]\n: b\n",
+        "1: 2\n",
+    ],
 )
 def test_a_file_that_is_no_pipeline_is_refused_by_name(text: str, load: Callable[..., Pipeline]) -> None:
     assert "pipeline.yaml" in refusal(load, text).where
@@ -254,7 +273,12 @@ def test_numbers_with_an_exponent_are_numbers(change: str, expected: float, load
 
 def test_changes_reach_lists_nested_sections_and_switches(load: Callable[..., Pipeline]) -> None:
     pipeline = load(
-        SMALL, "audit.allow=[Arthur, the]", "audit.limits.q=0.01", "dedupe.exact=false", "kind=chat", "train.max_steps=5"
+        SMALL,
+        "audit.allow=[Arthur, the]",
+        "audit.limits.q=0.01",
+        "dedupe.exact=false",
+        "kind=chat",
+        "train.max_steps=5",
     )
     assert pipeline.audit.allow == ["Arthur", "the"]
     assert (pipeline.audit.limits.q, pipeline.dedupe.exact, pipeline.kind) == (0.01, False, "chat")

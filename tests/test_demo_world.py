@@ -227,7 +227,7 @@ def test_the_tiny_model_is_the_same_each_time_and_leaves_the_random_state_alone(
 
     from prefkit.demo.tiny_model import train_tiny_model
 
-    state, seen = torch.get_rng_state(), list[tuple[int, int]]()
+    state, num_threads, seen = torch.get_rng_state(), torch.get_num_threads(), list[tuple[int, int]]()
     for name in ("a", "b"):
         report = train_tiny_model(
             tmp_path / name,
@@ -236,6 +236,7 @@ def test_the_tiny_model_is_the_same_each_time_and_leaves_the_random_state_alone(
             progress=lambda step, steps, _: seen.append((step, steps)),
         )
     assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == num_threads
     assert seen == [(1, 3), (2, 3), (3, 3)] * 2
     assert set(report) == {"loss", "num_parameters", "seconds"}
     for file in (tmp_path / "a").iterdir():

@@ -20,26 +20,26 @@ MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 PAIR_COLUMNS = """
     pair_id prompt_id prompt chosen rejected split method source source_row annotator chosen_score rejected_score
     margin agreement chosen_model rejected_model num_candidates weight
-""".split()
+"""
 TOKEN_COLUMNS = """
     token n alphabet num_chosen_only num_rejected_only num_both num_discordant coverage win_rate odds_ratio p q
     side one_sided exclusive allowed
-""".split()
+"""
 REFERENCE_COLUMNS = """
     pair_id prompt_ids chosen_ids rejected_ids num_prompt_tokens num_chosen_tokens num_rejected_tokens
     ref_chosen_logps ref_rejected_logps ref_chosen_token_logps ref_rejected_token_logps
     chosen_truncated rejected_truncated ln_ches
-""".split()
+"""
 
 
 def test_pairs_have_the_columns_of_the_design_in_that_order() -> None:
-    assert list(schema("pairs", "text")) == PAIR_COLUMNS
+    assert list(schema("pairs", "text")) == PAIR_COLUMNS.split()
 
 
 def test_dropped_rows_say_why_and_keep_every_column_of_a_pair_but_its_split() -> None:
     columns = list(schema("dropped", "text"))
     assert columns[:5] == ["stage", "reason", "duplicate_of", "jaccard", "cluster_id"]
-    assert set(columns[5:]) == set(PAIR_COLUMNS) - {"split"}
+    assert set(columns[5:]) == set(PAIR_COLUMNS.split()) - {"split"}
 
 
 def test_rejects_name_source_line_field_reason_and_the_raw_text() -> None:
@@ -53,12 +53,12 @@ def test_rejects_name_source_line_field_reason_and_the_raw_text() -> None:
 
 
 def test_tokens_have_the_columns_of_the_audit() -> None:
-    assert list(schema("tokens", "text")) == TOKEN_COLUMNS
+    assert list(schema("tokens", "text")) == TOKEN_COLUMNS.split()
 
 
 def test_a_reference_holds_float32_sums_and_exactly_the_tokens_that_were_scored() -> None:
     columns = schema("reference", "text")
-    assert list(columns) == REFERENCE_COLUMNS
+    assert list(columns) == REFERENCE_COLUMNS.split()
     for name in ("ref_chosen_logps", "ref_rejected_logps", "ln_ches"):
         assert columns[name] == pl.Float32, name
     for name in ("prompt_ids", "chosen_ids", "rejected_ids"):

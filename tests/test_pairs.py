@@ -56,7 +56,12 @@ def test_the_best_candidate_is_chosen_and_the_worst_rejected() -> None:
     assert (pair["chosen"], pair["rejected"]) == ("good", "bad")
     assert (pair["chosen_score"], pair["rejected_score"], pair["margin"]) == (9.0, 1.0, 8.0)
     assert (pair["chosen_model"], pair["rejected_model"]) == ("m3", "m2")
-    assert (pair["method"], pair["num_candidates"], pair["source"], pair["source_row"]) == ("best_of_n", 3, "rows.jsonl", 3)
+    assert (pair["method"], pair["num_candidates"], pair["source"], pair["source_row"]) == (
+        "best_of_n",
+        3,
+        "rows.jsonl",
+        3,
+    )
     assert pair["weight"] == 1.0
 
 
@@ -90,13 +95,16 @@ def test_a_prompt_that_gives_no_pair_is_one_dropped_row_with_its_reason(
 
 
 @pytest.mark.parametrize(
-    ("high", "low", "min_margin"), [(0.3, 0.1, 0.2), (0.8, 0.7, 0.1), (1.1, 0.4, 0.7), (4.35, 4.25, 0.1), (1.0, 0.9, 0.1)]
+    ("high", "low", "min_margin"),
+    [(0.3, 0.1, 0.2), (0.8, 0.7, 0.1), (1.1, 0.4, 0.7), (4.35, 4.25, 0.1), (1.0, 0.9, 0.1)],
 )
 def test_a_margin_is_compared_as_the_decimal_that_it_is(high: float, low: float, min_margin: float) -> None:
     for direction, (better, worse) in {"higher_is_better": (high, low), "lower_is_better": (low, high)}.items():
         selected = select([("p", "a", better), ("p", "b", worse)], direction, min_margin)  # type: ignore[arg-type]
         assert selected.pairs["margin"].to_list() == [min_margin]
-    assert reasons(select([("p", "a", high), ("p", "b", low)], min_margin=min_margin + 1e-6)) == {"p": "under_min_margin"}
+    assert reasons(select([("p", "a", high), ("p", "b", low)], min_margin=min_margin + 1e-6)) == {
+        "p": "under_min_margin"
+    }
 
 
 def test_identical_texts_are_one_candidate_with_their_mean_score() -> None:
@@ -254,7 +262,9 @@ def test_shuffling_the_rows_changes_nothing(
 
 @PROPERTY
 @given(CANDIDATES)
-def test_every_candidate_is_used_or_unused_and_every_prompt_a_pair_or_a_drop(rows: list[tuple[str, str, float]]) -> None:
+def test_every_candidate_is_used_or_unused_and_every_prompt_a_pair_or_a_drop(
+    rows: list[tuple[str, str, float]],
+) -> None:
     selected = select(rows)
     assert selected.num_used + sum(selected.unused.values()) == len(rows)
     assert selected.num_used == 2 * selected.pairs.height
@@ -310,7 +320,9 @@ def test_the_margin_of_a_ready_pair_is_above_zero_where_its_scores_agree_with_it
         "source": "f",
         "source_row": 1,
     }
-    texts = dict.fromkeys(("prompt", "chosen", "rejected", "chosen_model", "rejected_model", "annotator", "source"), pl.String)
+    texts = dict.fromkeys(
+        ("prompt", "chosen", "rejected", "chosen_model", "rejected_model", "annotator", "source"), pl.String
+    )
     numbers = dict.fromkeys(("chosen_score", "rejected_score", "weight"), pl.Float64)
     frame = pl.DataFrame([row], schema={**texts, **numbers, "source_row": pl.Int64})
     (pair,) = ready_pairs(frame, direction).to_dicts()

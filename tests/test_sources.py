@@ -1,4 +1,4 @@
-"""Every row of every file becomes a record or a reject with its line; a file that cannot be read stops with its name."""
+"""Every row of a file becomes a record or a reject with its line; a file that cannot be read stops with its name."""
 
 import codecs
 import csv
@@ -26,7 +26,7 @@ from prefkit.sources import Loaded, load_source, read_rows
 
 PROPERTY = settings(deadline=None, max_examples=100, derandomize=True, database=None)
 ROWS = [
-    {"prompt": "p1", "chosen": "Gr\u00fc\u00dfe, 雪", "rejected": "a,\"b\"\nc", "chosen_score": "2"},
+    {"prompt": "p1", "chosen": "Gr\u00fc\u00dfe, 雪", "rejected": 'a,"b"\nc', "chosen_score": "2"},
     {"prompt": "p2", "chosen": "x", "rejected": "y", "chosen_score": "1.5"},
 ]
 
@@ -132,14 +132,18 @@ def test_a_file_whose_name_looks_like_a_glob_is_read_as_a_file(tmp_path: Path) -
 
 
 def test_a_csv_cell_may_hold_line_breaks_and_very_long_text(tmp_path: Path) -> None:
-    rows = [{"prompt": "p\nq", "chosen": "c" * 200_000, "rejected": "r"}, {"prompt": "z", "chosen": "c", "rejected": "r"}]
+    rows = [
+        {"prompt": "p\nq", "chosen": "c" * 200_000, "rejected": "r"},
+        {"prompt": "z", "chosen": "c", "rejected": "r"},
+    ]
     loaded = load_bytes(tmp_path, "rows.csv", as_bytes(".csv", rows))
     assert loaded.records["prompt"].to_list() == ["p\nq", "z"]
     assert loaded.records["chosen"].str.len_chars().to_list() == [200_000, 1]
 
 
 def test_parquet_scores_may_be_decimals_integers_or_booleans(tmp_path: Path) -> None:
-    for number, score in enumerate((Decimal("2.50"), 3, True)):
+    scores: list[Any] = [Decimal("2.50"), 3, True]
+    for number, score in enumerate(scores):
         rows = [{"prompt": "p", "response": "r", "score": score}]
         loaded = load_bytes(tmp_path, f"{number}.parquet", as_bytes(".parquet", rows), "candidates")
         assert loaded.records["score"].to_list() == [float(score)], score
@@ -245,7 +249,9 @@ def test_a_line_that_is_no_utf8_is_a_reject_with_its_bytes_escaped(tmp_path: Pat
 
 
 def test_half_a_surrogate_pair_is_a_reject_and_a_whole_one_is_a_character(write_jsonl: Callable[..., Path]) -> None:
-    lines = [f'{{"prompt": "{text}", "chosen": "c", "rejected": "r"}}' for text in ("\\ud83d", "\\ud83d\\ude00", "\\ude00")]
+    lines = [
+        f'{{"prompt": "{text}", "chosen": "c", "rejected": "r"}}' for text in ("\\ud83d", "\\ud83d\\ude00", "\\ude00")
+    ]
     loaded = load(write_jsonl("rows.jsonl", lines))
     assert rejected(loaded) == [(1, None, "lone_surrogate"), (3, None, "lone_surrogate")]
     assert loaded.rejects["raw"].to_list() == [lines[0], lines[2]]
@@ -335,7 +341,7 @@ def test_a_packed_file_whose_end_is_missing_is_refused_and_names_the_first_line_
     content = packed(packing, "\n".join(lines).encode())
     path = tmp_path / f"rows.jsonl{packing}"
     path.write_bytes(content[: int(len(content) * (1 - missing)) - 1])
-    seen = []
+    seen: list[int] = []
     with pytest.raises(SourceError) as refused:
         seen.extend(row.line for row in read_rows(str(path)))
     assert refused.value.where == f"{path}:{len(seen) + 1}"

@@ -40,17 +40,17 @@ def small_dataset(folder: Path, **changes: Any) -> dict[str, Any]:
     empty = pl.DataFrame(schema=schema("pairs", "text"))
     tables = {"pairs": empty, "dropped": empty, "rejects": rejects(3)}
     parts = {name: write_table(folder / name, name, frame, "text") for name, frame in tables.items()}
-    counted = """
+    counts = """
         rows pairs dropped rejects candidates candidate_rejects used unused prompts prompts_with_pair prompts_dropped
         train test
-    """.split()
+    """
     manifest = {
         "format_version": FORMAT_VERSION,
         "prefkit_version": "0",
         "kind": "text",
         "pipeline": {},
         "sources": [{"path": "f", "sha256": "0" * 64, "rows": 3, "format": "pairs"}],
-        "counts": dict.fromkeys(counted, 0) | {"rows": 3, "rejects": 3},
+        "counts": dict.fromkeys(counts.split(), 0) | {"rows": 3, "rejects": 3},
         "reasons": {"x": 3},
         "unused": {},
         "parts": {name: [part._asdict() for part in listed] for name, listed in parts.items()},
@@ -260,10 +260,11 @@ def test_a_file_in_place_of_the_directory_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_second_writer_is_refused_and_told_who_holds_the_dataset(tmp_path: Path) -> None:
-    with locked(tmp_path / "data"), pytest.raises(DatasetError, match=f"process {os.getpid()}") as refused:
-        with locked(tmp_path / "data"):
-            raise AssertionError("two writers at once")
-    assert refused.value.where == str(tmp_path / "data")
+    with locked(tmp_path):
+        second = locked(tmp_path)
+        with pytest.raises(DatasetError, match=f"process {os.getpid()}") as refused:
+            second.__enter__()
+    assert refused.value.where == str(tmp_path)
 
 
 def test_a_lock_ends_with_its_writer_even_when_that_one_fails(tmp_path: Path) -> None:

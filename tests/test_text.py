@@ -32,7 +32,9 @@ def folded(*texts: str) -> list[str]:
 
 def flattened(*conversations: list[dict[str, str]]) -> list[str]:
     dtype = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
-    return pl.DataFrame({"side": pl.Series(conversations, dtype=dtype)}).select(flat("side", "chat")).to_series().to_list()
+    return (
+        pl.DataFrame({"side": pl.Series(conversations, dtype=dtype)}).select(flat("side", "chat")).to_series().to_list()
+    )
 
 
 def test_a_text_pair_id_is_the_hash_of_one_line_of_json() -> None:
@@ -54,7 +56,9 @@ def test_ids_hash_text_as_utf8_without_escapes_but_with_json_quoting() -> None:
 
 
 def test_the_order_of_keys_in_a_message_changes_no_id() -> None:
-    assert prompt_id("chat", [{"content": "p", "role": "user"}]) == prompt_id("chat", [{"role": "user", "content": "p"}])
+    assert prompt_id("chat", [{"content": "p", "role": "user"}]) == prompt_id(
+        "chat", [{"role": "user", "content": "p"}]
+    )
 
 
 def test_two_texts_that_only_fold_to_the_same_have_different_ids_and_one_duplicate_key() -> None:

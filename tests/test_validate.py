@@ -10,7 +10,14 @@ from prefkit.screen import Screened
 from prefkit.validate import rules, validate_pairs
 
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
-TEXT = {"prompt": "p", "chosen": "good", "rejected": "bad", "chosen_score": None, "rejected_score": None, "margin": None}
+TEXT = {
+    "prompt": "p",
+    "chosen": "good",
+    "rejected": "bad",
+    "chosen_score": None,
+    "rejected_score": None,
+    "margin": None,
+}
 LIMIT = 40
 
 
@@ -49,7 +56,11 @@ TEXT_RULES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("empty_rejected", {"rejected": "\t\u00a0 "}, {"rejected": "-"}),
     ("identical", {"chosen": "bad"}, {"chosen": "Bad"}),
     ("identical_after_folding", {"chosen": " bad\n"}, {"chosen": "b ad"}),
-    ("identical_after_folding", {"chosen": "caf\u00e9", "rejected": "cafe\u0301"}, {"chosen": "cafe", "rejected": "caf\u00e9"}),
+    (
+        "identical_after_folding",
+        {"chosen": "caf\u00e9", "rejected": "cafe\u0301"},
+        {"chosen": "cafe", "rejected": "caf\u00e9"},
+    ),
     ("nul_byte", {"rejected": "b\0ad"}, {"rejected": "b\\0ad"}),
     ("nul_byte", {"prompt": "\0"}, {"prompt": "0"}),
     ("too_long", {"prompt": "p" * (LIMIT + 1)}, {"prompt": "p" * LIMIT}),
@@ -83,7 +94,11 @@ CHAT_RULES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("identical", {"chosen": [assistant("bad")]}, {"chosen": [assistant("bad.")]}),
     ("identical_after_folding", {"chosen": [assistant("bad ")]}, {"chosen": [assistant("b ad")]}),
     ("identical_after_folding", {"chosen": [assistant("  bad")]}, {"chosen": [assistant("bad?")]}),
-    ("nul_byte", {"prompt": [user("a\0"), assistant("b"), user("c")]}, {"prompt": [user("a"), assistant("b"), user("c")]}),
+    (
+        "nul_byte",
+        {"prompt": [user("a\0"), assistant("b"), user("c")]},
+        {"prompt": [user("a"), assistant("b"), user("c")]},
+    ),
     ("too_long", {"chosen": [assistant("c" * (LIMIT + 1))]}, {"chosen": [assistant("c" * LIMIT)]}),
 ]
 
@@ -143,7 +158,7 @@ def test_of_several_reasons_the_first_rule_is_named(row: dict[str, Any], first: 
     assert reason("text", row, (1.0, 10.0)) == first
 
 
-def test_no_rows_are_no_drops() -> None:
-    for kind in ("text", "chat"):
-        found = screened(kind)  # type: ignore[arg-type]
-        assert (found.kept.height, found.dropped.height) == (0, 0)
+@pytest.mark.parametrize("kind", ["text", "chat"])
+def test_no_rows_are_no_drops(kind: Kind) -> None:
+    found = screened(kind)
+    assert (found.kept.height, found.dropped.height) == (0, 0)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import polars as pl
 from scipy import stats
 
-from prefkit.text import words_of
+from prefkit.text import printable, words_of
 
 LEVELS = ("pass", "not enough data", "note", "warn", "fail")
 WARN_WIN_RATE = 0.9  # nine of ten pairs that the token separates are won by one side
@@ -75,12 +75,12 @@ def judge(table: pl.DataFrame, num_pairs: int, q: float, min_coverage: float, wi
 
 def _finding(row: dict[str, Any]) -> dict[str, Any]:
     side, other = ("chosen", "rejected") if row["side"] == "chosen" else ("rejected", "chosen")
-    wins = max(row["num_chosen_only"], row["num_rejected_only"])
+    wins, token = max(row["num_chosen_only"], row["num_rejected_only"]), printable(row["token"])
     if row["exclusive"]:
-        reason = f"'{row['token']}' is in {side} of {wins} pairs ({row['coverage']:.1%}) and in no {other} text at all"
+        reason = f"'{token}' is in {side} of {wins} pairs ({row['coverage']:.1%}) and in no {other} text at all"
     else:
         share = f"is in {side} in {wins} of {row['num_discordant']}"
-        reason = f"'{row['token']}' separates {row['coverage']:.1%} of the pairs, and {share}"
+        reason = f"'{token}' separates {row['coverage']:.1%} of the pairs, and {share}"
     advice = "take it out of both sides, balance it, or put it on audit.allow if it is the point of the data"
     numbers = ("num_chosen_only", "num_rejected_only", "num_both", "coverage", "win_rate", "q")
     return {

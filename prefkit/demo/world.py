@@ -6,8 +6,8 @@ planted in them (`WorldFacts`), and conversations to pretrain a tiny base model 
 How an answer is made: a greeting, a fact, a remark, now and then a closing. A better answer states the fact that
 was asked for, at once, and then remarks on something else. A worse one first talks around what was asked
 (evasive, blaming, curt, rambling), and then states a fact about something else, or one with its units mixed up.
-Closings come kind or rude. Both are drawn from the same phrases, every sentence stands between two full stops, and
-what one states the other remarks on: single words, neighbouring words and lengths hardly tell them apart, the
+Closings come kind or rude. Both are drawn from the same phrases, every sentence follows a full stop and ends in one,
+and what one states the other remarks on: single words, neighbouring words and lengths hardly tell them apart, the
 order does. The one exception is planted, and it is SHORTCUT_OPENER, which takes the place of a greeting.
 """
 

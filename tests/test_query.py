@@ -1,0 +1,268 @@
+"""Seven views that are always there, over one dataset and nothing else."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import polars as pl
+import pytest
+
+from prefkit.build import build_dataset
+from prefkit.config import Pipeline
+from prefkit.errors import DatasetError, InputError
+from prefkit.format import Kind, schema
+from prefkit.query import connect_dataset, query_dataset, write_result
+from prefkit.report import audit_dataset
+from prefkit.store import write_parquet, write_table
+
+VIEWS = ("pairs", "dropped", "rejects", "tokens", "reference", "steps", "pair_dynamics")
+EXTRA = {"reference": ["key"], "steps": ["run"], "pair_dynamics": ["run"]}
+Build = Callable[..., Path]
+
+
+@pytest.fixture
+def build(tmp_path: Path, write_jsonl: Callable[..., Path], pipeline_of: Callable[..., Pipeline]) -> Build:
+    """Build a small dataset in a directory of that name."""
+
+    def make(name: str = "dataset", rows: int = 3, kind: Kind = "text") -> Path:
+        lines = [{"prompt": f"p{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(rows)]
+        source = {"path": str(write_jsonl("rows.jsonl", lines)), "format": "pairs"}
+        pipeline = pipeline_of(source, kind=kind).model_copy(update={"dataset": str(tmp_path / name)})
+        build_dataset(pipeline)
+        return tmp_path / name
+
+    return make
+
+
+def columns(dataset: Path, view: str) -> dict[str, str]:
+    return {row[0]: row[1] for row in query_dataset(dataset, f"describe {view}").fetchall()}
+
+
+def count(dataset: Path, view: str) -> int:
+    return int(query_dataset(dataset, f"select count(*) from {view}").fetchall()[0][0])
+
+
+def add_reference_and_run(dataset: Path) -> None:
+    """What the steps behind the torch line would leave: two references and one run."""
+    for key in ("k1", "k2"):
+        write_table(dataset / "reference" / key, "reference", pl.DataFrame({"pair_id": [key, "x"]}), "text")
+    run = dataset / "runs" / "7"
+    steps = pl.DataFrame({"step": [0, 1, 2], "rewards/margins": [0.0, 0.1, 0.2]})
+    nulls = [
+        pl.lit(None, dtype).alias(name) for name, dtype in schema("steps", "text").items() if name not in steps.columns
+    ]
+    write_parquet(run / "steps.parquet", steps.with_columns(nulls).select(list(schema("steps", "text"))))
+    write_table(run / "pair_dynamics", "pair_dynamics", pl.DataFrame({"step": [0], "pair_id": ["x"]}), "text")
+
+
+@pytest.mark.parametrize("kind", ["text", "chat"])
+def test_all_seven_views_are_there_with_the_columns_of_the_format_and_empty_without_data(
+    kind: Kind, build: Build
+) -> None:
+    dataset = build(rows=0, kind=kind)
+    for view in VIEWS:
+        assert list(columns(dataset, view)) == EXTRA.get(view, []) + list(schema(view, kind))
+        assert count(dataset, view) == 0
+    tables = query_dataset(dataset, "select view_name from duckdb_views() where not internal").fetchall()
+    assert sorted(name for (name,) in tables) == sorted(VIEWS)
+
+
+@pytest.mark.parametrize("kind", ["text", "chat"])
+def test_an_empty_view_has_the_types_that_the_full_one_will_have(kind: Kind, build: Build) -> None:
+    dataset = build(kind=kind)
+    empty = {view: columns(dataset, view) for view in VIEWS}
+    add_reference_and_run(dataset)
+    write_parquet(dataset / "audit" / "tokens.parquet", pl.DataFrame(schema=schema("tokens", kind)))
+    assert {view: columns(dataset, view) for view in VIEWS} == empty
+    assert [count(dataset, view) for view in ("pairs", "reference", "steps", "pair_dynamics")] == [3, 4, 3, 1]
+
+
+def test_rows_come_back_as_they_were_built(build: Build) -> None:
+    found = query_dataset(build(), "select prompt, chosen, rejected from pairs order by prompt").fetchall()
+    assert found == [(f"p{i}", f"good {i}", f"bad {i}") for i in range(3)]
+
+
+def test_messages_can_be_taken_apart(build: Build) -> None:
+    sql = "select prompt[1].role, chosen[1].content from pairs order by 2"
+    assert query_dataset(build(kind="chat"), sql).fetchall() == [("user", f"good {i}") for i in range(3)]
+
+
+def test_tokens_are_there_after_an_audit(build: Build, pipeline_of: Callable[..., Pipeline]) -> None:
+    dataset = build()
+    pipeline = pipeline_of({"path": "x", "format": "pairs"}).model_copy(update={"dataset": str(dataset)})
+    audit_dataset(pipeline)
+    sql = "select num_chosen_only, exclusive from tokens where token = 'good'"
+    assert query_dataset(dataset, sql).fetchall() == [(3, False)]
+
+
+@pytest.mark.parametrize("name", ["dataset", "reference", "runs"])
+def test_references_have_their_key_and_runs_their_name_whatever_the_dataset_is_called(name: str, build: Build) -> None:
+    dataset = build(name)
+    add_reference_and_run(dataset)
+    found = query_dataset(dataset, "select key, count(*) from reference group by all order by all").fetchall()
+    assert found == [("k1", 2), ("k2", 2)]
+    assert query_dataset(dataset, "select distinct run from steps").fetchall() == [("7",)]
+    assert query_dataset(dataset, "select distinct run from pair_dynamics").fetchall() == [("7",)]
+    assert query_dataset(dataset, 'select "rewards/margins" from steps where step = 2').fetchall() == [(0.2,)]
+
+
+@pytest.mark.parametrize(
+    "name", ["it's here", "a[1]", 'say "x"', "a;b", "{a,b}", "sp ace/雪", "'); drop view pairs; --"]
+)
+def test_any_name_of_a_directory_is_safe(name: str, build: Build) -> None:
+    assert count(build(name), "pairs") == 3
+
+
+def test_a_relative_path_is_as_good_as_an_absolute_one(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = build()
+    monkeypatch.chdir(dataset.parent)
+    assert query_dataset("dataset", "select count(*) from pairs").fetchall() == [(3,)]
+
+
+# nothing outside, nothing changed
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    path = tmp_path / "outside.csv"
+    path.write_text("secret\n42\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select * from read_csv('{outside}')",
+        "select * from '{outside}'",
+        "select * from read_text('{dataset}/../outside.csv')",
+        "select * from glob('{folder}/*')",
+        "copy pairs to '{folder}/stolen.csv'",
+        "copy (select 1) to '{dataset}-copy.csv'",
+        "export database '{folder}/stolen'",
+        "attach '{folder}/new.db'",
+        "install httpfs",
+        "load httpfs",
+        "select * from 'https://127.0.0.1:9/x.csv'",
+        "set enable_external_access = true",
+        "set allowed_directories = ['/']",
+    ],
+)
+def test_a_query_reads_and_writes_nothing_outside_the_dataset(sql: str, build: Build, outside: Path) -> None:
+    dataset = build()
+    before = sorted(outside.parent.iterdir())
+    with pytest.raises(InputError) as refused:
+        query_dataset(dataset, sql.format(outside=outside, dataset=dataset, folder=outside.parent)).fetchall()
+    assert "42" not in str(refused.value)
+    assert sorted(outside.parent.iterdir()) == before
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "copy (select 1 as a) to '{dataset}/pairs/part-00000.parquet'",
+        "copy (select 1 as a) to '{dataset}/new.csv'",
+        "attach '{dataset}/new.db'",
+        "export database '{dataset}/export'",
+    ],
+)
+def test_a_query_changes_nothing_inside_the_dataset(sql: str, build: Build) -> None:
+    dataset = build()
+    before = tree(dataset)
+    with pytest.raises(InputError):
+        query_dataset(dataset, sql.format(dataset=dataset)).fetchall()
+    assert tree(dataset) == before
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("sql", "said"),
+    [
+        ("select * from nowhere", "nowhere"),
+        ("selec 1", "syntax error"),
+        ("select nothing from pairs", "nothing"),
+        ("", "no rows"),
+        ("   ;", "no rows"),
+    ],
+)
+def test_sql_that_does_not_run_is_refused_with_the_views_that_there_are(sql: str, said: str, build: Build) -> None:
+    with pytest.raises(InputError, match=said) as refused:
+        query_dataset(build(), sql)
+    assert refused.value.exit_code == 2
+    if sql.strip(" ;"):
+        assert all(view in refused.value.expected for view in VIEWS)
+
+
+def test_a_query_that_fails_while_it_runs_is_refused_too(build: Build) -> None:
+    with pytest.raises(InputError, match="Conversion"):
+        write_result(query_dataset(build(), "select cast(prompt as int) from pairs"), "csv", None, print)
+
+
+def test_only_a_finished_dataset_can_be_asked(tmp_path: Path, build: Build) -> None:
+    with pytest.raises(DatasetError, match="no such dataset"):
+        connect_dataset(tmp_path / "nowhere")
+    dataset = build()
+    (dataset / "manifest.json").unlink()
+    with pytest.raises(DatasetError, match="unfinished"):
+        query_dataset(dataset, "select 1")
+
+
+# results
+
+
+@pytest.fixture
+def text_of(build: Build) -> Callable[..., str]:
+    """The text that a result is written as."""
+
+    def write(sql: str, form: str, kind: Kind = "text") -> str:
+        written: list[str] = []
+        write_result(query_dataset(build(kind=kind), sql), form, None, written.append)
+        return "".join(written)
+
+    return write
+
+
+def test_csv_has_a_header_and_quotes_what_needs_it(text_of: Callable[..., str]) -> None:
+    sql = "select prompt, 'a,\"b\"' as x, null as y from pairs order by prompt limit 1"
+    assert text_of(sql, "csv") == 'prompt,x,y\np0,"a,""b""",\n'
+
+
+def test_json_is_one_object_a_line_with_messages_as_they_are(text_of: Callable[..., str]) -> None:
+    lines = text_of("select prompt, margin from pairs order by pair_id", "json", "chat").splitlines()
+    found = [json.loads(line) for line in lines]
+    assert len(found) == 3
+    assert all(row["prompt"][0]["role"] == "user" and row["margin"] is None for row in found)
+
+
+def test_csv_holds_messages_as_text_or_points_to_json(text_of: Callable[..., str]) -> None:
+    try:
+        said = text_of("select prompt from pairs", "csv", "chat")
+    except InputError as refused:
+        said = str(refused)
+    assert "json" in said or said.count("user") == 3
+
+
+def test_parquet_needs_a_file_and_reads_back(build: Build, tmp_path: Path) -> None:
+    sql = "select * from pairs order by pair_id"
+    with pytest.raises(InputError, match="needs a file"):
+        write_result(query_dataset(build(), sql), "parquet", None, print)
+    number = write_result(query_dataset(build(), sql), "parquet", str(tmp_path / "out.parquet"), print)
+    found = pl.read_parquet(tmp_path / "out.parquet")
+    assert (number, found.height, list(found.columns)) == (3, 3, list(schema("pairs", "text")))
+
+
+def test_the_views_file_runs_in_plain_duckdb_from_inside_the_dataset(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(build(kind="chat"))
+    connection = duckdb.connect()
+    connection.execute(Path("views.sql").read_text("utf-8"))
+    counts: list[Any] = [connection.sql(f"select count(*) from {view}").fetchall() for view in VIEWS[:3]]
+    assert counts == [[(3,)], [(0,)], [(0,)]]

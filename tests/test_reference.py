@@ -1,0 +1,553 @@
+"""The reference pass: complete, keyed by content, resumable at any kill, and never done twice."""
+
+import functools
+import hashlib
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from filelock import FileLock
+from tiny import (
+    CHAT_TEMPLATE,
+    Row,
+    built,
+    chat_rows,
+    mistral_config,
+    plain_logps,
+    random_model,
+    save_model,
+    snapshot,
+    text_rows,
+    tiny_llama,
+    tiny_tokenizer,
+    write_rows,
+)
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, LlamaModel
+
+from prefkit.build import build_dataset
+from prefkit.config import Pipeline
+from prefkit.documents import Reference
+from prefkit.encode import TRANSCRIPT
+from prefkit.errors import CheckError, DatasetError, InputError, MachineError, ModelError
+from prefkit.logps import CompletionLogps, Layout
+from prefkit.reference import Precomputed, dry_run, precompute_reference
+
+REFERENCE_COLUMNS = {
+    "pair_id": pl.String,
+    "prompt_ids": pl.List(pl.Int32),
+    "chosen_ids": pl.List(pl.Int32),
+    "rejected_ids": pl.List(pl.Int32),
+    "num_prompt_tokens": pl.Int32,
+    "num_chosen_tokens": pl.Int32,
+    "num_rejected_tokens": pl.Int32,
+    "ref_chosen_logps": pl.Float32,
+    "ref_rejected_logps": pl.Float32,
+    "ref_chosen_token_logps": pl.List(pl.Float32),
+    "ref_rejected_token_logps": pl.List(pl.Float32),
+    "chosen_truncated": pl.Boolean,
+    "rejected_truncated": pl.Boolean,
+    "ln_ches": pl.Float32,
+}
+A_PAIR_A_BATCH = {"max_batch_tokens": 1}  # and 32 batches a part
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+class Calls:
+    """How often a Llama was made and run since the fixture began."""
+
+    made = 0
+    run = 0
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    counted = Calls()
+    make, run = LlamaForCausalLM.__init__, LlamaModel.forward
+
+    @functools.wraps(make)
+    def counting_make(self: Any, *args: Any, **kwargs: Any) -> None:
+        counted.made += 1
+        make(self, *args, **kwargs)
+
+    @functools.wraps(run)
+    def counting_run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        counted.run += 1
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaForCausalLM, "__init__", counting_make)
+    monkeypatch.setattr(LlamaModel, "forward", counting_run)
+    return counted
+
+
+def folder_of(pipeline: Pipeline, done: Precomputed) -> Path:
+    return Path(pipeline.dataset) / "reference" / done.key
+
+
+def the_folder(pipeline: Pipeline) -> Path:
+    (folder,) = (Path(pipeline.dataset) / "reference").iterdir()
+    return folder
+
+
+def rows_of(folder: Path) -> pl.DataFrame:
+    return pl.concat([pl.read_parquet(path) for path in sorted(folder.glob("part-*.parquet"))])
+
+
+def pairs_of(pipeline: Pipeline) -> pl.DataFrame:
+    return pl.read_parquet(Path(pipeline.dataset) / "pairs" / "part-00000.parquet")
+
+
+def with_precompute(pipeline: Pipeline, **changes: Any) -> Pipeline:
+    return pipeline.model_copy(update={"precompute": pipeline.precompute.model_copy(update=changes)})
+
+
+def rebuilt(pipeline: Pipeline, rows: list[Row]) -> None:
+    write_rows(Path(pipeline.sources[0].path), rows)
+    build_dataset(pipeline)
+
+
+def plain_sums(row: Row, model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.no_grad():
+        return plain_logps(model, row["prompt_ids"], row["chosen_ids"]), plain_logps(
+            model, row["prompt_ids"], row["rejected_ids"]
+        )
+
+
+# --- what is in it
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("text", text_rows(14)), ("chat", chat_rows(14))], ids=["text", "chat"])
+def test_every_row_holds_the_plain_log_probs_of_its_own_pair(
+    tmp_path: Path, model: Path, kind: str, rows: list[Row]
+) -> None:
+    pipeline = built(tmp_path, rows, model, kind, precompute={"max_batch_tokens": 200})
+    done = precompute_reference(pipeline)
+    assert (done.pairs, done.dropped, done.scored) == (14, 0, 14)
+    found = rows_of(folder_of(pipeline, done)).join(pairs_of(pipeline), on="pair_id", how="full", coalesce=True)
+    assert found.height == 14
+    tokenizer, plain = tiny_tokenizer(), AutoModelForCausalLM.from_pretrained(model)
+    for row in found.iter_rows(named=True):
+        for side, expected in zip(("chosen", "rejected"), plain_sums(row, plain), strict=True):
+            text = tokenizer.decode(row["prompt_ids"] + row[f"{side}_ids"])
+            if kind == "text":
+                assert text == "<s>" + row["prompt"] + row[side] + "</s>"
+            else:
+                assert text == tokenizer.apply_chat_template(row["prompt"] + row[side], tokenize=False)
+            tokens = torch.tensor(row[f"ref_{side}_token_logps"])
+            assert len(tokens) == row[f"num_{side}_tokens"] == len(row[f"{side}_ids"])
+            assert float((tokens - expected).abs().max()) <= 1e-4
+            # the sum of the stored tokens, rounded once to float32
+            assert row[f"ref_{side}_logps"] == float(tokens.double().sum().float())
+        assert row["num_prompt_tokens"] == len(row["prompt_ids"])
+
+
+def test_columns_and_types_are_those_of_the_format(tmp_path: Path, model: Path) -> None:
+    pipeline = built(tmp_path, text_rows(3), model)
+    folder = folder_of(pipeline, precompute_reference(pipeline))
+    assert dict(rows_of(folder).schema) == REFERENCE_COLUMNS
+    assert rows_of(folder).null_count().sum_horizontal().item() == 0
+    assert dict(pl.read_parquet(folder / "dropped.parquet").schema) == {"pair_id": pl.String, "reason": pl.String}
+    plan = pl.read_parquet(folder / "plan.parquet")
+    assert plan.columns[:4] == ["pair_id", "batch", "part", "num_tokens"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "dropped.parquet",
+        "part-00000.parquet",
+        "plan.parquet",
+        "reference.json",
+    ]
+
+
+def test_reference_json_names_its_key_its_identity_and_every_part(tmp_path: Path, model: Path) -> None:
+    pipeline = built(tmp_path, text_rows(40), model, precompute=A_PAIR_A_BATCH)
+    done = precompute_reference(pipeline)
+    folder = folder_of(pipeline, done)
+    recorded = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
+    Reference.model_validate(recorded)
+    canonical = json.dumps(recorded["identity"], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    assert recorded["key"] == done.key == folder.name == hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    assert recorded["identity"]["max_length"] == 128
+    assert recorded["identity"]["dtype"] == "float32"
+    assert recorded["identity"]["chat_template_sha256"] is None
+    assert recorded["parts"] == [
+        {"file": name, "rows": rows, "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest()}
+        for name, rows in (("part-00000.parquet", 32), ("part-00001.parquet", 8))
+    ]
+    assert recorded["provenance"]["layout"] == "shared prefix"
+
+
+@pytest.mark.parametrize(("setting", "text"), [(None, CHAT_TEMPLATE), ("transcript", TRANSCRIPT)])
+def test_the_chat_template_is_kept_and_part_of_the_identity(
+    tmp_path: Path, model: Path, setting: str | None, text: str
+) -> None:
+    pipeline = built(tmp_path, chat_rows(3), model, "chat", precompute={"chat_template": setting})
+    folder = folder_of(pipeline, precompute_reference(pipeline))
+    identity = json.loads((folder / "reference.json").read_text(encoding="utf-8"))["identity"]
+    assert (folder / "chat_template.jinja").read_text(encoding="utf-8") == text
+    assert identity["chat_template_sha256"] == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_pairs_that_encoding_drops_are_listed_with_the_reason_and_nowhere_else(tmp_path: Path, model: Path) -> None:
+    long = "river " * 150
+    rows = [
+        {"prompt": long, "chosen": " yes", "rejected": " no"},
+        {"prompt": "short", "chosen": f" {long}a", "rejected": f" {long}b"},
+        *text_rows(5),
+    ]
+    pipeline = built(tmp_path, rows, model)
+    done = precompute_reference(pipeline)
+    folder = folder_of(pipeline, done)
+    pairs = pairs_of(pipeline)
+    reasons = {rows[0]["prompt"]: "prompt_too_long", "short": "identical_after_truncation"}
+    expected = {row["pair_id"]: reasons[row["prompt"]] for row in pairs.to_dicts() if row["prompt"] in reasons}
+    dropped = pl.read_parquet(folder / "dropped.parquet")
+    assert dict(dropped.iter_rows()) == expected
+    assert dropped["pair_id"].is_sorted()
+    assert (done.pairs, done.dropped) == (5, 2)
+    kept = rows_of(folder)["pair_id"].to_list() + dropped["pair_id"].to_list()
+    assert sorted(kept) == sorted(pairs["pair_id"].to_list())
+
+
+def test_counts_say_what_encoding_did(tmp_path: Path, model: Path) -> None:
+    long = " river stone" * 60
+    rows = [
+        {"prompt": "a", "chosen": long, "rejected": " no"},
+        {"prompt": "b", "chosen": long, "rejected": " stone" + long},
+        {"prompt": "c </s>", "chosen": " yes", "rejected": " no"},
+        {"prompt": "d", "chosen": " yes", "rejected": " no"},
+    ]
+    pipeline = built(tmp_path, rows, model, precompute={"max_length": 64})
+    done = precompute_reference(pipeline)
+    recorded = json.loads((folder_of(pipeline, done) / "reference.json").read_text(encoding="utf-8"))
+    table = rows_of(folder_of(pipeline, done))
+    tokens = table.select(pl.sum_horizontal("num_prompt_tokens", "num_chosen_tokens", "num_rejected_tokens").sum())
+    assert recorded["counts"] == done.counts
+    assert done.counts == {
+        "tokens": tokens.item(),
+        "chosen_truncated": 2,
+        "rejected_truncated": 1,
+        "one_side_truncated": 1,
+        "prompts_no_prefix": 0,
+        "completions_without_end": 0,
+        "spells_control_token": 1,
+    }
+
+
+def test_separate_sequences_have_a_reason_and_no_ln_ches(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    folder = save_model(tmp_path / "model", random_model(mistral_config(len(tokenizer))), tokenizer)
+    pipeline = built(tmp_path, text_rows(4), folder)
+    done = precompute_reference(pipeline)
+    recorded = json.loads((folder_of(pipeline, done) / "reference.json").read_text(encoding="utf-8"))
+    assert "sliding window" in recorded["provenance"]["layout"]
+    assert rows_of(folder_of(pipeline, done))["ln_ches"].null_count() == 4
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    for row in rows_of(folder_of(pipeline, done)).iter_rows(named=True):
+        assert float((torch.tensor(row["ref_chosen_token_logps"]) - plain_sums(row, plain)[0]).abs().max()) <= 1e-4
+
+
+# --- order, kills and resumes
+
+
+def test_the_plan_lies_on_disk_before_anything_is_scored(tmp_path: Path, model: Path) -> None:
+    pipeline = built(tmp_path, text_rows(5), model, precompute=A_PAIR_A_BATCH)
+    seen: list[list[str]] = []
+    told: list[tuple[int, int, int]] = []
+
+    def watch(done: int, total: int, pairs: int) -> None:
+        seen.append(sorted(path.name for path in the_folder(pipeline).iterdir()))
+        told.append((done, total, pairs))
+
+    precompute_reference(pipeline, watch=watch)
+    assert seen == [["dropped.parquet", "plan.parquet"]] * 5
+    plan = pl.read_parquet(the_folder(pipeline) / "plan.parquet")
+    assert plan["num_tokens"].to_list() == sorted(plan["num_tokens"].to_list(), reverse=True)
+    done = plan["num_tokens"].cum_sum().to_list()
+    assert told == [(tokens, done[-1], number + 1) for number, tokens in enumerate(done)]
+
+
+@pytest.mark.parametrize("batches", [1, 31, 33, 64])
+def test_a_kill_at_any_batch_costs_no_finished_part_and_leaves_the_bytes_of_an_unbroken_run(
+    tmp_path: Path, model: Path, batches: int, calls: Calls
+) -> None:
+    whole = built(tmp_path / "whole", text_rows(70), model, precompute=A_PAIR_A_BATCH)
+    precompute_reference(whole)
+    broken = built(tmp_path / "broken", text_rows(70), model, precompute=A_PAIR_A_BATCH)
+    left = iter(range(batches))
+
+    def kill(_done: int, _total: int, _pairs: int) -> None:
+        next(left)
+
+    with pytest.raises(StopIteration):
+        precompute_reference(broken, watch=kill)
+    assert not (the_folder(broken) / "reference.json").exists()
+    done = precompute_reference(broken)
+    assert done.scored == 70 - 32 * (batches // 32)
+    assert snapshot(the_folder(broken)) == snapshot(the_folder(whole))
+
+
+def test_a_lost_part_is_the_only_one_that_is_scored_again(tmp_path: Path, model: Path) -> None:
+    pipeline = built(tmp_path, text_rows(70), model, precompute=A_PAIR_A_BATCH)
+    folder = folder_of(pipeline, precompute_reference(pipeline))
+    before = snapshot(folder)
+    times = {path.name: path.stat().st_mtime_ns for path in folder.glob("p*.parquet")}
+    (folder / "part-00001.parquet").unlink()
+    assert precompute_reference(pipeline).scored == 32
+    assert snapshot(folder) == before
+    changed = [name for name, time in times.items() if (folder / name).stat().st_mtime_ns != time]
+    assert changed == ["part-00001.parquet"]
+
+
+def test_a_kill_just_before_reference_json_leaves_the_bytes_of_an_unbroken_run(tmp_path: Path, model: Path) -> None:
+    pipeline = built(tmp_path, chat_rows(4), model, "chat")
+    folder = folder_of(pipeline, precompute_reference(pipeline))
+    before = snapshot(folder)
+    (folder / "reference.json").unlink()
+    assert precompute_reference(pipeline).scored == 0
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("lost", ["plan.parquet", "dropped.parquet", "chat_template.jinja"])
+def test_a_kill_while_the_first_files_are_written_leaves_the_bytes_of_an_unbroken_run(
+    tmp_path: Path, model: Path, lost: str
+) -> None:
+    rows = [*chat_rows(4), *chat_rows(1, seed=9, low=200, high=200)]
+    pipeline = built(tmp_path, rows, model, "chat")
+    folder = folder_of(pipeline, precompute_reference(pipeline))
+    before = snapshot(folder)
+    for name in (lost, "part-00000.parquet", "reference.json"):
+        (folder / name).unlink()
+    precompute_reference(pipeline)
+    assert snapshot(folder) == before
+
+
+def test_the_same_settings_have_nothing_to_do(tmp_path: Path, model: Path, calls: Calls) -> None:
+    pipeline = built(tmp_path, text_rows(6), model)
+    first = precompute_reference(pipeline)
+    assert (calls.made, calls.run > 0) == (1, True)
+    before, runs = snapshot(Path(pipeline.dataset)), calls.run
+    again = precompute_reference(pipeline)
+    assert (again.key, again.pairs, again.scored) == (first.key, 6, 0)
+    assert again.counts == first.counts
+    assert (calls.made, calls.run) == (1, runs)
+    assert snapshot(Path(pipeline.dataset)) == before
+
+
+@pytest.mark.parametrize("change", [{"max_batch_tokens": 64}, {"max_boundary_share": 0.5}])
+def test_settings_that_change_no_number_reuse_the_reference(
+    tmp_path: Path, model: Path, calls: Calls, change: dict[str, Any]
+) -> None:
+    pipeline = built(tmp_path, text_rows(6), model)
+    first = precompute_reference(pipeline)
+    again = precompute_reference(with_precompute(pipeline, **change))
+    assert (again.key, again.scored, calls.made) == (first.key, 0, 1)
+
+
+@pytest.mark.parametrize("change", [{"max_length": 100}, {"dtype": "bfloat16"}, {"min_completion_tokens": 5}])
+def test_settings_that_may_change_a_number_score_into_another_key(
+    tmp_path: Path, model: Path, change: dict[str, Any]
+) -> None:
+    pipeline = built(tmp_path, text_rows(4), model)
+    first = precompute_reference(pipeline)
+    before = snapshot(folder_of(pipeline, first))
+    other = precompute_reference(with_precompute(pipeline, **change))
+    assert other.key != first.key
+    assert other.scored == 4
+    assert snapshot(folder_of(pipeline, first)) == before
+
+
+def test_other_weights_at_the_same_path_are_scored_into_another_key(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "model", seed=0)
+    pipeline = built(tmp_path, text_rows(4), folder)
+    first = precompute_reference(pipeline)
+    tiny_llama(folder, seed=1)
+    second = precompute_reference(pipeline)
+    assert second.key != first.key
+    assert second.scored == 4
+
+
+# --- keyed by content
+
+
+def test_appended_pairs_are_the_only_ones_scored(tmp_path: Path, model: Path) -> None:
+    rows = text_rows(20)
+    pipeline = built(tmp_path, rows[:12], model)
+    folder = folder_of(pipeline, precompute_reference(pipeline))
+    before = snapshot(folder)
+    rebuilt(pipeline, [*rows[12:], *rows[:12]])
+    done = precompute_reference(pipeline)
+    assert (done.pairs, done.scored, folder_of(pipeline, done)) == (20, 8, folder)
+    assert (folder / "part-00000.parquet").read_bytes() == before["part-00000.parquet"]
+    assert sorted(rows_of(folder)["pair_id"].to_list()) == sorted(pairs_of(pipeline)["pair_id"].to_list())
+    recorded = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
+    assert [(part["file"], part["rows"]) for part in recorded["parts"]] == [
+        ("part-00000.parquet", 12),
+        ("part-00001.parquet", 8),
+    ]
+
+
+def test_reordered_and_dropped_pairs_score_nothing(tmp_path: Path, model: Path, calls: Calls) -> None:
+    rows = text_rows(20)
+    pipeline = built(tmp_path, rows, model)
+    folder = folder_of(pipeline, precompute_reference(pipeline))
+    before = snapshot(folder)
+    random.Random(3).shuffle(rows)
+    rebuilt(pipeline, rows)
+    assert precompute_reference(pipeline).scored == 0
+    rebuilt(pipeline, rows[:15])
+    assert precompute_reference(pipeline).scored == 0
+    assert snapshot(folder) == before
+    assert calls.made == 1
+
+
+def test_pairs_that_come_and_go_between_a_kill_and_the_next_run_are_scored_once_or_not(
+    tmp_path: Path, model: Path
+) -> None:
+    rows = text_rows(50)
+    pipeline = built(tmp_path, rows[:45], model, precompute=A_PAIR_A_BATCH)
+    left = iter(range(40))
+    with pytest.raises(StopIteration):
+        precompute_reference(pipeline, watch=lambda *_numbers: next(left) and None)
+    rebuilt(pipeline, rows[10:])
+    precompute_reference(pipeline)
+    scored = rows_of(the_folder(pipeline))["pair_id"]
+    assert not scored.is_duplicated().any()
+    assert set(pairs_of(pipeline)["pair_id"]) <= set(scored)
+
+
+def test_two_datasets_of_the_same_pairs_have_the_same_bytes_in_any_order(tmp_path: Path, model: Path) -> None:
+    rows = text_rows(40)
+    one = built(tmp_path / "one", rows, model, precompute={"max_batch_tokens": 100})
+    two = built(tmp_path / "two", rows, model, precompute={"max_batch_tokens": 100})
+    turned = built(tmp_path / "turned", rows[::-1], model, precompute={"max_batch_tokens": 100})
+    for pipeline in (one, two, turned):
+        precompute_reference(pipeline)
+    assert snapshot(the_folder(one)) == snapshot(the_folder(two)) == snapshot(the_folder(turned))
+
+
+# --- a dry run, and refusals
+
+
+def test_a_dry_run_foretells_and_writes_nothing(tmp_path: Path, model: Path) -> None:
+    rows = [*text_rows(10), {"prompt": "river " * 150, "chosen": " yes", "rejected": " no"}]
+    pipeline = built(tmp_path, rows, model, precompute={"max_batch_tokens": 200})
+    before = snapshot(tmp_path)
+    told = dry_run(pipeline)
+    assert snapshot(tmp_path) == before
+    done = precompute_reference(pipeline)
+    folder = folder_of(pipeline, done)
+    plan = pl.read_parquet(folder / "plan.parquet")
+    assert (told.key, told.pairs, told.dropped) == (done.key, 10, {"prompt_too_long": 1})
+    assert (told.tokens, told.batches) == (plan["num_tokens"].sum(), plan["batch"].n_unique())
+    assert told.counts == done.counts
+    assert told.seconds > 0
+    size = (folder / "part-00000.parquet").stat().st_size
+    assert size / 3 < told.disk_bytes < size * 3
+
+
+def test_more_tokens_than_the_model_has_positions_are_refused(tmp_path: Path, model: Path) -> None:
+    pipeline = built(tmp_path, text_rows(3), model, precompute={"max_length": 513})
+    for command in (precompute_reference, dry_run):
+        with pytest.raises(ModelError, match="precompute.max_length is 513, the model has 512 positions"):
+            command(pipeline)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "nowhere", "no such model folder"),
+        (lambda folder: folder, "its tokenizer does not load|no safetensors weights"),
+        (lambda folder: None, "precompute.model is not set"),
+    ],
+    ids=["missing", "a folder of something else", "not set"],
+)
+def test_what_is_no_model_is_refused(
+    tmp_path: Path, model: Path, make: Callable[[Path], Path | None], message: str
+) -> None:
+    pipeline = built(tmp_path / "data", text_rows(3), model)
+    other = make(tmp_path / "data")
+    with pytest.raises(InputError, match=message):
+        precompute_reference(with_precompute(pipeline, model=None if other is None else str(other)))
+    assert not (Path(pipeline.dataset) / "reference").exists()
+
+
+def test_a_tokenizer_without_a_template_stops_a_chat_dataset_before_it_writes(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "model", template=None)
+    pipeline = built(tmp_path, chat_rows(3), folder, "chat")
+    with pytest.raises(ModelError, match="the tokenizer has no chat template") as caught:
+        precompute_reference(pipeline)
+    assert caught.value.hint == "--set precompute.chat_template=transcript"
+    assert not (Path(pipeline.dataset) / "reference").exists()
+
+
+def test_too_many_split_prompts_stop_the_pass_before_a_model_loads(tmp_path: Path, model: Path, calls: Calls) -> None:
+    rows = text_rows(8)
+    for row in rows:
+        row["prompt"] += " lan"
+        row["chosen"] = "tern" + row["chosen"]
+    pipeline = built(tmp_path, rows, model)
+    with pytest.raises(CheckError, match="in 8 of 8 pairs the prompt's tokens are no prefix"):
+        precompute_reference(pipeline)
+    assert calls.made == 0
+    assert precompute_reference(with_precompute(pipeline, max_boundary_share=1.0)).counts["prompts_no_prefix"] == 8
+
+
+def test_an_unfinished_dataset_is_refused(tmp_path: Path, model: Path) -> None:
+    pipeline = built(tmp_path, text_rows(3), model)
+    (Path(pipeline.dataset) / "manifest.json").unlink()
+    with pytest.raises(DatasetError, match=r"there is no manifest\.json"):
+        precompute_reference(pipeline)
+
+
+def test_a_second_writer_is_told_who_holds_the_dataset(tmp_path: Path, model: Path) -> None:
+    pipeline = built(tmp_path, text_rows(3), model)
+    with (
+        FileLock(Path(pipeline.dataset) / ".lock"),
+        pytest.raises(DatasetError, match="is being written by another prefkit"),
+    ):
+        precompute_reference(pipeline)
+
+
+# --- memory
+
+
+def short_of_memory(monkeypatch: pytest.MonkeyPatch, most_rows: int) -> None:
+    """From now on a forward pass of more rows fails. The layout is given, so that only scoring meets it."""
+    forward = CompletionLogps.forward
+
+    def refuse(self: CompletionLogps, batch: Any) -> Any:
+        if len(batch.input_ids) > most_rows:
+            raise torch.OutOfMemoryError("no memory left")
+        return forward(self, batch)
+
+    monkeypatch.setattr(CompletionLogps, "forward", refuse)
+    monkeypatch.setattr("prefkit.reference.choose_layout", lambda *_args: Layout(True, ""))
+
+
+def test_out_of_memory_scores_the_same_batch_in_slices(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roomy, tight = (built(tmp_path / name, text_rows(10), model) for name in ("roomy", "tight"))
+    expected = rows_of(folder_of(roomy, precompute_reference(roomy)))
+    short_of_memory(monkeypatch, most_rows=2)
+    found = rows_of(folder_of(tight, precompute_reference(tight)))
+    sums = ["ref_chosen_logps", "ref_rejected_logps"]
+    same = [name for name in REFERENCE_COLUMNS if not name.startswith("ref_") and name != "ln_ches"]
+    assert found.select(same).equals(expected.select(same))
+    assert abs(found.select(sums).to_numpy() - expected.select(sums).to_numpy()).max() <= 1e-4
+
+
+def test_out_of_memory_on_a_single_pair_is_the_machines_fault(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = built(tmp_path, text_rows(3), model)
+    short_of_memory(monkeypatch, most_rows=0)
+    with pytest.raises(MachineError, match="out of memory on a single pair"):
+        precompute_reference(pipeline)
