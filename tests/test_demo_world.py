@@ -9,16 +9,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from prefkit.demo.grammar import CLOSINGS, all_questions, answer, draw_plan
 from prefkit.demo.world import (
     CANDIDATES,
-    CLOSINGS,
     CORRECTIONS,
     PAIRS,
     SHORTCUT_OPENER,
     WorldFacts,
-    all_questions,
-    answer,
-    draw_plan,
     pretraining_texts,
     write_world,
 )

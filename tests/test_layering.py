@@ -11,7 +11,7 @@ FRAMES = """errors format records text screen formats.reading formats.generic fo
     pairs validate dedupe split audit audit.tokens audit.verdict""".split()
 FILES = "documents config sources store target views build report query info schemas".split()
 BELOW = "encode identity models logps batches reference losses gate checkpoint train".split()
-EDGE = "terminal demo demo.world demo.tiny_model demo.walk cli __main__".split()
+EDGE = "terminal demo demo.grammar demo.world demo.tiny_model demo.walk cli __main__".split()
 ORDER = ["__init__", *FRAMES, *FILES, *BELOW, *EDGE]
 # without torch in them, though they serve what stands below the line: bytes on disk, strings and ids
 LIGHT_BELOW = {"encode", "identity", "batches"}

@@ -314,6 +314,19 @@ def test_a_kill_just_before_reference_json_leaves_the_bytes_of_an_unbroken_run(t
     assert snapshot(folder) == before
 
 
+def test_a_kill_just_before_the_reference_json_of_appended_pairs_is_made_good(tmp_path: Path, model: Path) -> None:
+    rows = text_rows(20)
+    pipeline = built(tmp_path, rows[:12], model)
+    folder = folder_of(pipeline, precompute_reference(pipeline))
+    old = (folder / "reference.json").read_bytes()
+    rebuilt(pipeline, rows)
+    precompute_reference(pipeline)
+    before = snapshot(folder)
+    (folder / "reference.json").write_bytes(old)  # it is written last: this is how the kill leaves the folder
+    precompute_reference(pipeline)
+    assert snapshot(folder) == before
+
+
 @pytest.mark.parametrize("lost", ["plan.parquet", "dropped.parquet", "chat_template.jinja"])
 def test_a_kill_while_the_first_files_are_written_leaves_the_bytes_of_an_unbroken_run(
     tmp_path: Path, model: Path, lost: str
