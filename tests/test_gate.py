@@ -21,7 +21,7 @@ from prefkit.build import build_dataset
 from prefkit.config import Pipeline
 from prefkit.errors import DatasetError, GateError
 from prefkit.gate import sample_rows
-from prefkit.models import load_tokenizer
+from prefkit.models import load_model, load_tokenizer
 from prefkit.reference import precompute_reference
 from prefkit.train import Trained, train_dpo
 
@@ -227,6 +227,17 @@ def test_another_config_over_the_same_weights_is_refused_by_its_key_and_both_val
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(config | {"rms_norm_eps": 0.25}), encoding="utf-8")
     ready.refuses(rf"config\.rms_norm_eps: {config['rms_norm_eps']} and 0\.25")
+
+
+def test_the_same_weights_at_another_path_and_in_other_shards_are_the_policy(ready: Ready) -> None:
+    moved = ready.folder / "moved"
+    load_model(ready.model, "float32", torch.device("cpu")).save_pretrained(moved, max_shard_size="30KB")  # type: ignore[operator]
+    load_tokenizer(ready.model).save_pretrained(moved)
+    shutil.rmtree(ready.model)
+    ready.pipeline = ready.pipeline.model_copy(
+        update={"precompute": ready.pipeline.precompute.model_copy(update={"model": str(moved)})}
+    )
+    assert ready.train().steps == 1
 
 
 def test_several_references_are_listed_with_what_sets_them_apart(ready: Ready) -> None:

@@ -30,6 +30,12 @@ def test_prompts_that_fold_to_the_same_are_one_prompt() -> None:
         assert len(set(found)) == 1
 
 
+def test_which_variant_of_a_prompt_comes_first_decides_nothing() -> None:
+    for i in range(40):
+        frame = pairs(f"caf\u00e9 {i}", f"cafe\u0301  {i}", f" caf\u00e9\t{i}\n")
+        assert splits(frame, 0.5) == splits(frame.reverse(), 0.5)
+
+
 def test_the_share_of_prompts_that_is_held_out_is_near_the_one_asked_for() -> None:
     number = 4000
     frame = pairs(*[f"prompt {i}" for i in range(number)])

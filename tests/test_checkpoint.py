@@ -1,0 +1,151 @@
+"""A checkpoint is whole or not there, and what a resumed run finds is cut back to it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from tiny import llama_config, random_model
+
+from prefkit.checkpoint import (
+    append_step,
+    cut_dynamics,
+    cut_steps,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    write_dynamics,
+    write_steps,
+)
+
+IDS = torch.tensor([[1, 17, 200, 33, 45]])
+
+
+def model_and_optimizer(seed: int = 0, **changes: Any) -> tuple[Any, torch.optim.Optimizer]:
+    model = random_model(llama_config(**changes), seed)
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+
+def step(model: Any, optimizer: torch.optim.Optimizer, times: int = 1) -> None:
+    for _ in range(times):
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_training_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(tmp_path: Path, tied: bool) -> None:
+    model, optimizer = model_and_optimizer(tie_word_embeddings=tied)
+    step(model, optimizer, 3)
+    save_checkpoint(tmp_path, 3, model, optimizer, limit=2)
+    saved = weights(model)
+    step(model, optimizer, 2)
+    other, other_optimizer = model_and_optimizer(seed=7, tie_word_embeddings=tied)
+    (place,) = list_checkpoints(tmp_path)
+    assert load_checkpoint(place, other, other_optimizer) == 3
+    assert same(weights(other), saved)
+    assert (other.lm_head.weight is other.model.embed_tokens.weight) == tied
+    step(other, other_optimizer, 2)
+    assert same(weights(other), weights(model))
+
+
+def test_a_checkpoint_has_its_files_and_leaves_none_beside_it(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 20, *model_and_optimizer(), limit=2)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000020"]
+    names = sorted(path.name for path in (tmp_path / "checkpoints" / "step-000020").iterdir())
+    assert names == ["checkpoint.json", "model.safetensors", "optimizer.pt"]
+
+
+def test_only_the_newest_are_kept_in_order(tmp_path: Path) -> None:
+    model, optimizer = model_and_optimizer()
+    for number in (5, 10, 100, 20):
+        save_checkpoint(tmp_path, number, model, optimizer, limit=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000020", "step-000100"]
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+def test_a_checkpoint_that_a_kill_tore_is_none_and_is_written_over(tmp_path: Path) -> None:
+    model, optimizer = model_and_optimizer()
+    save_checkpoint(tmp_path, 5, model, optimizer, limit=9)
+    torn, half = tmp_path / "checkpoints" / ".step-000010.tmp", tmp_path / "checkpoints" / "step-000015"
+    for folder in (torn, half):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000005"]
+    save_checkpoint(tmp_path, 10, model, optimizer, limit=9)
+    save_checkpoint(tmp_path, 15, model, optimizer, limit=9)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000005", "step-000010", "step-000015"]
+    assert not torn.exists()
+    for place in list_checkpoints(tmp_path):
+        load_checkpoint(place, *model_and_optimizer(seed=1))
+
+
+def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:
+    assert list_checkpoints(tmp_path) == []
+
+
+def test_logged_steps_are_cut_at_the_checkpoint_and_at_a_torn_line(tmp_path: Path) -> None:
+    for number in range(6):
+        append_step(tmp_path, {"step": number, "loss": 0.1 + number})
+    assert [row["step"] for row in cut_steps(tmp_path, 4)] == [0, 1, 2, 3]
+    lines = (tmp_path / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3]
+    with (tmp_path / "steps.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 4, "lo')
+    rows = cut_steps(tmp_path, 9)
+    assert rows == [{"step": number, "loss": 0.1 + number} for number in range(4)]
+    append_step(tmp_path, {"step": 4, "loss": 4.1})
+    assert [row["step"] for row in cut_steps(tmp_path, 9)] == [0, 1, 2, 3, 4]
+
+
+def test_a_run_that_logged_nothing_has_no_steps(tmp_path: Path) -> None:
+    assert cut_steps(tmp_path, 0) == []
+
+
+def test_floats_come_back_from_the_log_to_the_bit(tmp_path: Path) -> None:
+    value = 0.1 + 0.2
+    append_step(tmp_path, {"step": 0, "loss": value})
+    assert cut_steps(tmp_path, 1)[0]["loss"] == value
+
+
+def test_steps_are_written_with_null_where_a_row_has_no_value(tmp_path: Path) -> None:
+    write_steps(tmp_path, [{"step": 0, "loss": 0.5}, {"step": 1, "eval_loss": 0.25}])
+    steps = pl.read_parquet(tmp_path / "steps.parquet")
+    assert steps.select("step", "loss", "eval_loss").rows() == [(0, 0.5, None), (1, None, 0.25)]
+    assert steps.columns[:5] == ["step", "epoch", "num_pairs", "learning_rate", "grad_norm"]
+    for name in "loss rewards/chosen rewards/rejected rewards/accuracies rewards/margins".split():
+        assert steps.schema[name] == steps.schema[f"eval_{name}"] == pl.Float64
+
+
+def test_pair_dynamics_are_cut_by_whole_parts(tmp_path: Path) -> None:
+    def rows(*steps: int) -> list[dict[str, Any]]:
+        values = {"rewards_chosen": 1.5, "rewards_rejected": 0.5, "margin": 1.0}
+        return [{"step": number, "pair_id": f"p{number}", **values} for number in steps]
+
+    write_dynamics(tmp_path, rows(0, 1, 2))
+    write_dynamics(tmp_path, rows(3, 4))
+    write_dynamics(tmp_path, [])
+    cut_dynamics(tmp_path, 3)
+    names = [path.name for path in (tmp_path / "pair_dynamics").iterdir()]
+    assert names == ["part-00000.parquet"]
+    table = pl.read_parquet(tmp_path / "pair_dynamics" / "part-00000.parquet")
+    assert table.rows() == [(number, f"p{number}", 1.5, 0.5, 1.0) for number in (0, 1, 2)]
+    assert table.schema == {
+        "step": pl.Int64,
+        "pair_id": pl.String,
+        "rewards_chosen": pl.Float32,
+        "rewards_rejected": pl.Float32,
+        "margin": pl.Float32,
+    }
+    cut_dynamics(tmp_path, 0)
+    assert list((tmp_path / "pair_dynamics").iterdir()) == []

@@ -1,0 +1,649 @@
+"""The trainer against plain DPO written out below, and against itself after a kill."""
+
+import functools
+import gc
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from tiny import (
+    Row,
+    built,
+    chat_rows,
+    gemma2_config,
+    gpt2_config,
+    llama_config,
+    mistral_config,
+    plain_logps,
+    random_model,
+    save_model,
+    snapshot,
+    text_rows,
+    tiny_llama,
+    tiny_tokenizer,
+)
+from torch.nn.functional import logsigmoid
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel
+
+from prefkit.config import Pipeline, TrainConfig
+from prefkit.documents import Run
+from prefkit.encode import TRANSCRIPT
+from prefkit.errors import DatasetError, InputError
+from prefkit.reference import precompute_reference
+from prefkit.train import Trained, learning_rate_at, num_updates, pair_order, step_batches, train_dpo
+
+CONFIGS: dict[str, Callable[..., Any]] = {"llama": llama_config, "gpt2": gpt2_config, "gemma2": gemma2_config}
+SPLIT = {"test_share": 0.3, "seed": 1}
+
+
+def weighted(rows: list[Row]) -> list[Row]:
+    return [row | {"weight": 0.25 + number % 5} for number, row in enumerate(rows)]
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """A tiny Llama and its reference of 24 text pairs of different weights, in both splits."""
+    folder = tmp_path_factory.mktemp("ready")
+    pipeline = built(folder, weighted(text_rows(24)), tiny_llama(folder / "model"), split=SPLIT)
+    precompute_reference(pipeline)
+    return pipeline
+
+
+def with_train(pipeline: Pipeline, **changes: Any) -> Pipeline:
+    settings = TrainConfig.model_validate(pipeline.train.model_dump() | changes)
+    return pipeline.model_copy(update={"train": settings})
+
+
+def train(pipeline: Pipeline, out: Path | None, watch: Any = None, **changes: Any) -> Trained:
+    heard = {} if watch is None else {"watch": watch}
+    return train_dpo(with_train(pipeline, **changes), out=None if out is None else str(out), **heard)
+
+
+def steps_of(run: Path) -> pl.DataFrame:
+    return pl.read_parquet(run / "steps.parquet")
+
+
+def dynamics_of(run: Path) -> pl.DataFrame:
+    return pl.concat([pl.read_parquet(path) for path in sorted((run / "pair_dynamics").iterdir())])
+
+
+def pairs_of(pipeline: Pipeline) -> pl.DataFrame:
+    return pl.read_parquet(Path(pipeline.dataset) / "pairs" / "part-00000.parquet")
+
+
+def table_of(pipeline: Pipeline) -> dict[str, Row]:
+    """The reference rows with split and weight, by pair_id."""
+    parts = sorted((Path(pipeline.dataset) / "reference").glob("*/part-*.parquet"))
+    rows = pl.concat([pl.read_parquet(part) for part in parts]).join(pairs_of(pipeline), on="pair_id")
+    return {row["pair_id"]: row for row in rows.to_dicts()}
+
+
+def model_of(run: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(run / "model")
+
+
+def killed_at(step: int) -> Callable[[int, int, Any], None]:
+    def watch(done: int, _total: int, _row: Any) -> None:
+        if done == step:
+            raise KeyboardInterrupt
+
+    return watch
+
+
+# --- step 0
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_first_row_has_loss_ln_2_and_no_rewards(tmp_path: Path, name: str) -> None:
+    tokenizer = tiny_tokenizer()
+    model = save_model(tmp_path / "model", random_model(CONFIGS[name](len(tokenizer))), tokenizer)
+    rows = text_rows(12, low=20, high=185)
+    pipeline = built(tmp_path, rows, model, precompute={"max_length": 512, "max_batch_tokens": 2048})
+    precompute_reference(pipeline)
+    longest = max(row[f"num_{side}_tokens"] for row in table_of(pipeline).values() for side in ("chosen", "rejected"))
+    assert 200 < longest <= 256
+    run = Path(train(pipeline, tmp_path / "run", batch_size=4, max_steps=1, beta=0.1).run)
+    first = steps_of(run).row(0, named=True)
+    assert first["step"] == 0
+    assert first["num_pairs"] == 4
+    assert abs(first["loss"] - math.log(2)) <= 2e-5
+    assert all(abs(first[f"rewards/{name}"]) <= 1e-4 for name in ("chosen", "rejected", "margins"))
+    seen = dynamics_of(run)
+    assert seen.select(pl.max_horizontal(pl.col("rewards_chosen", "rewards_rejected").abs()).max()).item() <= 1e-4
+
+
+# --- plain DPO
+
+
+def plain_dpo(pipeline: Pipeline, order: list[list[str]], settings: TrainConfig) -> Iterator[tuple[Row, Any]]:
+    """arXiv 2305.18290, one pair at a time with the plain code, the reference scored anew: a row a step, the model."""
+    table, folder = table_of(pipeline), pipeline.precompute.model
+    policy, reference = (AutoModelForCausalLM.from_pretrained(folder) for _ in range(2))
+    optimizer = torch.optim.AdamW(policy.parameters(), weight_decay=0.0)
+    smooth, beta = settings.label_smoothing, settings.beta
+    for number, ids in enumerate(order):
+        losses, rewards = [], []
+        for row in (table[pair] for pair in ids):
+            ratios = []
+            for side in ("chosen", "rejected"):
+                with torch.no_grad():
+                    before = plain_logps(reference, row["prompt_ids"], row[f"{side}_ids"]).sum()
+                ratios.append(plain_logps(policy, row["prompt_ids"], row[f"{side}_ids"]).sum() - before)
+            margin = beta * (ratios[0] - ratios[1])
+            loss = -logsigmoid(margin) * (1 - smooth) - logsigmoid(-margin) * smooth
+            losses.append(loss * row["weight"])
+            rewards.append([beta * ratio.item() for ratio in ratios])
+        loss = sum(losses, torch.zeros(())) / sum(table[pair]["weight"] for pair in ids)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), settings.max_grad_norm or math.inf)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * (1 - number / len(order))
+        optimizer.step()
+        optimizer.zero_grad()
+        chosen, rejected = (sum(reward[i] for reward in rewards) / len(rewards) for i in (0, 1))
+        accuracy = sum(a > b for a, b in rewards) / len(rewards)
+        yield (
+            {
+                "loss": loss.item(),
+                "grad_norm": norm.item(),
+                "rewards/chosen": chosen,
+                "rewards/rejected": rejected,
+                "rewards/margins": chosen - rejected,
+                "rewards/accuracies": accuracy,
+            },
+            policy,
+        )
+
+
+def closest(one: Any, other: Any) -> tuple[float, float]:
+    """Largest and mean absolute difference of the weights of two models."""
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    apart = torch.cat([(a - b).detach().abs().flatten() for a, b in pairs])
+    return float(apart.max()), float(apart.mean())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 4},
+        {"batch_size": 2, "gradient_accumulation_steps": 3, "beta": 0.5, "label_smoothing": 0.1},
+        {"batch_size": 8, "max_grad_norm": None},
+    ],
+    ids=["one batch a step", "accumulation, smoothing", "no clipping, an uneven last batch"],
+)
+def test_every_step_is_that_of_plain_dpo(ready: Pipeline, tmp_path: Path, changes: dict[str, Any]) -> None:
+    settings = {"learning_rate": 1e-3, "max_steps": 5} | changes
+    run = Path(train(ready, tmp_path / "run", **settings).run)
+    seen = dynamics_of(run)
+    order = [rows["pair_id"].to_list() for _, rows in seen.group_by("step", maintain_order=True)]
+    assert len(order) == 5
+    expected = list(plain_dpo(ready, order, TrainConfig.model_validate(settings)))
+    for found, (wanted, _) in zip(steps_of(run).to_dicts()[:5], expected, strict=True):
+        assert found["loss"] == pytest.approx(wanted["loss"], abs=2e-5)
+        assert found["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-3)
+        for name in ("rewards/chosen", "rewards/rejected", "rewards/margins"):
+            assert found[name] == pytest.approx(wanted[name], abs=2e-4)
+        if found["step"]:  # at step 0 all margins are 0 but for rounding
+            assert found["rewards/accuracies"] == wanted["rewards/accuracies"]
+    largest, mean = closest(model_of(run), expected[-1][1])
+    # five updates of about 1e-3 a weight; where a gradient is nothing but rounding, so is Adam's direction
+    assert mean <= 1e-6
+    assert largest <= 1e-3
+
+
+def test_a_model_of_separate_sequences_trains_as_plain_dpo(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    model = save_model(tmp_path / "model", random_model(mistral_config(len(tokenizer))), tokenizer)
+    pipeline = built(tmp_path, weighted(text_rows(6)), model)
+    precompute_reference(pipeline)
+    settings = {"learning_rate": 1e-3, "max_steps": 3, "batch_size": 3}
+    run = Path(train(pipeline, tmp_path / "run", **settings).run)
+    order = [rows["pair_id"].to_list() for _, rows in dynamics_of(run).group_by("step", maintain_order=True)]
+    expected = list(plain_dpo(pipeline, order, TrainConfig.model_validate(settings)))
+    for found, (wanted, _) in zip(steps_of(run).to_dicts()[:3], expected, strict=True):
+        assert found["loss"] == pytest.approx(wanted["loss"], abs=2e-5)
+        assert found["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-3)
+
+
+def test_the_loss_falls(ready: Pipeline, tmp_path: Path) -> None:
+    done = train(ready, tmp_path / "run", learning_rate=3e-3, max_steps=20, batch_size=8)
+    losses = steps_of(tmp_path / "run")["loss"].drop_nulls().to_list()
+    assert len(losses) == 20
+    assert done.first_loss == losses[0] == pytest.approx(math.log(2), abs=2e-5)
+    assert done.loss == losses[-1] < 0.2
+    assert steps_of(tmp_path / "run")["rewards/margins"].drop_nulls().to_list()[-1] > 1
+
+
+def test_accumulation_is_the_large_batch_to_float_rounding(ready: Pipeline, tmp_path: Path) -> None:
+    shapes = [(8, 1), (4, 2), (2, 4), (1, 8)]
+    runs = []
+    for size, times in shapes:
+        out = tmp_path / f"{size}x{times}"
+        changes = {"batch_size": size, "gradient_accumulation_steps": times, "learning_rate": 1e-3, "max_steps": 5}
+        runs.append(Path(train(ready, out, **changes).run))
+    whole = steps_of(runs[0])
+    for run in runs[1:]:
+        steps = steps_of(run)
+        assert steps["num_pairs"].to_list() == whole["num_pairs"].to_list()
+        for name in ("loss", "rewards/margins", "eval_loss"):
+            assert steps[name].to_list() == pytest.approx(whole[name].to_list(), abs=2e-5)
+        norms, whole_norms = (frame["grad_norm"].drop_nulls().to_list() for frame in (steps, whole))
+        assert norms == pytest.approx(whole_norms, rel=1e-4)
+        largest, mean = closest(model_of(run), model_of(runs[0]))
+        assert mean <= 1e-6
+        assert largest <= 1e-3
+        assert dynamics_of(run)["pair_id"].equals(dynamics_of(runs[0])["pair_id"])
+
+
+def test_evaluation_is_that_of_the_saved_model_on_the_test_split(ready: Pipeline, tmp_path: Path) -> None:
+    done = train(ready, tmp_path / "run", learning_rate=1e-3, max_steps=6, batch_size=3)
+    model, test = model_of(tmp_path / "run"), [row for row in table_of(ready).values() if row["split"] == "test"]
+    assert 3 < len(test) < 12
+    margins, weights = [], [row["weight"] for row in test]
+    with torch.no_grad():
+        for row in test:
+            ratio = [
+                plain_logps(model, row["prompt_ids"], row[f"{side}_ids"]).sum().item() - row[f"ref_{side}_logps"]
+                for side in ("chosen", "rejected")
+            ]
+            margins.append(0.1 * (ratio[0] - ratio[1]))
+    losses = [math.log1p(math.exp(-margin)) for margin in margins]
+    assert done.eval is not None
+    assert done.eval["rewards/margins"] == pytest.approx(sum(margins) / len(margins), abs=1e-4)
+    assert done.eval["rewards/accuracies"] == sum(margin > 0 for margin in margins) / len(margins)
+    expected = sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
+    assert done.eval["loss"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_pairs_without_a_test_split_are_not_evaluated(tmp_path: Path) -> None:
+    pipeline = built(tmp_path, text_rows(4), tiny_llama(tmp_path / "model"))
+    precompute_reference(pipeline)
+    done = train(pipeline, tmp_path / "run", max_steps=1)
+    assert done.eval is None
+    assert steps_of(tmp_path / "run")["eval_loss"].null_count() == 2
+
+
+def test_a_dataset_without_a_train_split_is_refused(tmp_path: Path) -> None:
+    pipeline = built(tmp_path, text_rows(4), tiny_llama(tmp_path / "model"), split={"test_share": 1.0})
+    precompute_reference(pipeline)
+    with pytest.raises(DatasetError, match="no pair to train on"):
+        train(pipeline, tmp_path / "run", max_steps=1)
+
+
+def test_no_model_is_an_error_that_names_the_key(ready: Pipeline) -> None:
+    without = ready.model_copy(update={"precompute": ready.precompute.model_copy(update={"model": None})})
+    with pytest.raises(InputError, match=r"train\.model is not set"):
+        train(without, None)
+
+
+# --- schedule and order, by hand
+
+
+@pytest.mark.parametrize(
+    ("kind", "warmup", "expected"),
+    [
+        ("linear", 0, [1, 0.75, 0.5, 0.25]),
+        ("constant", 0, [1, 1, 1, 1]),
+        ("cosine", 0, [1, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4]),
+        ("linear", 2, [1 / 3, 2 / 3, 1, 0.5]),
+        ("constant", 3, [0.25, 0.5, 0.75, 1]),
+        ("cosine", 2, [1 / 3, 2 / 3, 1, 0.5]),
+        ("linear", 9, [0.1, 0.2, 0.3, 0.4]),
+    ],
+)
+def test_the_learning_rate_by_hand(kind: str, warmup: int, expected: list[float]) -> None:
+    values = {"learning_rate": 2e-3, "lr_scheduler_type": kind, "warmup_steps": warmup}
+    settings = TrainConfig.model_validate(values)
+    rates = [learning_rate_at(step, 4, settings) for step in range(4)]
+    assert rates == pytest.approx([2e-3 * share for share in expected])
+
+
+@pytest.mark.parametrize(
+    ("pairs", "size", "times", "epochs", "expected"), [(10, 4, 1, 1, 3), (10, 2, 2, 2, 6), (8, 4, 2, 0.5, 1), (3, 8, 1, 1, 1)]
+)
+def test_the_number_of_updates_by_hand(pairs: int, size: int, times: int, epochs: float, expected: int) -> None:
+    settings = TrainConfig(batch_size=size, gradient_accumulation_steps=times, epochs=epochs)
+    assert num_updates(pairs, settings) == expected
+    assert num_updates(pairs, TrainConfig(max_steps=7, epochs=epochs)) == 7
+
+
+def test_the_order_is_one_permutation_a_pass_and_depends_on_the_seed_alone() -> None:
+    one, again, other = pair_order(9, 0), pair_order(9, 0), pair_order(9, 1)
+    passes = [next(one) for _ in range(3)]
+    assert all(sorted(order) == list(range(9)) for order in passes)
+    assert passes == [next(again) for _ in range(3)]
+    assert len({tuple(order) for order in [*passes, next(other)]}) == 4
+
+
+def test_a_step_is_batch_size_times_accumulation_and_no_pass_begins_inside_one() -> None:
+    steps = step_batches(7, TrainConfig(batch_size=2, gradient_accumulation_steps=2, seed=3))
+    order = pair_order(7, 3)
+    for number in (0, 1):
+        rows = next(order)
+        assert next(steps) == (number, [rows[0:2], rows[2:4]])
+        assert next(steps) == (number + 4 / 7, [rows[4:6], rows[6:7]])
+
+
+def test_the_order_of_rows_on_disk_has_no_say(tmp_path: Path) -> None:
+    model, rows = tiny_llama(tmp_path / "model"), text_rows(10)
+    runs = []
+    for name, ordered in (("one", rows), ("two", rows[::-1])):
+        pipeline = built(tmp_path / name, ordered, model)
+        precompute_reference(pipeline)
+        runs.append(Path(train(pipeline, tmp_path / name / "run", batch_size=4, learning_rate=1e-3).run))
+    assert steps_of(runs[0]).equals(steps_of(runs[1]))
+    assert dynamics_of(runs[0]).equals(dynamics_of(runs[1]))
+
+
+# --- what is recorded
+
+
+def test_every_step_has_a_row_and_the_last_row_is_the_evaluation(ready: Pipeline, tmp_path: Path) -> None:
+    done = train(ready, tmp_path / "run", max_steps=5, batch_size=8, learning_rate=1e-3, eval_steps=2)
+    steps = steps_of(tmp_path / "run")
+    num_train = pairs_of(ready).filter(pl.col("split") == "train").height
+    assert 16 < num_train < 24  # three steps a pass
+    assert steps["step"].to_list() == [0, 1, 2, 3, 4, 5]
+    left = num_train - 16
+    assert steps["num_pairs"].to_list() == [8, 8, left, 8, 8, None]
+    share = 8 / num_train
+    assert steps["epoch"].to_list() == pytest.approx([0, share, 2 * share, 1, 1 + share, 1 + 2 * share])
+    assert steps["learning_rate"].to_list()[:5] == pytest.approx([1e-3, 8e-4, 6e-4, 4e-4, 2e-4])
+    assert [value is not None for value in steps["eval_loss"]] == [False, False, True, False, True, True]
+    assert steps["loss"][5] is None
+    assert (done.steps, done.run) == (5, str(tmp_path / "run"))
+    live = [json.loads(line) for line in (tmp_path / "run" / "steps.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [{name: row.get(name) for name in steps.columns} for row in live] == steps.to_dicts()
+
+
+def test_rows_may_be_logged_sparsely_but_pairs_are_not(ready: Pipeline, tmp_path: Path) -> None:
+    train(ready, tmp_path / "run", max_steps=5, batch_size=2, logging_steps=2)
+    assert steps_of(tmp_path / "run")["step"].to_list() == [0, 2, 4, 5]
+    assert dynamics_of(tmp_path / "run")["step"].unique().sort().to_list() == [0, 1, 2, 3, 4]
+
+
+def test_pair_dynamics_has_every_pair_of_every_step(ready: Pipeline, tmp_path: Path) -> None:
+    train(ready, tmp_path / "run", epochs=2, batch_size=5, learning_rate=1e-3, save_steps=3)
+    seen, steps = dynamics_of(tmp_path / "run"), steps_of(tmp_path / "run")
+    trained = pairs_of(ready).filter(pl.col("split") == "train")["pair_id"].to_list()
+    an_epoch = math.ceil(len(trained) / 5)
+    for epoch in (0, 1):
+        ids = seen.filter(pl.col("step") // an_epoch == epoch)["pair_id"].to_list()
+        assert sorted(ids) == sorted(trained)
+    margins = seen.group_by("step").agg(pl.col("margin").mean()).sort("step")["margin"].to_list()
+    assert margins == pytest.approx(steps["rewards/margins"].drop_nulls().to_list(), abs=1e-6)
+    apart = seen["rewards_chosen"] - seen["rewards_rejected"] - seen["margin"]
+    assert apart.abs().max() <= 1e-5  # type: ignore[operator]
+
+
+def test_pairs_that_encoding_dropped_are_not_missed(tmp_path: Path) -> None:
+    rows = [{"prompt": "river " * 150, "chosen": " yes", "rejected": " no"}, *text_rows(4)]
+    pipeline = built(tmp_path, rows, tiny_llama(tmp_path / "model"))
+    assert precompute_reference(pipeline).dropped == 1
+    train(pipeline, tmp_path / "run", epochs=1)
+    dropped = next(row["pair_id"] for row in pairs_of(pipeline).to_dicts() if row["prompt"] == rows[0]["prompt"])
+    seen = dynamics_of(tmp_path / "run")["pair_id"].to_list()
+    assert sorted([*seen, dropped]) == sorted(pairs_of(pipeline)["pair_id"].to_list())
+
+
+def test_the_run_says_what_it_was(ready: Pipeline, tmp_path: Path) -> None:
+    done = train(ready, tmp_path / "run", max_steps=2)
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    Run.model_validate(recorded)
+    assert recorded["finished"] is True
+    assert (recorded["steps"], recorded["loss"], recorded["eval"]) == (2, done.loss, done.eval)
+    assert recorded["train"]["max_steps"] == 2
+    card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
+    assert recorded["reference"] in card
+    assert "not audited" in card
+
+
+# --- one model
+
+
+def living_parameters() -> list[torch.nn.Parameter]:
+    # type() and not isinstance(), which imports what stands behind other libraries' lazy objects
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), torch.nn.Parameter)]
+
+
+def test_one_model_in_the_process_ever(ready: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    loaded: list[str] = []
+    make, load = LlamaForCausalLM.__init__, PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+
+    @functools.wraps(make)
+    def counting_make(self: Any, *args: Any, **kwargs: Any) -> None:
+        made.append(type(self).__name__)
+        make(self, *args, **kwargs)
+
+    def counting_load(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        loaded.append(cls.__name__)
+        return load(cls, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaForCausalLM, "__init__", counting_make)
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(counting_load))
+    gc.collect()
+    old = {id(parameter) for parameter in living_parameters()}
+    counted: list[int] = []
+
+    def count_parameters(*_args: Any) -> None:
+        counted.append(sum(p.numel() for p in living_parameters() if id(p) not in old))
+
+    pipeline = built(tmp_path, text_rows(6), Path(str(ready.precompute.model)))
+    precompute_reference(pipeline, watch=count_parameters)
+    assert (made, loaded) == (["LlamaForCausalLM"], ["LlamaForCausalLM"])
+    gc.collect()
+    train(pipeline, tmp_path / "run", watch=count_parameters, max_steps=3, batch_size=2, save_steps=1)
+    assert (made, loaded) == (["LlamaForCausalLM"] * 2, ["LlamaForCausalLM"] * 2)
+    monkeypatch.undo()
+    assert counted == [sum(p.numel() for p in model_of(tmp_path / "run").parameters())] * 4
+
+
+# --- kills and resumes
+
+BUSY = {
+    "learning_rate": 1e-3,
+    "batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "max_steps": 10,
+    "save_steps": 3,
+    "eval_steps": 4,
+    "logging_steps": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def unbroken(ready: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    run = tmp_path_factory.mktemp("unbroken") / "run"
+    train(ready, run, **BUSY)
+    return snapshot(run)
+
+
+@pytest.mark.parametrize("steps", [[2], [3], [8], [4, 7, 9]], ids=str)
+def test_a_resumed_run_is_the_unbroken_one_to_the_bit(
+    ready: Pipeline, tmp_path: Path, unbroken: dict[str, bytes], steps: list[int]
+) -> None:
+    for step in steps:
+        with pytest.raises(KeyboardInterrupt):
+            train(ready, tmp_path / "run", watch=killed_at(step), **BUSY)
+        assert not (tmp_path / "run" / "model").exists()
+    with (tmp_path / "run" / "steps.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 9, "lo')  # a line that the kill tore
+    told: list[str] = []
+    train_dpo(with_train(ready, **BUSY), out=str(tmp_path / "run"), tell=told.append)
+    start = steps[-1] // 3 * 3
+    assert any(f"going on from step {start}" in line for line in told) == bool(start)
+    after = snapshot(tmp_path / "run")
+    assert after.keys() == unbroken.keys()
+    assert [name for name in after if after[name] != unbroken[name]] == []
+
+
+def test_a_resumed_run_makes_no_step_twice(ready: Pipeline, tmp_path: Path) -> None:
+    done: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        train(ready, tmp_path / "run", watch=killed_at(8), **BUSY)
+    train(ready, tmp_path / "run", watch=lambda step, _total, _row: done.append(step), **BUSY)
+    assert done == [7, 8, 9, 10]
+
+
+def test_a_resumed_run_is_not_scored_again_by_the_gate_and_keeps_its_figures(ready: Pipeline, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(ready, tmp_path / "run", watch=killed_at(5), **(BUSY | {"learning_rate": 1e-2}))
+    gate = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["gate"]
+    train(ready, tmp_path / "run", **(BUSY | {"learning_rate": 1e-2}))
+    assert json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["gate"] == gate
+
+
+def test_a_resume_of_a_policy_that_changed_on_disk_is_refused(tmp_path: Path) -> None:
+    pipeline = built(tmp_path, text_rows(8), tiny_llama(tmp_path / "model"))
+    precompute_reference(pipeline)
+    with pytest.raises(KeyboardInterrupt):
+        train(pipeline, tmp_path / "run", watch=killed_at(5), **BUSY)
+    tiny_llama(tmp_path / "model", seed=4)
+    with pytest.raises(Exception, match="no reference is this policy's"):
+        train(pipeline, tmp_path / "run", **BUSY)
+
+
+def test_two_runs_of_the_same_settings_leave_the_same_bytes(
+    ready: Pipeline, tmp_path: Path, unbroken: dict[str, bytes]
+) -> None:
+    train(ready, tmp_path / "run", **BUSY)
+    after = snapshot(tmp_path / "run")
+    for name in ("model/model.safetensors", "steps.parquet", "pair_dynamics/part-00000.parquet"):
+        assert after[name] == unbroken[name]
+    assert after.keys() == unbroken.keys()
+
+
+def test_checkpoints_are_limited_and_lie_where_the_format_says(ready: Pipeline, tmp_path: Path) -> None:
+    train(ready, tmp_path / "run", max_steps=9, batch_size=1, save_steps=2, save_total_limit=3)
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-000004", "step-000006", "step-000008"]
+
+
+# --- run directories
+
+
+@pytest.fixture
+def own(ready: Pipeline, tmp_path: Path) -> Pipeline:
+    """The ready dataset in a place where runs may be left."""
+    shutil.copytree(ready.dataset, tmp_path / "dataset")
+    return ready.model_copy(update={"dataset": str(tmp_path / "dataset")})
+
+
+def test_runs_are_numbered_and_an_unfinished_one_of_the_same_settings_is_finished_first(own: Pipeline) -> None:
+    runs = Path(own.dataset) / "runs"
+    assert train(own, None, max_steps=1).run == str(runs / "1")
+    assert train(own, None, max_steps=1).run == str(runs / "2")
+    with pytest.raises(KeyboardInterrupt):
+        train(own, None, watch=killed_at(1), max_steps=2)
+    assert train(own, None, max_steps=3).run == str(runs / "4")
+    with pytest.raises(KeyboardInterrupt):
+        train(own, None, watch=killed_at(1), max_steps=2)
+    assert train(own, None, max_steps=2).run == str(runs / "5")
+    (runs / "5").rename(runs / "10")
+    assert train(own, None, max_steps=1).run == str(runs / "11")
+
+
+def test_a_finished_run_is_not_written_over(ready: Pipeline, tmp_path: Path) -> None:
+    train(ready, tmp_path / "run", max_steps=1)
+    before = snapshot(tmp_path / "run")
+    with pytest.raises(DatasetError, match="is a finished run") as caught:
+        train(ready, tmp_path / "run", max_steps=1)
+    assert caught.value.where == str(tmp_path / "run")
+    assert caught.value.hint == "choose another --out"
+    assert snapshot(tmp_path / "run") == before
+
+
+def test_other_settings_do_not_go_on_with_a_run_and_are_named(ready: Pipeline, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(ready, tmp_path / "run", watch=killed_at(1), max_steps=2, beta=0.1)
+    with pytest.raises(DatasetError) as caught:
+        train(ready, tmp_path / "run", max_steps=2, beta=0.2)
+    assert caught.value.message == "was started with other settings: train.beta: 0.1 and 0.2"
+
+
+def test_a_folder_of_something_else_is_not_written_into(ready: Pipeline, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(DatasetError, match="holds something that is no run"):
+        train(ready, tmp_path, max_steps=1)
+    assert snapshot(tmp_path) == {"thesis.txt": b"mine"}
+
+
+# --- the final model
+
+
+def test_the_final_model_loads_and_has_moved(ready: Pipeline, tmp_path: Path) -> None:
+    train(ready, tmp_path / "run", max_steps=2, learning_rate=1e-3)
+    before = AutoModelForCausalLM.from_pretrained(str(ready.precompute.model))
+    largest, _ = closest(model_of(tmp_path / "run"), before)
+    assert 1e-4 < largest < 1e-2
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
+    assert tokenizer("river stone")["input_ids"] == tiny_tokenizer()("river stone")["input_ids"]
+
+
+@pytest.mark.parametrize("template", [None, "transcript"])
+def test_the_final_tokenizer_keeps_the_template_that_was_trained_with(tmp_path: Path, template: str | None) -> None:
+    own = tiny_tokenizer().chat_template
+    model = tiny_llama(tmp_path / "model", template=None if template else own)
+    pipeline = built(tmp_path, chat_rows(4), model, "chat", precompute={"chat_template": template})
+    precompute_reference(pipeline)
+    run = Path(train(pipeline, None, max_steps=1).run)
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    assert tokenizer.chat_template == (TRANSCRIPT if template else own)
+
+
+# --- memory and precision
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("ACCELERATE_MIXED_PRECISION", "bf16"), ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")]
+)
+def test_what_accelerate_is_told_from_outside_changes_no_number(
+    ready: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """`accelerate launch` sets these: the regime is the reference's, and the loss is divided by weights alone."""
+    settings = {"max_steps": 2, "learning_rate": 1e-3, "max_grad_norm": None}
+    train(ready, tmp_path / "plain", **settings)
+    monkeypatch.setenv(name, value)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        train(ready, tmp_path / "told", **settings)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert steps_of(tmp_path / "told").equals(steps_of(tmp_path / "plain"))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_gradient_checkpointing_changes_no_loss(tmp_path: Path, name: str) -> None:
+    """It runs in train mode: any dropout that is left (GPT-2 has .1 by default) would show."""
+    tokenizer = tiny_tokenizer()
+    model = save_model(tmp_path / "model", random_model(CONFIGS[name](len(tokenizer))), tokenizer)
+    pipeline = built(tmp_path, text_rows(10), model, split=SPLIT)
+    precompute_reference(pipeline)
+    settings = {"max_steps": 4, "batch_size": 4, "learning_rate": 1e-3}
+    for out, checkpointing in (("plain", False), ("sparing", True)):
+        train(pipeline, tmp_path / out, gradient_checkpointing=checkpointing, **settings)
+    plain, sparing = (steps_of(tmp_path / out) for out in ("plain", "sparing"))
+    for name in ("loss", "eval_loss"):
+        assert plain[name].null_count() < 5
+        assert sparing[name].to_list() == pytest.approx(plain[name].to_list(), abs=1e-6)
+    norms, plain_norms = (frame["grad_norm"].drop_nulls().to_list() for frame in (sparing, plain))
+    assert norms == pytest.approx(plain_norms, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "bfloat16_weights"])
+def test_training_runs_in_the_regime_of_its_reference(tmp_path: Path, dtype: str) -> None:
+    pipeline = built(tmp_path, text_rows(8), tiny_llama(tmp_path / "model"), precompute={"dtype": dtype})
+    precompute_reference(pipeline)
+    done = train(pipeline, tmp_path / "run", max_steps=3, learning_rate=1e-3)
+    assert done.first_loss == pytest.approx(math.log(2), abs=0.02)
+    assert done.loss < done.first_loss
+    weights = {p.dtype for p in model_of(tmp_path / "run").parameters()}
+    assert weights == {torch.float32 if dtype == "bfloat16" else torch.bfloat16}
