@@ -15,13 +15,14 @@ import polars as pl
 from prefkit import __version__
 from prefkit.config import Pipeline, SourceConfig
 from prefkit.dedupe import dedupe_pairs
-from prefkit.errors import SourceError
+from prefkit.errors import DatasetError, SourceError
 from prefkit.format import CARD, FORMAT_VERSION, MANIFEST, VIEWS, Kind, schema
 from prefkit.formats import FORMATS
 from prefkit.pairs import Selected, best_versus_worst, corrected_pairs, ready_pairs
 from prefkit.sources import Loaded, SourceFile, expand, file_sha256, is_chat_source, load_source
 from prefkit.split import split_pairs
 from prefkit.store import (
+    check_parts,
     claim_directory,
     clear_derived,
     locked,
@@ -184,7 +185,11 @@ def _stop_at_rejects(source: SourceConfig, loaded: Loaded, limit: float) -> None
         f"{row['reason']} ({row['field'] or 'whole line'})" for row in loaded.rejects.iter_rows(named=True)
     )
     listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-    first = ", ".join(str(line) for line in loaded.rejects["line"].head(10))
+    several = len(loaded.files) > 1
+    first = ", ".join(
+        f"{row['source']}:{row['line']}" if several else str(row["line"])
+        for row in loaded.rejects.head(10).iter_rows(named=True)
+    )
     raise SourceError(
         f"{bad} of {total} rows could not become a record: {listed}; first lines: {first}",
         where=source.path,
@@ -226,6 +231,11 @@ def _same_build(dataset: Path, pipeline: Pipeline, kind: Kind) -> Built | None:
     built_by = (manifest.get("format_version"), manifest.get("prefkit_version"))
     if built_by != (FORMAT_VERSION, __version__) or not _same_data_settings(manifest["pipeline"], wanted):
         return None
+    try:
+        for name, parts in manifest["parts"].items():
+            check_parts(dataset / name, parts)
+    except DatasetError:
+        return None  # a damaged dataset is built anew
     recorded = [(file["path"], file["sha256"]) for file in manifest["sources"]]
     if recorded != [(path, file_sha256(path)) for source in pipeline.sources for path in expand(source.path)]:
         return None

@@ -229,6 +229,8 @@ def main() -> None:
     as_json = "--json" in sys.argv
     try:
         code = app(standalone_mode=False) or 0
+        if code == 130:  # typer turns an interrupt into this exit code, without a word
+            raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("\ninterrupted; the same command goes on where it stopped\n")
         sys.exit(130)

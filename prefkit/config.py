@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from prefkit.errors import ConfigError, InputError
 from prefkit.format import Kind
+from prefkit.formats import FORMATS
 
 FormatName = Literal["pairs", "candidates", "corrections", "hh", "trl"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -34,6 +35,22 @@ class SourceConfig(_Section):
         None, description="who preferred, where the rows do not say"
     )
 
+    @model_validator(mode="after")
+    def _no_direction_without_scores(self) -> "SourceConfig":
+        if self.direction == "lower_is_better" and not FORMATS[self.format].scored:
+            raise ValueError(f"direction: lower_is_better has no effect on {self.format}, which has no scores")
+        return self
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> "SourceConfig":
+        known = FORMATS[self.format].columns
+        for name in self.columns:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ValueError(f"columns.{name}: {self.format} has the fields {', '.join(known)}{hint}")
+        return self
+
 
 class PairsConfig(_Section):
     """How candidates become pairs."""
@@ -47,6 +64,12 @@ class ValidateConfig(_Section):
     max_reject_share: Share = Field(0.1, description="the build stops when more of a source's lines are rejects")
     max_chars: Annotated[int, Field(gt=0)] = Field(200_000, description="longest prompt or side, in characters")
     score_scale: tuple[float, float] | None = Field(None, description="lowest and highest score that a source may give")
+
+    @model_validator(mode="after")
+    def _low_to_high(self) -> "ValidateConfig":
+        if self.score_scale is not None and not self.score_scale[0] <= self.score_scale[1]:
+            raise ValueError("validate.score_scale must be given from low to high")
+        return self
 
 
 class DedupeConfig(_Section):
@@ -218,6 +241,8 @@ def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[Path_, int]]:
     try:
         node = yaml.compose(text, yaml.SafeLoader)
         settings = yaml.safe_load(text)
+    except RecursionError:
+        raise ConfigError("nested without end", where=name) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
@@ -225,7 +250,10 @@ def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[Path_, int]]:
     if not isinstance(settings, dict):
         raise ConfigError("no pipeline", where=name, expected="keys dataset, sources, ...")
     lines: dict[Path_, int] = {}
-    _lines_of(node, (), lines, name)
+    try:
+        _lines_of(node, (), lines, name)
+    except RecursionError:
+        raise ConfigError("an alias contains itself", where=name) from None
     return settings, lines
 
 
@@ -245,7 +273,9 @@ def _lines_of(node: Any, path: Path_, lines: dict[Path_, int], name: str) -> Non
 
 def _explain(error: ValidationError, name: str, lines: Mapping[Path_, int], changes: Sequence[str]) -> ConfigError:
     """The first problem as a sentence, with its line and the nearest known key."""
-    problem = error.errors(include_url=False)[0]
+    problems = error.errors(include_url=False)
+    # a misspelt key first: the key that is missing is then mostly the same one
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     path: Path_ = tuple(problem["loc"])
     while path and path not in lines and problem["type"] != "missing" and not _from_change(path, changes):
         path = path[:-1]  # pydantic adds the union member that it tried
@@ -266,7 +296,8 @@ def _explain(error: ValidationError, name: str, lines: Mapping[Path_, int], chan
 
 
 def _from_change(path: Path_, changes: Iterable[str]) -> bool:
-    return _dotted(path) in {change.partition("=")[0].strip() for change in changes}
+    changed = {change.partition("=")[0].strip() for change in changes}
+    return _dotted(path) in changed or any(key.startswith(f"{_dotted(path)}.") for key in changed if path)
 
 
 def _plain(message: str) -> str:

@@ -12,7 +12,7 @@ import polars as pl
 
 from prefkit.format import Kind
 from prefkit.screen import Screened
-from prefkit.text import canonical, flat
+from prefkit.text import folded
 
 Contradictions = Literal["drop_both", "majority", "higher_margin", "keep"]
 KEYS = ("key_prompt", "key_chosen", "key_rejected")
@@ -20,9 +20,7 @@ TRUST = {"human": 0, "rule": 1, "model": 2}  # no annotator at all comes last
 
 
 def _with_keys(pairs: pl.DataFrame, kind: Kind) -> pl.DataFrame:
-    return pairs.with_columns(
-        canonical(flat(key.removeprefix("key_"), kind)).alias(key) for key in KEYS
-    ).with_row_index("row")
+    return pairs.with_columns(folded(key.removeprefix("key_"), kind).alias(key) for key in KEYS).with_row_index("row")
 
 
 def _ranked(pairs: pl.DataFrame) -> pl.DataFrame:
@@ -62,7 +60,8 @@ def dedupe_pairs(
         pl.len().over(KEYS).alias("num_copies"),
         pl.int_range(pl.len()).over(KEYS).alias("copy"),
     )
-    is_copy = (pl.col("copy") > 0) if exact else pl.lit(False)
+    repeated = pl.int_range(pl.len()).over("pair_id") > 0  # a pair_id names one row, whatever the settings
+    is_copy = (pl.col("copy") > 0) if exact else repeated
     copies = _as_dropped(marked.filter(is_copy), "duplicate").with_columns(pl.lit(1.0).alias("jaccard"))
     kept, lost = _judge_reversals(marked.filter(~is_copy), contradictions)
     scratch = [*KEYS, "row", "copy", "num_copies"]

@@ -74,7 +74,9 @@ def best_versus_worst(candidates: pl.DataFrame, kind: Kind, direction: Direction
     )
     filled = keyed.filter(words_of("response", kind).str.strip_chars() != "")
     distinct = filled.group_by("prompt_id", "text", maintain_order=True).agg(
-        pl.col("quality", "score").mean(), pl.col("response", "model", "source", "source_row").first()
+        pl.col("quality", "score").mean().round(MARGIN_ROUNDING),  # a float mean depends on the order of its terms
+        pl.col("model").min(),
+        pl.col("response", "source", "source_row").first(),
     )
     ranges = _judge_prompts(keyed, distinct, min_margin)
     pairs = _closest_extremes(distinct, ranges.filter(pl.col("reason").is_null())).join(

@@ -42,6 +42,11 @@ def query_dataset(dataset: str | Path, sql: str) -> duckdb.DuckDBPyRelation:
     """
     connection = connect_dataset(dataset)
     try:
+        if any(
+            s.type not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
+            for s in connection.extract_statements(sql)
+        ):
+            raise InputError("only a SELECT can be asked: a query changes nothing")
         relation = connection.sql(sql)
     except duckdb.Error as error:
         raise as_input_error(error) from None
@@ -64,6 +69,9 @@ def write_result(relation: duckdb.DuckDBPyRelation, form: str, out: str | None, 
         frame: pl.DataFrame = relation.pl()
     except duckdb.Error as error:
         raise as_input_error(error) from None
+    nested = [name for name, dtype in frame.schema.items() if dtype.is_nested()]
+    if form == "csv" and nested:
+        raise InputError(f"csv holds no lists: {', '.join(nested)}", hint="--format json or parquet")
     if form == "parquet":
         with atomic_path(Path(str(out))) as beside:
             frame.write_parquet(beside)

@@ -5,6 +5,7 @@ a number, a boolean or a number written as text (WildBench's score column is tex
 """
 
 import math
+from decimal import Decimal
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -20,10 +21,14 @@ def _number(value: Any) -> Any:
             value = float(value.strip())
         except ValueError:
             raise PydanticCustomError("not_a_number", "a number, or a number written as text") from None
-    if isinstance(value, (bool, int, float)):
-        if not math.isfinite(value):
+    if isinstance(value, (bool, int, float, Decimal)):
+        try:
+            number = float(value)
+        except OverflowError:  # an integer of more than 308 digits
+            number = math.inf
+        if not math.isfinite(number):
             raise PydanticCustomError("not_finite", "a finite number")
-        return float(value)
+        return number
     raise PydanticCustomError("not_a_number", "a number, or a number written as text")
 
 

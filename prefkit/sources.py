@@ -12,13 +12,14 @@ import hashlib
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 from pydantic import ValidationError
 
 from prefkit.config import SourceConfig
@@ -126,7 +127,7 @@ def read_rows(path: str) -> Iterator[RawRow]:
                 yield row
     except SourceError:
         raise
-    except (OSError, EOFError, zstandard.ZstdError, csv.Error, ValueError) as error:
+    except (OSError, EOFError, zlib.error, csv.Error, ValueError, RecursionError) as error:
         raise SourceError(f"cannot be read: {error}", where=f"{path}:{line + 1}", expected="a whole file") from None
 
 
@@ -134,7 +135,7 @@ def _opened(name: Path, packed: str) -> Any:
     if packed == ".gz":
         return gzip.open(name, "rb")
     if packed == ".zst":
-        return zstandard.open(name, "rb")
+        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(name)), "zstd"))
     return name.open("rb")
 
 
@@ -179,14 +180,21 @@ def _json(file: Any, path: str) -> Iterator[RawRow]:
 
 
 def _csv(file: Any, path: str) -> Iterator[RawRow]:
-    rows = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
-    if rows.fieldnames is None:
-        raise SourceError("empty", where=path, expected="a header line")
-    csv.field_size_limit(2**31 - 1)  # the default of 128 kB would end the build at one long text
-    for line, value in enumerate(rows, start=1):
-        raw = json.dumps(value, ensure_ascii=False)
-        extra = None in value or None in value.values()
-        yield RawRow(line, None if extra else value, raw, "wrong_number_of_fields" if extra else None)
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    try:
+        rows = csv.DictReader(text, strict=True)
+        if rows.fieldnames is None:
+            raise SourceError("empty", where=path, expected="a header line")
+        csv.field_size_limit(2**31 - 1)  # the default of 128 kB would end the build at one long text
+        for line, value in enumerate(rows, start=1):
+            raw = json.dumps(value, ensure_ascii=False)
+            reason = "wrong_number_of_fields" if None in value or None in value.values() else None
+            if LONE_SURROGATE.search(raw):
+                raw = raw.encode(errors="surrogateescape").decode(errors="backslashreplace")
+                reason = "not_utf8"
+            yield RawRow(line, None if reason else value, raw, reason)
+    finally:
+        text.detach()
 
 
 def _parquet(file: Any, path: str) -> Iterator[RawRow]:

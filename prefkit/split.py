@@ -9,7 +9,7 @@ import hashlib
 import polars as pl
 
 from prefkit.format import Kind
-from prefkit.text import canonical, flat
+from prefkit.text import folded
 
 
 def is_test(prompt_id: str, test_share: float, seed: int) -> bool:
@@ -20,6 +20,6 @@ def is_test(prompt_id: str, test_share: float, seed: int) -> bool:
 
 def split_pairs(pairs: pl.DataFrame, kind: Kind, test_share: float, seed: int) -> pl.DataFrame:
     """Add `split`: train | test. `test_share` is a share of prompts, 0..1."""
-    smallest = pairs.select(pl.col("prompt_id").min().over(canonical(flat("prompt", kind)))).to_series()
+    smallest = pairs.select(pl.col("prompt_id").min().over(folded("prompt", kind))).to_series()
     splits = ["test" if is_test(prompt, test_share, seed) else "train" for prompt in smallest]
     return pairs.with_columns(pl.Series("split", splits, pl.String))

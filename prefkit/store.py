@@ -224,7 +224,8 @@ def claim_directory(dataset: Path) -> None:
     """
     if dataset.exists() and not dataset.is_dir():
         raise DatasetError("is a file", where=str(dataset), expected="a directory that prefkit may write")
-    foreign = sorted({path.name for path in dataset.glob("*")} - OWN_NAMES) if dataset.exists() else []
+    left_by_a_kill = {f".{name}.tmp" for name in (MANIFEST, CARD, VIEWS)}
+    foreign = sorted({path.name for path in dataset.glob("*")} - OWN_NAMES - left_by_a_kill) if dataset.exists() else []
     own = (
         not dataset.exists() or (dataset / MANIFEST).exists() or (dataset / LOCK).exists() or not any(dataset.iterdir())
     )

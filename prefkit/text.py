@@ -4,6 +4,7 @@ Ids are computed over the EXACT text or messages, never folded: two texts with d
 """
 
 import hashlib
+from collections.abc import Callable
 
 import polars as pl
 
@@ -42,8 +43,24 @@ def flat(column: str, kind: Kind) -> pl.Expr:
     """A text or message column as one string, roles included, so that equal strings mean equal values."""
     if kind == "text":
         return pl.col(column)
-    turn = pl.concat_str(pl.element().struct.field("role"), pl.lit("\x1f"), pl.element().struct.field("content"))
-    return pl.col(column).list.eval(turn).list.join("\x1e")
+    return _joined(column, lambda text: text)
+
+
+def folded(column: str, kind: Kind) -> pl.Expr:
+    """Like `flat`, each text folded: the duplicate key of a column."""
+    return canonical(pl.col(column)) if kind == "text" else _joined(column, canonical)
+
+
+def _joined(column: str, fold: Callable[[pl.Expr], pl.Expr]) -> pl.Expr:
+    role, content = (_escaped(pl.element().struct.field(name)) for name in ("role", "content"))
+    return pl.col(column).list.eval(pl.concat_str(role, pl.lit("\x1f"), fold(content))).list.join("\x1e")
+
+
+def _escaped(text: pl.Expr) -> pl.Expr:
+    """No text can pass for a boundary between messages."""
+    for number, separator in enumerate("\x1d\x1e\x1f"):
+        text = text.str.replace_all(separator, f"\x1d{number}", literal=True)
+    return text
 
 
 def words_of(column: str, kind: Kind) -> pl.Expr:

@@ -11,7 +11,7 @@ import polars as pl
 
 from prefkit.format import Kind
 from prefkit.screen import Screened, screen
-from prefkit.text import canonical, flat, words_of
+from prefkit.text import flat, folded, words_of
 
 SIDES = ("chosen", "rejected")
 PROMPT_ROLES = r"^(system,)?(user,assistant,)*user$"
@@ -57,7 +57,7 @@ def rules(kind: Kind, max_chars: int, score_scale: tuple[float, float] | None = 
         **empty,
         **(turns if kind == "chat" else {}),
         "identical": flat("chosen", kind) == flat("rejected", kind),
-        "identical_after_folding": canonical(flat("chosen", kind)) == canonical(flat("rejected", kind)),
+        "identical_after_folding": folded("chosen", kind) == folded("rejected", kind),
         "nul_byte": _any_text("nul", kind),
         "too_long": _any_text("length", kind, max_chars),
         "score_out_of_scale": pl.any_horizontal(

@@ -58,7 +58,8 @@ def view_sql(view: str, kind: Kind, files: Sequence[str]) -> str:
         return f"CREATE OR REPLACE VIEW {view} AS SELECT {names} FROM read_parquet({listed});"
     # the directory is the path's component right below reference/ or runs/
     root = VIEW_FILES[view][1].partition("/")[0]
-    key_sql = f"regexp_extract(filename, '(?:^|/){root}/([^/]+)/[^/]*(?:/[^/]*)?$', 1) AS {directory}"
+    below = VIEW_FILES[view][1].split("/*/", 1)[1].replace(".", "[.]").replace("*", "[^/]*")
+    key_sql = f"regexp_extract(filename, '(?:^|/){root}/([^/]+)/{below}$', 1) AS {directory}"
     return f"CREATE OR REPLACE VIEW {view} AS SELECT {key_sql}, {names} FROM read_parquet({listed}, filename=true);"
 
 

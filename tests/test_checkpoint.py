@@ -123,7 +123,7 @@ def test_steps_are_written_with_null_where_a_row_has_no_value(tmp_path: Path) ->
     steps = pl.read_parquet(tmp_path / "steps.parquet")
     assert steps.select("step", "loss", "eval_loss").rows() == [(0, 0.5, None), (1, None, 0.25)]
     assert steps.columns[:5] == ["step", "epoch", "num_pairs", "learning_rate", "grad_norm"]
-    for name in "loss rewards/chosen rewards/rejected rewards/accuracies rewards/margins".split():
+    for name in ["loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"]:
         assert steps.schema[name] == steps.schema[f"eval_{name}"] == pl.Float64
 
 

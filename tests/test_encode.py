@@ -39,13 +39,13 @@ from prefkit.format import Kind, schema
 from prefkit.text import with_pair_ids
 
 RAW_TEMPLATES = ("qwen2.5-instruct", "granite-3.0-instruct")
-TEMPLATES = """alpaca amberchat chatml chatqa falcon-instruct gemma-it granite-3.0-instruct llama-2-chat
-    llama-3-instruct mistral-instruct openchat-3.5 phi-3-small phi-3 qwen2.5-instruct saiga solar-instruct
-    vicuna zephyr""".split()
+TEMPLATES = ["alpaca", "amberchat", "chatml", "chatqa", "falcon-instruct", "gemma-it", "granite-3.0-instruct"]
+TEMPLATES += ["llama-2-chat", "llama-3-instruct", "mistral-instruct", "openchat-3.5", "phi-3-small", "phi-3"]
+TEMPLATES += ["qwen2.5-instruct", "saiga", "solar-instruct", "vicuna", "zephyr"]
 # what one or more of those templates write as control tokens
-CONTROLS = """[INST] [/INST] <<SYS>> <</SYS>> <|im_start|> <|im_end|> <start_of_turn> <end_of_turn> <|eot_id|>
-    <|start_header_id|> <|end_header_id|> <|end_of_turn|> <|end|> <|system|> <|endoftext|> <|end_of_text|>
-    <|start_of_role|> <|end_of_role|>""".split()
+CONTROLS = ["[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<|im_start|>", "<|im_end|>", "<start_of_turn>"]
+CONTROLS += ["<end_of_turn>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|end_of_turn|>", "<|end|>"]
+CONTROLS += ["<|system|>", "<|endoftext|>", "<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>"]
 
 
 def frame_of(rows: Sequence[Row], kind: Kind) -> pl.DataFrame:
@@ -87,7 +87,7 @@ def hand_made(bos: bool = False, adds: str = "$A", same_ends: bool = False) -> A
     ends = [("<s>", 5), ("</s>", 4)]
     tokenizer.post_processor = processors.TemplateProcessing(single=adds, pair=f"{adds} $B", special_tokens=ends)
     first = "</s>" if same_ends else "<s>"
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, eos_token="</s>", **({"bos_token": first} if bos else {})
     )
 
@@ -136,7 +136,8 @@ def test_eos_is_not_added_twice_by_a_tokenizer_that_adds_its_own() -> None:
 
 
 def test_a_text_dataset_needs_an_end_token() -> None:
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab={"a": 0}, merges=[])))
+    backend = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)  # type: ignore[no-untyped-call]
     with pytest.raises(ModelError, match="the tokenizer has no eos_token"):
         encode([{"prompt": "a", "chosen": "a", "rejected": "aa"}], tokenizer)
 
@@ -184,7 +185,9 @@ def test_a_shared_start_of_the_responses_stays_in_both_completions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokenizer", "first"), [(hand_made(bos=True), 5), (hand_made(), 4)], ids=["bos", "eos where there is no bos"]
+    ("tokenizer", "first"),
+    [(hand_made(bos=True), 5), (hand_made(), 4)],
+    ids=["bos", "eos where there is no bos"],
 )
 def test_a_prompt_is_never_empty(tokenizer: Any, first: int) -> None:
     row = encode_one("a", "b", "bc", tokenizer)
@@ -322,12 +325,17 @@ def test_a_template_comes_from_the_tokenizer_a_file_or_our_own_and_is_none_for_t
     assert resolve_template("chat", str(file), tokenizer) == "{{ messages[0]['content'] }}"
     assert resolve_template("chat", "transcript", tokenizer) == TRANSCRIPT
     assert resolve_template("text", None, tokenizer) is None
-    with pytest.raises(ModelError, match="no template missing.jinja"):
+    with pytest.raises(ModelError, match=r"no template missing\.jinja"):
         resolve_template("chat", "missing.jinja", tokenizer)
 
 
 def test_the_transcript_template_renders_turns_as_in_hh(test_data: Path) -> None:
-    messages = [turn("user", "Hi"), turn("assistant", "Hello."), turn("user", "Why?"), turn("assistant", "Because.")]
+    messages = [
+        turn("user", "Hi"),
+        turn("assistant", "Hello."),
+        turn("user", "Why?"),
+        turn("assistant", "Because."),
+    ]
 
     def rendered(tokenizer: Any, count: int, ask: bool) -> str:
         return str(
@@ -345,7 +353,12 @@ def test_the_transcript_template_renders_turns_as_in_hh(test_data: Path) -> None
 
 def test_a_pair_that_the_template_refuses_is_dropped_and_the_others_keep_their_tokens() -> None:
     strict = "{% if messages[0]['content'] == 'no' %}{{ raise_exception('no') }}{% endif %}" + CHAT_TEMPLATE
-    rows = [chat_row("one", "x", "y"), chat_row("no", "x", "y"), chat_row("two", "x </s>", "y"), chat_row("3", "x", "")]
+    rows = [
+        chat_row("one", "x", "y"),
+        chat_row("no", "x", "y"),
+        chat_row("two", "x </s>", "y"),
+        chat_row("3", "x", ""),
+    ]
     tokenizer = tiny_tokenizer()
     encoded = encode(rows, tokenizer, "chat", template=strict)
     ids = frame_of(rows, "chat")["pair_id"].to_list()
@@ -394,9 +407,7 @@ def test_turns_that_spell_the_end_never_become_it(test_data: Path, name: str) ->
     row = chat_row("and <|endoftext|> now?", "well <|endoftext|>", "<|endoftext|>")
     row["prompt"] = [turn("user", "<|endoftext|>"), turn("assistant", "a<|endoftext|>b"), *row["prompt"]]
     encoded = encode([row], tokenizer, "chat", template=TRANSCRIPT).pairs.row(0, named=True)
-    asked = (
-        "\n\nHuman: <|endoftext|>\n\nAssistant: a<|endoftext|>b\n\nHuman: and <|endoftext|> now?\n\nAssistant:"
-    )
+    asked = "\n\nHuman: <|endoftext|>\n\nAssistant: a<|endoftext|>b\n\nHuman: and <|endoftext|> now?\n\nAssistant:"
     assert end not in encoded["prompt_ids"]
     for side, reply in (("chosen", " well <|endoftext|>"), ("rejected", " <|endoftext|>")):
         ids = encoded[f"{side}_ids"]
@@ -450,7 +461,9 @@ def test_real_templates_give_the_tokens_of_apply_chat_template(test_data: Path, 
     assert encoded.dropped.is_empty()
     for row, found in zip(rows, encoded.pairs.iter_rows(named=True), strict=True):
         asked = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
-        sides = [tokenizer.apply_chat_template(row["prompt"] + row[s], return_dict=False) for s in ("chosen", "rejected")]
+        sides = [
+            tokenizer.apply_chat_template(row["prompt"] + row[s], return_dict=False) for s in ("chosen", "rejected")
+        ]
         prompt = shared_prefix(asked, *sides)
         assert ids_of(found) == (prompt, *(ids[len(prompt) :] for ids in sides))
         assert found["num_boundary_tokens"] == len(asked) - len(prompt)

@@ -128,7 +128,10 @@ SPOILED: dict[str, tuple[Change, str]] = {
     "null ids": (first(lambda _: None, "rejected_ids"), "1 pairs .*(null|rejected_ids)"),
     "a null prompt": (first(lambda _: None, "prompt_ids"), "1 pairs .*prompt_ids"),
     "an empty prompt": (first(lambda _: [], "prompt_ids"), "1 pairs .*prompt_ids"),
-    "a NaN sum": (first(lambda _: float("nan"), "ref_rejected_logps"), "1 pairs .*ref_rejected_logps.* not finite"),
+    "a NaN sum": (
+        first(lambda _: float("nan"), "ref_rejected_logps"),
+        "1 pairs .*ref_rejected_logps.* not finite",
+    ),
     "a NaN token": (first(set_first_token(float("nan")), CHOSEN), f"1 pairs .*{CHOSEN}.* not finite"),
     "float16 overflow": (first(lambda _: float("-inf"), "ref_chosen_logps"), "ref_chosen_logps.* not finite"),
     "zeros for unfilled rows": (
@@ -143,7 +146,10 @@ SPOILED: dict[str, tuple[Change, str]] = {
         first(lambda ids: ids[:-1], "chosen_ids"),
         f"1 pairs with {CHOSEN} not as long as chosen_ids",
     ),
-    "a log-prob above 0": (first(set_first_token(0.01), REJECTED), f"1 pairs with a log-prob above 0 in {REJECTED}"),
+    "a log-prob above 0": (
+        first(set_first_token(0.01), REJECTED),
+        f"1 pairs with a log-prob above 0 in {REJECTED}",
+    ),
     "a shuffled sum column": (
         lambda frame: frame.with_columns(pl.col("ref_rejected_logps").reverse()),
         f"{NUM_PAIRS} pairs where ref_rejected_logps is not the sum of {REJECTED}",
@@ -297,7 +303,9 @@ def digits(folder: Path) -> Ready:
     pipeline = built(folder, rows, tiny_llama(folder / "model"))
     precompute_reference(pipeline)
     ready = Ready(folder, pipeline)
-    assert ready.rows()["chosen_ids"].list.len().to_list() == ready.rows()["rejected_ids"].list.len().to_list() == [2] * 12
+    assert (
+        ready.rows()["chosen_ids"].list.len().to_list() == ready.rows()["rejected_ids"].list.len().to_list() == [2] * 12
+    )
     return ready
 
 

@@ -45,7 +45,11 @@ def test_the_weights_hash_survives_resharding(tmp_path: Path) -> None:
 def test_the_weights_hash_survives_other_metadata(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "model")
     before = weights_sha256(folder)
-    save_file(load_file(folder / WEIGHTS), folder / WEIGHTS, metadata={"format": "pt", "written_by": "somebody else"})
+    save_file(
+        load_file(folder / WEIGHTS),
+        folder / WEIGHTS,
+        metadata={"format": "pt", "written_by": "somebody else"},
+    )
     assert weights_sha256(folder) == before
 
 
@@ -85,10 +89,13 @@ def test_the_weights_hashed_are_the_weights_that_load(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: shutil.rmtree(folder), "no such model folder"),
+        (shutil.rmtree, "no such model folder"),
         (lambda folder: (folder / WEIGHTS).unlink(), "no safetensors weights"),
         (lambda folder: (folder / WEIGHTS).write_bytes(b"abc"), "no safetensors file"),
-        (lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-9]), "the file is cut off"),
+        (
+            lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-9]),
+            "the file is cut off",
+        ),
         (lambda folder: (folder / "config.json").unlink(), "there is no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is no JSON"),
     ],
@@ -106,7 +113,12 @@ def test_a_config_changes_the_identity_only_where_it_changes_a_number(tmp_path: 
     folder = tiny_llama(tmp_path / "model")
     before = model_config(folder)
     config = json.loads((folder / "config.json").read_text())
-    noise = {"transformers_version": "0.0", "_name_or_path": "/elsewhere", "dtype": "bfloat16", "torch_dtype": "half"}
+    noise = {
+        "transformers_version": "0.0",
+        "_name_or_path": "/elsewhere",
+        "dtype": "bfloat16",
+        "torch_dtype": "half",
+    }
     (folder / "config.json").write_text(json.dumps(config | noise))
     assert model_config(folder) == before
     (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
@@ -153,7 +165,7 @@ SETTINGS = EncodeSettings("chat", 512, 16, "drop", "{{ messages }}")
         (POLICY, SETTINGS._replace(chat_template="{{ messages }} "), "float32"),
         (POLICY, SETTINGS, "bfloat16"),
     ],
-    ids="weights config tokenizer kind max_length min_completion long_prompt template dtype".split(),
+    ids=["weights", "config", "tokenizer", "kind", "length", "room", "long prompt", "template", "dtype"],
 )
 def test_the_key_changes_with_each_setting(policy: dict[str, Any], settings: EncodeSettings, dtype: str) -> None:
     key = reference_key(reference_identity(POLICY, SETTINGS, "float32"))

@@ -78,5 +78,5 @@ def test_micro_batches_of_unequal_weight_add_up_to_the_mean_of_all() -> None:
     values, weights = torch.rand(8, generator=draw), torch.rand(8, generator=draw) + 0.1
     whole = float((values * weights).sum() / weights.sum())
     for size in (1, 3, 8):
-        parts = zip(values.split(size), weights.split(size), strict=True)
+        parts = zip(torch.split(values, size), torch.split(weights, size), strict=True)
         assert sum(float(weighted_mean(v, w, float(weights.sum()))) for v, w in parts) == pytest.approx(whole)

@@ -124,7 +124,7 @@ def test_the_first_row_has_loss_ln_2_and_no_rewards(tmp_path: Path, name: str) -
 
 def plain_dpo(pipeline: Pipeline, order: list[list[str]], settings: TrainConfig) -> Iterator[tuple[Row, Any]]:
     """arXiv 2305.18290, one pair at a time with the plain code, the reference scored anew: a row a step, the model."""
-    table, folder = table_of(pipeline), pipeline.precompute.model
+    table, folder = table_of(pipeline), str(pipeline.precompute.model)
     policy, reference = (AutoModelForCausalLM.from_pretrained(folder) for _ in range(2))
     optimizer = torch.optim.AdamW(policy.parameters(), weight_decay=0.0)
     smooth, beta = settings.label_smoothing, settings.beta
@@ -141,7 +141,7 @@ def plain_dpo(pipeline: Pipeline, order: list[list[str]], settings: TrainConfig)
             losses.append(loss * row["weight"])
             rewards.append([beta * ratio.item() for ratio in ratios])
         loss = sum(losses, torch.zeros(())) / sum(table[pair]["weight"] for pair in ids)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), settings.max_grad_norm or math.inf)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * (1 - number / len(order))
@@ -226,7 +226,12 @@ def test_accumulation_is_the_large_batch_to_float_rounding(ready: Pipeline, tmp_
     runs = []
     for size, times in shapes:
         out = tmp_path / f"{size}x{times}"
-        changes = {"batch_size": size, "gradient_accumulation_steps": times, "learning_rate": 1e-3, "max_steps": 5}
+        changes = {
+            "batch_size": size,
+            "gradient_accumulation_steps": times,
+            "learning_rate": 1e-3,
+            "max_steps": 5,
+        }
         runs.append(Path(train(ready, out, **changes).run))
     whole = steps_of(runs[0])
     for run in runs[1:]:
@@ -244,7 +249,10 @@ def test_accumulation_is_the_large_batch_to_float_rounding(ready: Pipeline, tmp_
 
 def test_evaluation_is_that_of_the_saved_model_on_the_test_split(ready: Pipeline, tmp_path: Path) -> None:
     done = train(ready, tmp_path / "run", learning_rate=1e-3, max_steps=6, batch_size=3)
-    model, test = model_of(tmp_path / "run"), [row for row in table_of(ready).values() if row["split"] == "test"]
+    model, test = (
+        model_of(tmp_path / "run"),
+        [row for row in table_of(ready).values() if row["split"] == "test"],
+    )
     assert 3 < len(test) < 12
     margins, weights = [], [row["weight"] for row in test]
     with torch.no_grad():
@@ -306,7 +314,8 @@ def test_the_learning_rate_by_hand(kind: str, warmup: int, expected: list[float]
 
 
 @pytest.mark.parametrize(
-    ("pairs", "size", "times", "epochs", "expected"), [(10, 4, 1, 1, 3), (10, 2, 2, 2, 6), (8, 4, 2, 0.5, 1), (3, 8, 1, 1, 1)]
+    ("pairs", "size", "times", "epochs", "expected"),
+    [(10, 4, 1, 1, 3), (10, 2, 2, 2, 6), (8, 4, 2, 0.5, 1), (3, 8, 1, 1, 1)],
 )
 def test_the_number_of_updates_by_hand(pairs: int, size: int, times: int, epochs: float, expected: int) -> None:
     settings = TrainConfig(batch_size=size, gradient_accumulation_steps=times, epochs=epochs)
@@ -537,7 +546,9 @@ def own(ready: Pipeline, tmp_path: Path) -> Pipeline:
     return ready.model_copy(update={"dataset": str(tmp_path / "dataset")})
 
 
-def test_runs_are_numbered_and_an_unfinished_one_of_the_same_settings_is_finished_first(own: Pipeline) -> None:
+def test_runs_are_numbered_and_an_unfinished_one_of_the_same_settings_is_finished_first(
+    own: Pipeline,
+) -> None:
     runs = Path(own.dataset) / "runs"
     assert train(own, None, max_steps=1).run == str(runs / "1")
     assert train(own, None, max_steps=1).run == str(runs / "2")
@@ -603,7 +614,8 @@ def test_the_final_tokenizer_keeps_the_template_that_was_trained_with(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("ACCELERATE_MIXED_PRECISION", "bf16"), ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")]
+    ("name", "value"),
+    [("ACCELERATE_MIXED_PRECISION", "bf16"), ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")],
 )
 def test_what_accelerate_is_told_from_outside_changes_no_number(
     ready: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str

@@ -1,4 +1,4 @@
-"""Tiny random models, a tiny tokenizer, small datasets, and the plain code that is the oracle of the log-prob kernel."""
+"""Tiny random models, a tiny tokenizer, small datasets, and the plain code that is the log-prob kernel's oracle."""
 
 import functools
 import json
@@ -31,10 +31,9 @@ from prefkit.config import Pipeline, load_pipeline
 Ids: TypeAlias = list[int]
 Row: TypeAlias = dict[str, Any]
 
-WORDS = (
-    "river stone quiet morning letter garden window copper bridge seven lantern winter basket honest paper orange "
-    "carry follow gather listen answer question measure border simple narrow silver thread cloud harvest engine"
-).split()
+WORDS = ["river", "stone", "quiet", "morning", "letter", "garden", "window", "copper", "bridge", "seven", "lantern"]
+WORDS += ["winter", "basket", "honest", "paper", "orange", "carry", "follow", "gather", "listen", "answer", "question"]
+WORDS += ["measure", "border", "simple", "narrow", "silver", "thread", "cloud", "harvest", "engine"]
 PAD, BOS, END, USER, ASSISTANT = "<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -106,7 +105,7 @@ def _trained() -> str:
 
 def tiny_tokenizer(template: str | None = CHAT_TEMPLATE, more_controls: Sequence[str] = ()) -> Any:
     """A byte-level BPE of some 380 tokens; by default it puts BOS, and no EOS, around a text."""
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=Tokenizer.from_str(_trained()),
         pad_token=PAD,
         bos_token=BOS,
@@ -135,7 +134,8 @@ def random_model(config: PreTrainedConfig, seed: int = 0, **chosen: Any) -> Any:
     """A model with random weights in eval mode, in float32. The random state of the caller stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **chosen)
+        make: Any = AutoModelForCausalLM.from_config
+        model = make(config, dtype=torch.float32, **chosen)
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):  # biases begin as zeros: a kernel that forgot them would look right
                 torch.nn.init.normal_(parameter, std=0.3)
@@ -168,7 +168,12 @@ def gpt2_config(vocab_size: int = 380, **changes: Any) -> GPT2Config:
 
 def gemma2_config(vocab_size: int = 380, **changes: Any) -> Gemma2Config:
     """Soft caps so low that leaving out either changes most log-probs."""
-    caps = {"attn_logit_softcapping": 0.5, "final_logit_softcapping": 1.5, "query_pre_attn_scalar": 8, "head_dim": 8}
+    caps = {
+        "attn_logit_softcapping": 0.5,
+        "final_logit_softcapping": 1.5,
+        "query_pre_attn_scalar": 8,
+        "head_dim": 8,
+    }
     return Gemma2Config(vocab_size=vocab_size, **(SIZES | caps | changes))
 
 
@@ -177,17 +182,23 @@ def mistral_config(vocab_size: int = 380, window: int | None = 8, **changes: Any
 
 
 def mamba_config(vocab_size: int = 380, **changes: Any) -> MambaConfig:
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "initializer_range": 0.3, "pad_token_id": 0}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "state_size": 4,
+        "initializer_range": 0.3,
+        "pad_token_id": 0,
+    }
     return MambaConfig(vocab_size=vocab_size, **(sizes | changes))
 
 
 def save_model(folder: Path, model: Any, tokenizer: Any) -> Path:
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if shown:
-        logging.enable_progress_bar()
+        logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     return folder
 
 
@@ -202,7 +213,8 @@ def plain_logps(model: Any, prompt: Sequence[int], completion: Sequence[int]) ->
     ids = torch.tensor([[*prompt, *completion]])
     logps = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
     wanted = torch.tensor(list(completion))
-    return logps[len(prompt) - 1 : -1].gather(1, wanted[:, None])[:, 0]
+    found: Tensor = logps[len(prompt) - 1 : -1].gather(1, wanted[:, None])[:, 0]
+    return found
 
 
 def random_ids(rng: random.Random, count: int, vocab_size: int = 380) -> Ids:
@@ -214,7 +226,9 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     return path
 
 
-def built(folder: Path, rows: Iterable[Mapping[str, Any]], model: Path, kind: str = "text", **sections: Any) -> Pipeline:
+def built(
+    folder: Path, rows: Iterable[Mapping[str, Any]], model: Path, kind: str = "text", **sections: Any
+) -> Pipeline:
     """Write rows and a pipeline below `folder`, build folder/dataset, and return the pipeline."""
     folder.mkdir(parents=True, exist_ok=True)
     source = write_rows(folder / "pairs.jsonl", rows)

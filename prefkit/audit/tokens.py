@@ -72,7 +72,7 @@ def token_table(pairs: pl.DataFrame, kind: Kind, allow: Iterable[str] = ()) -> p
     q = np.full(len(tokens), np.nan)
     q[tested] = benjamini_hochberg(p[tested])
     one_sided = (np.minimum(b, c) == 0) & (d >= MIN_ONE_SIDED)
-    allowed = {word.casefold() for word in allow}
+    allowed = {unicodedata.normalize("NFC", word).casefold() for word in allow}
     with np.errstate(invalid="ignore"):
         win_rate = b / d
     frame = pl.DataFrame(

@@ -51,15 +51,20 @@ def read_candidates(row: Row, columns: Columns) -> list[dict[str, Any]]:
     models = _several(row, columns, "models") if "models" in columns or "models" in row else [None] * len(responses)
     if not len(responses) == len(scores) == len(models):
         raise Unreadable("scores", "length_mismatch")
+    if not responses:
+        raise Unreadable("responses", "no_responses")
     triples = zip(responses, scores, models, strict=True)
     return [{"prompt": prompt, "response": r, "score": s, "model": m} for r, s, m in triples]
 
 
 def is_chat(row: Row, columns: Columns) -> bool:
     """Whether the prompt or a side of the row is a list of messages."""
-    for name in ("prompt", "chosen", "response", "correction"):
+    for name in ("prompt", "chosen", "response", "correction", "responses"):
+        where = columns.get(name, name)
         try:
-            if isinstance(dig(row, str(columns.get(name, name))), list):
+            value = dig(row, where if isinstance(where, str) else where[0])
+            first = value[0] if name == "responses" and isinstance(where, str) and value else value
+            if isinstance(first, list):
                 return True
         except KeyError:
             continue
@@ -69,6 +74,8 @@ def is_chat(row: Row, columns: Columns) -> bool:
 PAIRS = Format(
     "pairs",
     "pairs",
+    ("prompt", "chosen", "rejected", *PAIR_OPTIONAL),
+    True,
     "prompt, chosen, rejected [, " + ", ".join(PAIR_OPTIONAL) + "]",
     "ready-made pairs, text or messages; columns: maps the names",
     read_pairs,
@@ -77,6 +84,8 @@ PAIRS = Format(
 CANDIDATES = Format(
     "candidates",
     "candidates",
+    ("prompt", "response", "score", "model", "responses", "scores", "models"),
+    True,
     "prompt, response, score [, model]  |  prompt, responses[], scores[] [, models[]]",
     "N scored responses a prompt: best against worst; direction: says whether a higher score is better",
     read_candidates,
@@ -85,6 +94,8 @@ CANDIDATES = Format(
 CORRECTIONS = Format(
     "corrections",
     "corrections",
+    ("prompt", "response", "correction", "model", "annotator"),
+    False,
     "prompt, response, correction [, model, annotator]",
     "the model's response becomes rejected, its correction chosen",
     read_corrections,

@@ -46,6 +46,8 @@ def read_hh(row: Row, columns: Columns) -> list[dict[str, Any]]:
 HH = Format(
     "hh",
     "pairs",
+    ("chosen", "rejected"),
+    False,
     "chosen, rejected (transcripts)",
     "Anthropic HH; split at the last Assistant turn",
     read_hh,

@@ -21,10 +21,15 @@ class Unreadable(Exception):  # noqa: N818 - it becomes a reject, not an error t
 
 
 class Format(NamedTuple):
-    """One outside format: its name in a pipeline, the kind of record it gives, its fields, and its reader."""
+    """One outside format: its name in a pipeline, the kind of record it gives, its fields, and its reader.
+
+    `columns`: our names that a pipeline's `columns:` may map; `scored`: whether `direction:` means anything.
+    """
 
     name: str
     family: Family
+    columns: tuple[str, ...]
+    scored: bool
     fields: str
     note: str
     read: Callable[[Row, Columns], list[dict[str, Any]]]

@@ -8,7 +8,7 @@ prompt.
 
 from typing import Any
 
-from prefkit.formats.reading import Columns, Format, Row, Unreadable, require
+from prefkit.formats.reading import Columns, Format, Row, Unreadable, dig, require
 
 
 def _split_messages(chosen: list[Any], rejected: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
@@ -46,12 +46,17 @@ def read_trl(row: Row, columns: Columns) -> list[dict[str, Any]]:
 
 def is_chat(row: Row, columns: Columns) -> bool:
     """Whether the sides are lists of messages."""
-    return isinstance(row.get(str(columns.get("chosen", "chosen"))), list)
+    try:
+        return isinstance(dig(row, str(columns.get("chosen", "chosen"))), list)
+    except KeyError:
+        return False
 
 
 TRL = Format(
     "trl",
     "pairs",
+    ("prompt", "chosen", "rejected"),
+    False,
     "[prompt,] chosen, rejected (strings, or lists of {role, content})",
     "TRL standard and conversational, explicit or implicit prompt",
     read_trl,
