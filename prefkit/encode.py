@@ -161,8 +161,11 @@ def check_boundary(num_split: int, num_pairs: int, limit: float) -> None:
 def _spells_control(pairs: pl.DataFrame, kind: Kind, tokens: Sequence[str]) -> list[bool]:
     if not tokens:
         return [False] * pairs.height
-    texts = [words_of(column, kind).str.contains_any(list(tokens)) for column in ("prompt", "chosen", "rejected")]
-    return pairs.select(pl.any_horizontal(texts).fill_null(False)).to_series().to_list()
+    prompt, chosen, rejected = (words_of(column, kind) for column in ("prompt", "chosen", "rejected"))
+    # joined text can spell one over the boundary; in a chat the template stands between two contents
+    texts = (prompt + chosen, prompt + rejected) if kind == "text" else (prompt, chosen, rejected)
+    found = [text.str.contains_any(list(tokens)) for text in texts]
+    return pairs.select(pl.any_horizontal(found).fill_null(False)).to_series().to_list()
 
 
 def _tokenise(
@@ -241,7 +244,8 @@ def _encode_one(
     prompt, chosen, rejected = (list(ids) for ids in tokens)
     if settings.kind == "text":
         eos = tokenizer.eos_token_id
-        prompt = prompt[:-1] if prompt and prompt[-1] == eos else prompt
+        # a tokenizer that ends every text has ended the prompt; a single one may be the BOS (they are one in gpt2)
+        prompt = prompt[:-1] if len(prompt) > 1 and prompt[-1] == eos else prompt
         chosen, rejected = (ids if ids and ids[-1] == eos else [*ids, eos] for ids in (chosen, rejected))
     shared = common_prefix(prompt, chosen, rejected)
     whole = Sides(prompt[:shared], chosen[shared:], rejected[shared:])

@@ -123,6 +123,7 @@ def check_table(dataset: Path, key: str, reference: Mapping[str, Any], pair_ids:
     dropped = set(pl.read_parquet(folder / REFERENCE_DROPPED)["pair_id"])
     _refuse(folder, "scored twice", table["pair_id"].filter(table["pair_id"].is_duplicated()).to_list())
     have = set(table["pair_id"])
+    _refuse(folder, "both scored and dropped", sorted(have & dropped))
     missing = [pair for pair in pair_ids if pair not in have and pair not in dropped]
     _refuse(folder, "missing", missing, hint="prefkit precompute TARGET scores them")
     order = pl.DataFrame({"pair_id": [pair for pair in pair_ids if pair in have]}, schema={"pair_id": pl.String})
@@ -134,7 +135,12 @@ def check_table(dataset: Path, key: str, reference: Mapping[str, Any], pair_ids:
 
 def table_rules() -> dict[str, pl.Expr]:
     """Name to expression that is true for a row which no reference pass can have written."""
-    rules: dict[str, pl.Expr] = {}
+    prompt = pl.col("prompt_ids")
+    rules: dict[str, pl.Expr] = {
+        "with a null in prompt_ids": prompt.is_null() | prompt.list.eval(pl.element().is_null()).list.any(),
+        "with an empty prompt_ids": prompt.list.len() == 0,
+        "with num_prompt_tokens that is not the length of prompt_ids": prompt.list.len() != pl.col("num_prompt_tokens"),
+    }
     for side in ("chosen", "rejected"):
         total, tokens, ids = f"ref_{side}_logps", f"ref_{side}_token_logps", f"{side}_ids"
         values = pl.col(tokens)

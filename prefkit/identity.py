@@ -43,7 +43,7 @@ def weight_files(folder: Path) -> list[Path]:
             where=str(folder),
             expected="a folder with config.json and model.safetensors",
         )
-    if (folder / INDEX).exists():
+    if (folder / INDEX).exists() and not (folder / SINGLE).exists():  # where both are, the single file is loaded
         names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
         files = [folder / name for name in sorted(set(names))]
     else:

@@ -24,6 +24,7 @@ from prefkit.encode import Sides
 from prefkit.models import REGIMES, autocast
 
 KERNEL_VERSION = 1
+PROBE_TOKENS = 256  # of the longer probe, a side
 CHUNK_LOGITS = 1 << 24  # float32 logits held at once: 64 MiB
 PROMPT, CHOSEN, REJECTED, PADDING = 0, 1, 2, -1
 # what the two layouts may differ by on one token, in nats: rounding in float32, what plain bfloat16 loses in the others
@@ -59,10 +60,14 @@ class Scored(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Which layout a model is scored in, and why the shared one is not used where it is not."""
+    """Which layout a model is scored in, and why the shared one is not used where it is not.
+
+    `alone`: a row's numbers depend on the longest row beside it, so each row runs by itself.
+    """
 
     shared: bool
     reason: str
+    alone: bool = False
 
 
 class _Row(NamedTuple):
@@ -232,30 +237,33 @@ class CompletionLogps(nn.Module):
     def _separate(self, batch: Batch) -> tuple[None, Tensor]:
         model: Any = self.model
         attends = (batch.segments != PADDING).long()
-        logits = model(input_ids=batch.input_ids, attention_mask=attends, use_cache=False).logits
-        return None, logps_from_logits(logits.flatten(0, 1)[batch.predictors], batch.targets)
+        if not self.layout.alone:
+            logits = model(input_ids=batch.input_ids, attention_mask=attends, use_cache=False).logits
+            return None, logps_from_logits(logits.flatten(0, 1)[batch.predictors], batch.targets)
+        length, pieces = batch.input_ids.shape[1], []
+        for row, count in enumerate(attends.sum(-1).tolist()):
+            mine = (batch.predictors >= row * length) & (batch.predictors < (row + 1) * length)
+            logits = model(input_ids=batch.input_ids[row : row + 1, :count], use_cache=False).logits[0]
+            pieces.append(logps_from_logits(logits[batch.predictors[mine] - row * length], batch.targets[mine]))
+        return None, torch.cat(pieces)
 
 
 def choose_layout(model: nn.Module, dtype: str, max_length: int) -> Layout:
     """The shared layout where it can be shown equal to the plain code on this very model, else the separate one.
 
-    Two short pairs of fixed pseudo-random tokens are scored both ways, in float32 wherever the weights are. Sliding
-    windows shorter than max_length are left to the plain path without a try: two short pairs cannot show the
-    difference.
+    Two pairs of fixed pseudo-random tokens, one short and one long, are scored both ways, in float32 wherever the
+    weights are. What two pairs cannot show is read from the config: attention windows shorter than max_length, and
+    rotary factors that change with the longest sequence of a batch.
     """
     config: Any = model.config.get_text_config()  # type: ignore[operator,union-attr]
-    window = getattr(config, "sliding_window", None)
-    if window is not None and window < max_length and getattr(config, "use_sliding_window", True):
+    if (window := attention_window(config)) is not None and window < max_length:
         return Layout(False, f"its sliding window ({window}) is shorter than max_length ({max_length})")
+    if (limit := rotary_limit(config)) is not None and limit < max_length:
+        reason = f"its rotary factors change above {limit} tokens, max_length is {max_length}: one row at a time"
+        return Layout(False, reason, alone=True)
     plain_dtype = "float32" if dtype == "bfloat16" else dtype
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     device = next(model.parameters()).device
-    draw = torch.Generator().manual_seed(0)
-
-    def ids(count: int) -> list[int]:
-        return torch.randint(0, vocabulary, (count,), generator=draw).tolist()
-
-    pairs = [Sides(ids(5), ids(7), ids(4)), Sides(ids(3), ids(2), ids(6))]
+    pairs = _probe_pairs(int(model.get_input_embeddings().weight.shape[0]), max_length)  # type: ignore[operator]
     found = []
     for shared in (False, True):
         scorer = CompletionLogps(model, plain_dtype, Layout(shared, ""))
@@ -270,3 +278,35 @@ def choose_layout(model: nn.Module, dtype: str, max_length: int) -> Layout:
     if not apart <= PROBE_TOLERANCE[dtype]:
         return Layout(False, f"shared and separate rows differ by {apart:.2g} nats a token")
     return Layout(True, "")
+
+
+def _probe_pairs(vocabulary: int, max_length: int) -> list[Sides]:
+    """A short pair, and one of up to 256 tokens a side, of fixed pseudo-random ids."""
+    draw = torch.Generator().manual_seed(0)
+
+    def ids(count: int) -> list[int]:
+        return torch.randint(0, vocabulary, (count,), generator=draw).tolist()
+
+    third = max(1, min(max_length, PROBE_TOKENS) // 3)
+    return [Sides(ids(1), ids(1), ids(1)), Sides(ids(third), ids(2 * third), ids(third))]
+
+
+def attention_window(config: Any) -> int | None:
+    """The shortest reach of an attention layer in tokens, None where every layer sees all: names as in transformers."""
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    if not getattr(config, "use_sliding_window", True):  # Qwen2 has the number and does not use it
+        windows[0] = None
+    if "local" in (getattr(config, "attention_layers", None) or ()):  # GPT-Neo
+        windows.append(config.window_size)
+    return min((window for window in windows if window is not None), default=None)
+
+
+def rotary_limit(config: Any) -> int | None:
+    """The length above which rotary factors depend on the longest sequence (dynamic and longrope), None if never."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+    if not any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds):
+        return None
+    limits = [kind.get("original_max_position_embeddings") for kind in kinds]
+    limits.append(getattr(config, "original_max_position_embeddings", None))
+    return int(min((limit for limit in limits if limit), default=config.max_position_embeddings))

@@ -97,7 +97,7 @@ def precompute_reference(
         work = _prepare(pipeline, tell)
         write_plan(work)
         layout, scored = "", 0
-        if work.missing_parts:
+        if work.missing_parts or not is_current(work):
             scorer = load_scorer(pipeline, tell)
             layout = layout_name(scorer.layout)
             for number in work.missing_parts:
@@ -105,8 +105,6 @@ def precompute_reference(
                 write_parquet(work.folder / part_name(number), part)
                 scored += part.height
             write_reference_json(work, scorer, pipeline.precompute.max_batch_tokens)
-        elif not (work.folder / REFERENCE_JSON).exists():
-            write_reference_json(work, None, pipeline.precompute.max_batch_tokens)
     counts = encode_counts(work.plan, read_parts(work.folder))
     done = work.plan.height
     return Precomputed(work.key, done, work.dropped.height, scored, counts, layout, time.monotonic() - started)
@@ -316,7 +314,14 @@ def encode_counts(plan: pl.DataFrame, rows: pl.DataFrame) -> dict[str, int]:
     }
 
 
-def write_reference_json(work: _Work, scorer: CompletionLogps | None, max_batch_tokens: int) -> None:
+def is_current(work: _Work) -> bool:
+    """Whether reference.json is there and lists the parts of the plan (a kill may have come just before it)."""
+    path = work.folder / REFERENCE_JSON
+    listed = [part["file"] for part in read_json(path)["parts"]] if path.exists() else None
+    return listed == [part_name(number) for number in work.plan["part"].unique().sort()]
+
+
+def write_reference_json(work: _Work, scorer: CompletionLogps, max_batch_tokens: int) -> None:
     """Write what the reference is and the hash of every part; its being there and complete is what readers trust."""
     files = [work.folder / part_name(number) for number in work.plan["part"].unique().sort()]
     if work.template is not None:
@@ -341,20 +346,13 @@ def _parts(files: Sequence[Path]) -> Iterator[Mapping[str, Any]]:
         yield {"file": file.name, "rows": rows, "sha256": file_sha256(file)}
 
 
-def _provenance(scorer: CompletionLogps | None, max_batch_tokens: int) -> dict[str, Any]:
+def _provenance(scorer: CompletionLogps, max_batch_tokens: int) -> dict[str, Any]:
     import transformers
 
-    known: dict[str, Any] = (
-        {}
-        if scorer is None
-        else {
-            "attention": scorer.model.config._attn_implementation,  # type: ignore[union-attr]
-            "layout": layout_name(scorer.layout),
-            "device": str(next(scorer.parameters()).device.type),
-        }
-    )
     return {
-        **known,
+        "attention": scorer.model.config._attn_implementation,  # type: ignore[union-attr]
+        "layout": layout_name(scorer.layout),
+        "device": str(next(scorer.parameters()).device.type),
         "kernel_version": KERNEL_VERSION,
         "max_batch_tokens": max_batch_tokens,
         "versions": {

@@ -106,7 +106,7 @@ def test_the_untouched_reference_passes_and_the_figures_are_kept(ready: Ready) -
     gate = json.loads((run / "run.json").read_text(encoding="utf-8"))["gate"]
     rows = ready.rows()
     assert gate["rows"] == NUM_PAIRS
-    assert gate["tokens"] == rows["num_chosen_tokens"].sum() + rows["num_rejected_tokens"].sum()
+    assert gate["tokens"] == sum(rows["num_chosen_tokens"].to_list() + rows["num_rejected_tokens"].to_list())
     assert 0 <= gate["max_abs"] <= 1e-5
     assert gate["rms"] <= gate["max_abs"]
     assert abs(gate["mean"]) <= gate["max_abs"]
@@ -204,6 +204,14 @@ def test_pairs_added_after_the_reference_are_missing_and_the_message_says_what_t
     build_dataset(ready.pipeline.model_copy(update={"sources": sources}))
     error = ready.refuses("3 pairs missing")
     assert "prefkit precompute" in error.hint
+
+
+def test_rows_of_pairs_that_left_the_dataset_are_ignored(ready: Ready) -> None:
+    source = write_rows(ready.folder / "fewer.jsonl", text_rows(NUM_PAIRS)[4:])
+    sources = [ready.pipeline.sources[0].model_copy(update={"path": str(source)})]
+    build_dataset(ready.pipeline.model_copy(update={"sources": sources}))
+    run = Path(ready.train().run)
+    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["gate"]["rows"] == NUM_PAIRS - 4
 
 
 # --- the identity

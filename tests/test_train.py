@@ -4,6 +4,7 @@ import functools
 import gc
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -585,6 +586,14 @@ def test_a_folder_of_something_else_is_not_written_into(ready: Pipeline, tmp_pat
     with pytest.raises(DatasetError, match="holds something that is no run"):
         train(ready, tmp_path, max_steps=1)
     assert snapshot(tmp_path) == {"thesis.txt": b"mine"}
+
+
+def test_a_second_trainer_in_one_run_is_told_who_holds_it(ready: Pipeline, tmp_path: Path) -> None:
+    def begin_again(*_step: Any) -> None:
+        with pytest.raises(DatasetError, match=f"is being written by another prefkit .process {os.getpid()}."):
+            train(ready, tmp_path / "run", max_steps=1)
+
+    train(ready, tmp_path / "run", watch=begin_again, max_steps=1)
 
 
 # --- the final model
