@@ -119,6 +119,17 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Recompute each layer's activations in the backward instead of keeping them (gradient checkpointing).
+
+    transformers does so in train mode only; dropout is off for good, so nothing else changes.
+    """
+    model.train()
+    # its name now, and its name in earlier releases of transformers 5
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def check_fits(model: nn.Module, tokenizer: Any, max_length: int, where: str) -> None:
     """The model has a row for every token id, and a position for every token.
 

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import torch
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor
 
 from prefkit import __version__
@@ -36,7 +37,7 @@ from prefkit.gate import GateFigures, check_scores, check_table, find_reference
 from prefkit.identity import policy_identity
 from prefkit.logps import CompletionLogps, choose_layout, make_batch
 from prefkit.losses import LOSSES, weighted_mean
-from prefkit.models import check_fits, load_model, load_tokenizer, quiet_transformers
+from prefkit.models import check_fits, checkpoint_activations, load_model, load_tokenizer, quiet_transformers
 from prefkit.reference import TEMPLATE_FILE
 from prefkit.store import locked, read_json, read_manifest, read_table, write_json, write_text
 
@@ -90,7 +91,9 @@ def train_dpo(
     settings, dataset = pipeline.train, Path(pipeline.dataset)
     folder = require_model(settings.model or pipeline.precompute.model, "train.model")
     manifest = read_manifest(dataset)
-    accelerator = Accelerator()
+    # precision and accumulation are this pipeline's: what `accelerate config` left in the environment has no say
+    plugin = GradientAccumulationPlugin(num_steps=1)
+    accelerator = Accelerator(mixed_precision="no", gradient_accumulation_plugin=plugin)
     if accelerator.num_processes > 1:
         raise InputError("training runs in one process so far", hint="prefkit train, without accelerate launch")
 
@@ -111,8 +114,7 @@ def train_dpo(
             else check_scores(policy, pl.concat([data.train, data.test]), settings.seed, f"reference {key}")
         )
         if settings.gradient_checkpointing:
-            model.train()  # transformers checkpoints in train mode only; dropout is off for good
-            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            checkpoint_activations(model)
         optimizer = make_optimizer(policy, settings)
         start = load_checkpoint(resume[-1], policy, optimizer) if resume else 0
         if resume:
