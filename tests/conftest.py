@@ -49,7 +49,7 @@ def write_jsonl(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def pipeline_of(tmp_path: Path) -> Callable[..., Pipeline]:
-    """A checked pipeline over sources, written to and read from a file: pipeline_of(source, ..., kind=..., split={...})."""
+    """A checked pipeline over sources, written to and read from a file: pipeline_of(source, kind=..., split={...})."""
 
     def make(*sources: Mapping[str, Any], **sections: Any) -> Pipeline:
         settings = {"dataset": str(tmp_path / "dataset"), "sources": [dict(s) for s in sources], **sections}

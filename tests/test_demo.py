@@ -6,6 +6,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 from rich.console import Console
 
 from prefkit.demo.walk import pipeline_text, run_demo
@@ -37,17 +38,21 @@ def test_the_demo_walks_the_whole_road(tmp_path: Path) -> None:
     assert len(planted) == 11
     assert all(int(count) > 0 and count == found for _, count, found in planted), planted
     assert "the audit fails: 'certainly'\n" in said
-    first = re.search(r"loss at step 0: ([\d.]+)", said)
-    before = re.search(r"per token prefer chosen in ([\d.]+)% before", said)
-    after = re.search(r"reward margin prefers chosen in ([\d.]+)% after", said)
-    assert first is not None and before is not None and after is not None
-    assert abs(float(first.group(1)) - 0.693147) <= 2e-5
-    assert 35 <= float(before.group(1)) <= 65  # a base model without a preference, on some 80 pairs
-    assert float(after.group(1)) >= 90
+    (first,) = re.findall(r"loss at step 0: ([\d.]+)", said)
+    (before,) = re.findall(r"per token prefer chosen in ([\d.]+)% before", said)
+    (after,) = re.findall(r"reward margin prefers chosen in ([\d.]+)% after", said)
+    assert abs(float(first) - 0.693147) <= 2e-5
+    assert 35 <= float(before) <= 65  # a base model without a preference, on some 80 pairs
+    assert float(after) >= 90
 
     dataset = tmp_path / "demo" / "dataset"
-    documents = {"manifest.json": Manifest, "audit/audit.json": Audit, "reference/*/reference.json": Reference}
-    for pattern, document in {**documents, "runs/1/run.json": Run}.items():
+    documents: dict[str, type[BaseModel]] = {
+        "manifest.json": Manifest,
+        "audit/audit.json": Audit,
+        "reference/*/reference.json": Reference,
+        "runs/1/run.json": Run,
+    }
+    for pattern, document in documents.items():
         (path,) = dataset.glob(pattern)
         document.model_validate(json.loads(path.read_text(encoding="utf-8")))
     for view in ("pairs", "dropped", "rejects", "tokens", "reference", "steps", "pair_dynamics"):

@@ -7,11 +7,28 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "prefkit"
 HEAVY = {"torch", "transformers", "accelerate", "tokenizers", "safetensors", "peft"}
-FRAMES = """errors format records text screen formats.reading formats.generic formats.hh formats.trl formats
-    pairs validate dedupe split audit audit.tokens audit.verdict""".split()
-FILES = "documents config sources store target views build report query info schemas".split()
-BELOW = "encode identity models logps batches reference losses gate checkpoint train".split()
-EDGE = "terminal demo demo.grammar demo.world demo.tiny_model demo.walk cli __main__".split()
+FRAMES = [
+    "errors",
+    "format",
+    "records",
+    "text",
+    "screen",
+    "formats.reading",
+    "formats.generic",
+    "formats.hh",
+    "formats.trl",
+    "formats",
+    "pairs",
+    "validate",
+    "dedupe",
+    "split",
+    "audit",
+    "audit.tokens",
+    "audit.verdict",
+]
+FILES = ["documents", "config", "sources", "store", "target", "views", "build", "report", "query", "info", "schemas"]
+BELOW = ["encode", "identity", "models", "logps", "batches", "reference", "losses", "gate", "checkpoint", "train"]
+EDGE = ["terminal", "demo", "demo.grammar", "demo.world", "demo.tiny_model", "demo.walk", "cli", "__main__"]
 ORDER = ["__init__", *FRAMES, *FILES, *BELOW, *EDGE]
 # without torch in them, though they serve what stands below the line: bytes on disk, strings and ids
 LIGHT_BELOW = {"encode", "identity", "batches"}
