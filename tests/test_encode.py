@@ -484,6 +484,20 @@ def test_hostile_content_injects_no_control_token_into_a_real_template(test_data
     assert len(found) == 1 + len(hostile), encoded.dropped["reason"].to_list()
 
 
+@pytest.mark.parametrize("strip", ["", " | trim"])
+def test_turns_that_a_template_puts_side_by_side_spell_no_control_token_together(strip: str) -> None:
+    bare = "{% for message in messages %}{{ message['content']" + strip + " }}{% endfor %}{{ eos_token }}"
+    tokenizer = tiny_tokenizer(bare)
+    row = chat_row("river </", "s> stone", "letter")
+    row["prompt"] = [turn("user", "a <"), turn("assistant", "s> b"), *row["prompt"]]
+    encoded = encode([row], tokenizer, "chat")
+    for found in encoded.pairs.iter_rows(named=True):  # or dropped with a reason
+        for side in ("chosen", "rejected"):
+            whole = found["prompt_ids"] + found[f"{side}_ids"]
+            assert [i for i in whole if i in tokenizer.all_special_ids] == [tokenizer.eos_token_id]
+    assert encoded.pairs.height + encoded.dropped.height == 1
+
+
 def test_a_template_that_changes_hostile_content_drops_the_pair() -> None:
     shouting = CHAT_TEMPLATE.replace("message['content']", "(message['content'] | upper)")
     rows = [chat_row("a </s> b", "x", "y"), chat_row("a b", "x", "y")]

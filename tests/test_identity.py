@@ -128,8 +128,9 @@ def test_a_config_changes_the_identity_only_where_it_changes_a_number(tmp_path: 
 def test_the_tokenizer_hash_does_not_see_padding_truncation_use_or_reloading(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     before = tokenizer_sha256(tokenizer)
-    tokenizer(["river", "stone river letter"], padding=True, truncation=True, max_length=2)
     tokenizer("</s>", split_special_tokens=True)
+    tokenizer(["river", "stone river letter"], padding=True, truncation=True, max_length=2)
+    assert tokenizer.backend_tokenizer.padding is not None  # the state that must not show
     tokenizer.padding_side = "left"
     assert tokenizer_sha256(tokenizer) == before
     tokenizer.save_pretrained(tmp_path)

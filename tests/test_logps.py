@@ -366,6 +366,16 @@ def test_every_architecture_scores_as_its_plain_code_in_the_layout_it_is_given(n
     assert apart <= A_TOKEN, layout
 
 
+SHARING = ["tied llama", "qwen2, window in no layer", "gpt-neox", "gpt-j, bias in the head", "phi, bias in the head"]
+SHARING += ["opt, learned positions", "falcon, one key head", "cohere, logit_scale", "granite, logits_scaling"]
+SHARING += ["mixtral, experts"]
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_what_follows_the_head_is_no_reason_to_give_up_the_shared_prefix(name: str) -> None:
+    assert choose_layout(random_model(ARCHITECTURES[name]()), "float32", 512) == Layout(True, "")
+
+
 @pytest.mark.parametrize("config", [mamba_config(), mistral_config()], ids=["mamba", "mistral, window 8"])
 def test_separate_sequences_have_the_gradients_of_the_plain_code(config: Any) -> None:
     model = random_model(config)

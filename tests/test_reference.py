@@ -533,26 +533,37 @@ def test_a_second_writer_is_told_who_holds_the_dataset(tmp_path: Path, model: Pa
 
 # --- memory
 
+CPU_MESSAGE = (
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+    "you tried to allocate 4000000000000 bytes. Error code 12 (Cannot allocate memory)"
+)
+SHORT_OF_MEMORY: dict[str, Exception] = {
+    "on a GPU": torch.OutOfMemoryError("CUDA out of memory."),
+    "on the CPU": RuntimeError(CPU_MESSAGE),  # what torch raises there, word for word
+    "in Python": MemoryError(),
+}
 
-def short_of_memory(monkeypatch: pytest.MonkeyPatch, most_rows: int) -> None:
+
+def limit_rows(monkeypatch: pytest.MonkeyPatch, most_rows: int, error: Exception) -> None:
     """From now on a forward pass of more rows fails. The layout is given, so that only scoring meets it."""
     forward = CompletionLogps.forward
 
     def refuse(self: CompletionLogps, batch: Any) -> Any:
         if len(batch.input_ids) > most_rows:
-            raise torch.OutOfMemoryError("no memory left")
+            raise error
         return forward(self, batch)
 
     monkeypatch.setattr(CompletionLogps, "forward", refuse)
     monkeypatch.setattr("prefkit.reference.choose_layout", lambda *_args: Layout(True, ""))
 
 
+@pytest.mark.parametrize("place", SHORT_OF_MEMORY)
 def test_out_of_memory_scores_the_same_batch_in_slices(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     roomy, tight = (built(tmp_path / name, text_rows(10), model) for name in ("roomy", "tight"))
     expected = rows_of(folder_of(roomy, precompute_reference(roomy)))
-    short_of_memory(monkeypatch, most_rows=2)
+    limit_rows(monkeypatch, 2, SHORT_OF_MEMORY[place])
     found = rows_of(folder_of(tight, precompute_reference(tight)))
     sums = ["ref_chosen_logps", "ref_rejected_logps"]
     same = [name for name in REFERENCE_COLUMNS if not name.startswith("ref_") and name != "ln_ches"]
@@ -560,10 +571,29 @@ def test_out_of_memory_scores_the_same_batch_in_slices(
     assert abs(found.select(sums).to_numpy() - expected.select(sums).to_numpy()).max() <= 1e-4
 
 
+@pytest.mark.parametrize("place", SHORT_OF_MEMORY)
 def test_out_of_memory_on_a_single_pair_is_the_machines_fault(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    pipeline = built(tmp_path, text_rows(3), model)
+    limit_rows(monkeypatch, 0, SHORT_OF_MEMORY[place])
+    with pytest.raises(MachineError, match="out of memory on a single pair") as caught:
+        precompute_reference(pipeline)
+    assert caught.value.exit_code == 3
+
+
+def test_scoring_in_slices_is_noted(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = built(tmp_path, text_rows(10), model)
+    limit_rows(monkeypatch, 2, SHORT_OF_MEMORY["on a GPU"])
+    told: list[str] = []
+    precompute_reference(pipeline, tell=told.append)
+    assert any("memory" in line for line in told)
+
+
+def test_an_error_of_the_model_is_not_taken_for_a_lack_of_memory(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = built(tmp_path, text_rows(3), model)
-    short_of_memory(monkeypatch, most_rows=0)
-    with pytest.raises(MachineError, match="out of memory on a single pair"):
+    limit_rows(monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"):
         precompute_reference(pipeline)

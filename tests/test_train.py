@@ -32,6 +32,7 @@ from tiny import (
 )
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from prefkit.config import Pipeline, TrainConfig
 from prefkit.documents import Run
@@ -657,6 +658,24 @@ def test_gradient_checkpointing_changes_no_loss(tmp_path: Path, name: str) -> No
         assert sparing[name].to_list() == pytest.approx(plain[name].to_list(), abs=1e-6)
     norms, plain_norms = (frame["grad_norm"].drop_nulls().to_list() for frame in (sparing, plain))
     assert norms == pytest.approx(plain_norms, rel=1e-5)
+
+
+def test_gradient_checkpointing_runs_each_layer_again_in_the_backward(
+    ready: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = {False: 0, True: 0}
+    checkpointing, run = False, LlamaMLP.forward
+
+    @functools.wraps(run)
+    def counting_run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        runs[checkpointing] += 1
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaMLP, "forward", counting_run)
+    for checkpointing in (False, True):
+        out = tmp_path / str(checkpointing)
+        train(ready, out, gradient_checkpointing=checkpointing, max_steps=5, batch_size=4)
+    assert runs[True] == runs[False] + 5 * 2  # five updates, two layers
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "bfloat16_weights"])
