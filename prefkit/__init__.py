@@ -9,9 +9,9 @@ The data goes down one road, and every step leaves what the next one needs on di
 
 Words, without input or output: `errors`, `format` (the layout on disk), `records` (what a user may hand us), `text`.
 Pure functions on Polars frames: `screen`, `pairs`, `validate`, `dedupe`, `split`, `audit`, `formats`.
-Files: `config`, `sources`, `store`, `build`, `report`, `query`, `info`.
+Files: `documents`, `config`, `sources`, `views`, `store`, `target`, `build`, `report`, `query`, `info`, `schemas`.
 Below the torch line: `encode`, `identity`, `models`, `logps`, `batches`, `reference`, `losses`, `gate`, `checkpoint`,
-`train`. The edge: `demo`, `cli`.
+`run`, `train`. The edge: `terminal`, `demo`, `cli`.
 
 Each command is one function here, imported on first use so that `import prefkit` stays light.
 """
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from prefkit.query import query_dataset as query_dataset
     from prefkit.reference import precompute_reference as precompute_reference
     from prefkit.report import audit_dataset as audit_dataset
+    from prefkit.target import pipeline_of as pipeline_of
     from prefkit.train import train_dpo as train_dpo
 
 _HOMES = {
@@ -35,6 +36,7 @@ _HOMES = {
     "build_dataset": "prefkit.build",
     "dataset_info": "prefkit.info",
     "load_pipeline": "prefkit.config",
+    "pipeline_of": "prefkit.target",
     "precompute_reference": "prefkit.reference",
     "query_dataset": "prefkit.query",
     "train_dpo": "prefkit.train",

@@ -22,14 +22,16 @@ from prefkit.pairs import Selected, best_versus_worst, corrected_pairs, ready_pa
 from prefkit.sources import Loaded, SourceFile, expand, file_sha256, is_chat_source, load_source
 from prefkit.split import split_pairs
 from prefkit.store import (
+    built_beside,
     check_parts,
     claim_directory,
-    clear_derived,
     locked,
-    read_json,
+    newer_format,
+    read_manifest,
     write_json,
     write_table,
     write_text,
+    write_views,
 )
 from prefkit.text import with_pair_ids
 from prefkit.validate import validate_pairs
@@ -179,7 +181,9 @@ def _stop_at_rejects(source: SourceConfig, loaded: Loaded, limit: float) -> None
     """Too many rejects mean that the source was described wrongly: stop before anything is written."""
     bad = loaded.rejects.height
     total = loaded.records.height + bad
-    if not total or bad <= limit * total:
+    if not total:
+        raise SourceError("holds no row", where=source.path, expected=FORMATS[source.format].fields)
+    if bad <= limit * total:
         return
     reasons = Counter(
         f"{row['reason']} ({row['field'] or 'whole line'})" for row in loaded.rejects.iter_rows(named=True)
@@ -226,7 +230,12 @@ def _same_build(dataset: Path, pipeline: Pipeline, kind: Kind) -> Built | None:
     """The finished dataset of the very same settings and source bytes, if that is what lies there."""
     if not (dataset / MANIFEST).exists():
         return None
-    manifest = read_json(dataset / MANIFEST)
+    try:
+        manifest = read_manifest(dataset)
+    except DatasetError:
+        if newer_format(dataset):
+            raise
+        return None  # torn or damaged: it is built anew
     wanted = {**pipeline.as_manifest(), "kind": kind}
     built_by = (manifest.get("format_version"), manifest.get("prefkit_version"))
     if built_by != (FORMAT_VERSION, __version__) or not _same_data_settings(manifest["pipeline"], wanted):
@@ -253,11 +262,16 @@ def _same_data_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 def write_dataset(dataset: Path, pipeline: Pipeline, tables: Tables) -> None:
     """Write all tables and, last, the manifest. reference/ and runs/ of an earlier build stay."""
-    clear_derived(dataset)
+    with built_beside(dataset) as beside:
+        _write_tables(beside, pipeline, tables)
+    write_views(dataset, tables.kind)
+
+
+def _write_tables(folder: Path, pipeline: Pipeline, tables: Tables) -> None:
     named = {"pairs": tables.pairs, "dropped": tables.dropped, "rejects": tables.rejects}
-    parts = {name: write_table(dataset / name, name, frame, tables.kind) for name, frame in named.items()}
-    write_text(dataset / CARD, dataset_card(tables))
-    write_text(dataset / VIEWS, views_sql(tables.kind))
+    parts = {name: write_table(folder / name, name, frame, tables.kind) for name, frame in named.items()}
+    write_text(folder / CARD, dataset_card(tables))
+    write_text(folder / VIEWS, views_sql(tables.kind, named.keys()))
     manifest = {
         "format_version": FORMAT_VERSION,
         "prefkit_version": __version__,
@@ -269,7 +283,7 @@ def write_dataset(dataset: Path, pipeline: Pipeline, tables: Tables) -> None:
         "unused": tables.unused,
         "parts": {name: [part._asdict() for part in listed] for name, listed in parts.items()},
     }
-    write_json(dataset / MANIFEST, manifest)
+    write_json(folder / MANIFEST, manifest)
 
 
 def dataset_card(tables: Tables) -> str:

@@ -42,7 +42,7 @@ def console(*, as_json: bool = False) -> "Console":
 def emit(value: dict[str, Any], *, as_json: bool) -> None:
     """The one JSON line of a command."""
     if as_json:
-        sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def changed(changes: list[str] | None, **options: object) -> list[str]:
@@ -176,9 +176,10 @@ def query(
     out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="Write to a file instead of stdout.")] = None,
 ) -> None:
     """Ask a dataset in SQL (DuckDB)."""
-    from prefkit.query import query_dataset, write_result
+    from prefkit.query import query_dataset, refuse_inside, write_result
     from prefkit.terminal import print_relation
 
+    refuse_inside(dataset, out)
     relation = query_dataset(dataset, sql)
     if form == "table" and out is None:
         print_relation(relation, console())
@@ -232,7 +233,9 @@ def main() -> None:
         if code == 130:  # typer turns an interrupt into this exit code, without a word
             raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("\ninterrupted; the same command goes on where it stopped\n")
+        sys.stderr.write(
+            "\ninterrupted; the same command goes on from what is on disk (training: its last checkpoint)\n"
+        )
         sys.exit(130)
     except PrefkitError as error:
         fail(error.as_dict(), str(error), as_json=as_json)
@@ -255,8 +258,11 @@ def main() -> None:
 
 def machine_failure(error: Exception) -> str | None:
     """What the machine ran out of, if that is what an error says; torch has its own ways to say it."""
+    full = ("No space left on device", "os error 28", "Disk quota exceeded")  # as safetensors and torch say it
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full: {error.filename or 'while writing'}; make room and type the same command"
+    if any(word in str(error) for word in full):
+        return "the disk is full; make room and type the same command"
     words = ("can't allocate memory", "not enough memory")
     if (
         isinstance(error, MemoryError)
@@ -270,5 +276,7 @@ def machine_failure(error: Exception) -> str | None:
 def fail(value: dict[str, Any], message: str, *, as_json: bool) -> None:
     """The message on stderr, and with --json the error object as the last line of stdout."""
     if message:
-        sys.stderr.write(f"error: {message}\n")
+        from prefkit.text import printable
+
+        sys.stderr.write(f"error: {printable(message)}\n")
     emit({"error": value}, as_json=as_json)

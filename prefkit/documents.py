@@ -88,6 +88,7 @@ class Reference(_Document):
     provenance: dict[str, Any] = Field(description="attention, layout, device, versions: recorded, never refused")
     counts: dict[str, int] = Field(description="tokens, truncations, boundaries, missing ends")
     parts: list[PartEntry]
+    dropped: PartEntry = Field(description="dropped.parquet: the pairs that encoding left out")
 
 
 class Run(_Document):
@@ -98,6 +99,7 @@ class Run(_Document):
     reference: str
     model: str
     train: dict[str, Any] = Field(description="the resolved train section")
+    data_sha256: str = Field(description="over pair_id, split and weight of the pairs it trains and evaluates on")
     gate: dict[str, float] = Field(description="how close the policy's scores came to the table before the first step")
     prefkit_version: str
     finished: bool

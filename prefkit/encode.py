@@ -20,7 +20,6 @@ import polars as pl
 
 from prefkit.errors import CheckError, ModelError
 from prefkit.format import Kind
-from prefkit.text import words_of
 
 # turns as in Anthropic's HH transcripts; one space after the colon, the end token after the last reply only
 TRANSCRIPT = (
@@ -72,6 +71,7 @@ ENCODED: dict[str, Any] = {
     "rejected_truncated": pl.Boolean,
     "num_boundary_tokens": pl.Int32,
     "num_unended": pl.Int32,
+    "prompt_cut": pl.Boolean,
     "spells_control_token": pl.Boolean,
 }
 
@@ -89,6 +89,18 @@ def resolve_template(kind: Kind, setting: str | None, tokenizer: Any) -> str | N
     """
     if kind == "text":
         return None
+    template = _named_template(setting, tokenizer)
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], chat_template=template, tokenize=False)
+    except jinja2.TemplateSyntaxError as error:
+        where = f"{setting or 'the tokenizer'}:{error.lineno}"
+        raise ModelError(f"the chat template is no jinja: {error.message}", where=where) from None
+    except (jinja2.TemplateError, TypeError, ValueError):
+        pass  # it may refuse this conversation, and take those of the dataset: rows are judged one by one
+    return template
+
+
+def _named_template(setting: str | None, tokenizer: Any) -> str:
     if setting is None:
         if isinstance(tokenizer.chat_template, str):
             return tokenizer.chat_template
@@ -123,12 +135,22 @@ def encode_pairs(pairs: pl.DataFrame, tokenizer: Any, settings: EncodeSettings) 
     if settings.kind == "text" and tokenizer.eos_token_id is None:
         raise ModelError("the tokenizer has no eos_token", expected="one: a text completion ends with it")
     controls = control_tokens(tokenizer)
-    spelled = _spells_control(pairs, settings.kind, [t for t in controls.values() if t])
+    chunks = [
+        _encode_chunk(pairs.slice(at, CHUNK), tokenizer, settings, controls) for at in range(0, pairs.height, CHUNK)
+    ]
+    chunks = chunks or [_encode_chunk(pairs, tokenizer, settings, controls)]
+    lengths = [pl.col(f"{s}_ids").list.len().cast(pl.Int32).alias(f"num_{s}_tokens") for s in Sides._fields]
+    frame = pl.concat([chunk.pairs for chunk in chunks]).with_columns(lengths)
+    return Encoded(frame, pl.concat([chunk.dropped for chunk in chunks]))
+
+
+def _encode_chunk(pairs: pl.DataFrame, tokenizer: Any, settings: EncodeSettings, controls: dict[int, str]) -> Encoded:
+    """A chunk at a time: ids as Python numbers take 70 bytes a token, in a frame 4."""
+    flags = _spells_control(pairs, settings.kind, [t for t in controls.values() if t])
     kept: list[dict[str, Any]] = []
     dropped: list[dict[str, str]] = []
-    for start in range(0, pairs.height, CHUNK):
-        rows = pairs.slice(start, CHUNK).select("pair_id", "prompt", "chosen", "rejected").to_dicts()
-        flags = spelled[start : start + CHUNK]
+    if pairs.height:
+        rows = pairs.select("pair_id", "prompt", "chosen", "rejected").to_dicts()
         for row, flag, tokens in zip(rows, flags, _tokenise(rows, flags, tokenizer, settings), strict=True):
             if isinstance(tokens, str):
                 dropped.append({"pair_id": row["pair_id"], "reason": tokens})
@@ -139,9 +161,7 @@ def encode_pairs(pairs: pl.DataFrame, tokenizer: Any, settings: EncodeSettings) 
             else:
                 kept.append({"pair_id": row["pair_id"], "spells_control_token": flag, **result})
     columns = {name: pl.Series(name, [row[name] for row in kept], dtype) for name, dtype in ENCODED.items()}
-    lengths = [pl.col(f"{s}_ids").list.len().cast(pl.Int32).alias(f"num_{s}_tokens") for s in Sides._fields]
-    frame = pl.DataFrame(columns).with_columns(lengths)
-    return Encoded(frame, pl.DataFrame(dropped, schema={"pair_id": pl.String, "reason": pl.String}))
+    return Encoded(pl.DataFrame(columns), pl.DataFrame(dropped, schema={"pair_id": pl.String, "reason": pl.String}))
 
 
 def check_boundary(num_split: int, num_pairs: int, limit: float) -> None:
@@ -161,11 +181,20 @@ def check_boundary(num_split: int, num_pairs: int, limit: float) -> None:
 def _spells_control(pairs: pl.DataFrame, kind: Kind, tokens: Sequence[str]) -> list[bool]:
     if not tokens:
         return [False] * pairs.height
-    prompt, chosen, rejected = (words_of(column, kind) for column in ("prompt", "chosen", "rejected"))
-    # joined text can spell one over the boundary; in a chat the template stands between two contents
-    texts = (prompt + chosen, prompt + rejected) if kind == "text" else (prompt, chosen, rejected)
+    # text can spell one over the boundary, and so can two turns that a template puts side by side, stripped or not
+    joined = [
+        [_side_by_side(column, kind, strip) for column in ("prompt", "chosen", "rejected")] for strip in (False, True)
+    ]
+    texts = [prompt + side for prompt, chosen, rejected in joined for side in (chosen, rejected)]
     found = [text.str.contains_any(list(tokens)) for text in texts]
     return pairs.select(pl.any_horizontal(found).fill_null(False)).to_series().to_list()
+
+
+def _side_by_side(column: str, kind: Kind, strip: bool) -> pl.Expr:  # noqa: FBT001
+    if kind == "text":
+        return pl.col(column)
+    content = pl.element().struct.field("content")
+    return pl.col(column).list.eval(content.str.strip_chars() if strip else content).list.join("")
 
 
 def _tokenise(
@@ -267,6 +296,7 @@ def _encode_one(
         "chosen_truncated": len(cut.chosen) < len(whole.chosen),
         "rejected_truncated": len(cut.rejected) < len(whole.rejected),
         "num_boundary_tokens": len(prompt) - shared,
+        "prompt_cut": len(cut.prompt) < len(whole.prompt),
         "num_unended": sum(controls.keys().isdisjoint(ids[-END_WINDOW:]) for ids in (whole.chosen, whole.rejected)),
     }
 

@@ -101,7 +101,11 @@ PAIRS = (
 DROPPED = (
     Column("stage", pl.String, "pairs | validate | dedupe"),
     Column("reason", pl.String, "the rule's name"),
-    Column("duplicate_of", pl.String, "pair_id of the kept (or contradicting) row, null but for dedupe"),
+    Column(
+        "duplicate_of",
+        pl.String,
+        "pair_id of the kept (or contradicting) row, which a contradiction may have dropped in turn",
+    ),
     Column(
         "jaccard",
         pl.Float64,
@@ -154,6 +158,7 @@ PLAN = (
         pl.Boolean,
         "its text spells a special token of the tokenizer; it was encoded as text",
     ),
+    Column("prompt_cut", pl.Boolean, "the prompt was cut from its left (long_prompt: cut)"),
 )
 
 TOKEN_IDS = pl.List(pl.Int32)

@@ -1,9 +1,9 @@
-"""Refuse to train on a reference that is not this policy's. Before the first step, the cheapest check first.
+"""Refuse to train on a reference that is not this policy's. Before the first step, cheap checks first.
 
-1. The table, without a model: complete for the split, finite, log-probs <= 0, no all-zero row, lists as long as their
-ids,
-   the sum column equal to the sum of the list column, every part as it was written.
-2. The identity: weights, config, tokenizer, template, kind, max_length, truncation, dtype, name by name.
+1. The identity: the key is that of the recorded identity; weights, config and tokenizer are the policy's, name by name.
+   Template, max_length, truncation and dtype are the reference's own, and training takes them from it.
+2. The table, without a model: complete for the split, finite, log-probs <= 0, no all-zero row, lists as long as their
+   ids, the sum column equal to the sum of the list column, every part as it was written.
 3. The policy itself scores the longest and some random rows, token by token.
 
 So with the sigmoid loss step 0 has loss ln 2 and rewards 0 to float rounding. Peers' failures that this catches:
@@ -21,7 +21,7 @@ import torch
 
 from prefkit.encode import Sides
 from prefkit.errors import DatasetError, GateError
-from prefkit.format import REFERENCE_DROPPED, REFERENCE_JSON, REFERENCES
+from prefkit.format import REFERENCE_DROPPED, REFERENCE_JSON, REFERENCES, reference_key
 from prefkit.identity import differing
 from prefkit.logps import CompletionLogps, make_batch
 from prefkit.reference import read_reference
@@ -61,10 +61,16 @@ def find_reference(dataset: Path, policy: Mapping[str, Any], wanted: str | None)
     if wanted is not None and wanted not in found:
         raise DatasetError(f"no reference {wanted}", where=str(dataset), expected="one of " + ", ".join(found))
     looked_at = {wanted: found[wanted]} if wanted is not None else found
+    for key, ref in looked_at.items():
+        if not key == ref["key"] == reference_key(ref["identity"]):
+            where = str(dataset / REFERENCES / key / REFERENCE_JSON)
+            raise GateError("its identity is not the one that its key was made from: it was changed", where=where)
     apart = {key: differing(_of_policy(ref["identity"]), policy) for key, ref in looked_at.items()}
     same = [key for key, lines in apart.items() if not lines]
     if not same:
-        listed = "".join(f"\n  {key} (reference and policy): " + "; ".join(lines) for key, lines in apart.items())
+        nearest = sorted(apart, key=lambda key: len(apart[key]))
+        listed = f"\n  {nearest[0]} (reference and policy): " + "; ".join(sorted(apart[nearest[0]], reverse=True))
+        listed += "".join(f"\n  {key}: {len(apart[key])} settings differ" for key in nearest[1:])
         raise GateError(
             f"no reference is this policy's:{listed}",
             where=str(dataset),
@@ -110,17 +116,17 @@ def check_table(dataset: Path, key: str, reference: Mapping[str, Any], pair_ids:
     """
     folder = dataset / REFERENCES / key
     try:
-        check_parts(folder, reference["parts"])
+        check_parts(folder, [*reference["parts"], reference["dropped"]])
     except DatasetError as error:
         raise GateError(error.message, where=error.where, hint="delete it and type prefkit precompute again") from None
     table = (
-        pl.concat([pl.read_parquet(folder / part["file"]) for part in reference["parts"]])
+        pl.concat([pl.read_parquet(folder / part["file"], glob=False) for part in reference["parts"]])
         if reference["parts"]
         else None
     )
     if table is None:
         raise GateError("the reference has no rows", where=str(folder))
-    dropped = set(pl.read_parquet(folder / REFERENCE_DROPPED)["pair_id"])
+    dropped = set(pl.read_parquet(folder / REFERENCE_DROPPED, glob=False)["pair_id"])
     _refuse(folder, "scored twice", table["pair_id"].filter(table["pair_id"].is_duplicated()).to_list())
     have = set(table["pair_id"])
     _refuse(folder, "both scored and dropped", sorted(have & dropped))
@@ -196,7 +202,7 @@ def check_scores(policy: CompletionLogps, rows: pl.DataFrame, seed: int, where: 
         sides = Sides(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"])
         with torch.no_grad():
             scored = (
-                policy(make_batch([sides], shared=policy.layout.shared).to(device)).token_logps.double().cpu().numpy()
+                policy(make_batch([sides], shared=policy.layout.shared).to(device)).token_logps.cpu().double().numpy()
             )
         table = np.array(row["ref_chosen_token_logps"] + row["ref_rejected_token_logps"], dtype=np.float64)
         difference = scored - table

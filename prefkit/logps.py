@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from prefkit.encode import Sides
+from prefkit.errors import ModelError
 from prefkit.models import REGIMES, autocast
 
 KERNEL_VERSION = 1
@@ -259,6 +260,12 @@ def choose_layout(model: nn.Module, dtype: str, max_length: int) -> Layout:
     if (window := attention_window(config)) is not None and window < max_length:
         return Layout(False, f"its sliding window ({window}) is shorter than max_length ({max_length})")
     if (limit := rotary_limit(config)) is not None and limit < max_length:
+        if _has_rotary(config, "dynamic"):
+            raise ModelError(
+                f"its dynamic rotary factors above {limit} tokens depend on what was scored before",
+                expected=f"precompute.max_length of at most {limit}",
+                hint=f"--set precompute.max_length={limit}",
+            )
         reason = f"its rotary factors change above {limit} tokens, max_length is {max_length}: one row at a time"
         return Layout(False, reason, alone=True)
     plain_dtype = "float32" if dtype == "bfloat16" else dtype
@@ -274,6 +281,8 @@ def choose_layout(model: nn.Module, dtype: str, max_length: int) -> Layout:
             if not shared:
                 raise
             return Layout(False, f"it does not take the shared-prefix mask ({type(error).__name__})")
+    if not bool(found[0].isfinite().all()):
+        raise ModelError("the model's log-probs are not finite", expected="numbers: look for NaN or infinite weights")
     apart = float((found[0] - found[1]).abs().max())
     if not apart <= PROBE_TOLERANCE[dtype]:
         return Layout(False, f"shared and separate rows differ by {apart:.2g} nats a token")
@@ -301,12 +310,20 @@ def attention_window(config: Any) -> int | None:
     return min((window for window in windows if window is not None), default=None)
 
 
+def _rotary_kinds(config: Any) -> list[dict[str, Any]]:
+    """The rotary parameters of a config: one dict, or one a kind of layer."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+
+
+def _has_rotary(config: Any, name: str) -> bool:
+    return any(kind.get("rope_type") == name for kind in _rotary_kinds(config))
+
+
 def rotary_limit(config: Any) -> int | None:
     """The length above which rotary factors depend on the longest sequence (dynamic and longrope), None if never."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    kinds = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
-    if not any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds):
+    if not (_has_rotary(config, "dynamic") or _has_rotary(config, "longrope")):
         return None
-    limits = [kind.get("original_max_position_embeddings") for kind in kinds]
+    limits = [kind.get("original_max_position_embeddings") for kind in _rotary_kinds(config)]
     limits.append(getattr(config, "original_max_position_embeddings", None))
     return int(min((limit for limit in limits if limit), default=config.max_position_embeddings))

@@ -68,6 +68,11 @@ def load_tokenizer(folder: str | Path) -> Any:
             where=str(folder),
             expected="a folder of save_pretrained, with its tokenizer",
         )
+    names = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "spiece.*", "tokenizer_config.json")
+    if not any(any(Path(folder).glob(name)) for name in names):
+        raise ModelError(
+            "no tokenizer in it", where=str(folder), expected="tokenizer.json, as written by save_pretrained"
+        )
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever transformers raises, the user needs the folder and the reason
@@ -93,20 +98,33 @@ def load_model(folder: str | Path, dtype: str, device: torch.device, attention: 
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
+            both: Any = AutoModelForCausalLM.from_pretrained(
                 path,
                 config=config,
                 dtype=REGIMES[dtype].weights,
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
+                output_loading_info=True,
                 **chosen,
             )
     except Exception as error:  # as above
         raise ModelError(f"the model does not load: {_first_line(error)}", where=str(folder)) from None
+    model, loaded = both
+    if absent := sorted([*loaded["missing_keys"], *(str(key) for key in loaded["mismatched_keys"])]):
+        named = ", ".join(absent[:5])
+        raise ModelError(
+            f"{len(absent)} of its weights are missing or of another shape: {named}", where=str(folder), expected="all"
+        )
     disable_dropout(model)
-    module: nn.Module = model
-    return module.to(device).eval()
+    module: nn.Module = model.to(device).eval()
+    return module
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says so; on a CPU torch says it in a plain RuntimeError."""
+    words = ("can't allocate memory", "not enough memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -128,6 +146,16 @@ def checkpoint_activations(model: Any) -> None:
     # its name now, and its name in earlier releases of transformers 5
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
+    device = next(model.parameters()).device
+    ids = (torch.arange(16, device=device) % model.get_input_embeddings().weight.shape[0])[None]
+    with torch.no_grad():
+        once, again = (model(input_ids=ids, use_cache=False).logits for _ in range(2))
+    if not torch.equal(once, again):
+        raise ModelError(
+            f"{type(model).__name__} takes its dropout from its config in train mode",
+            expected="one that is a function of its weights",
+            hint="--set train.gradient_checkpointing=false, or dropout 0 in config.json",
+        )
 
 
 def check_fits(model: nn.Module, tokenizer: Any, max_length: int, where: str) -> None:
@@ -140,6 +168,8 @@ def check_fits(model: nn.Module, tokenizer: Any, max_length: int, where: str) ->
     rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     if len(tokenizer) > rows:
         raise ModelError(f"the tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings", where=where)
+    if not _is_causal(model):
+        raise ModelError("not a causal language model: what comes later changes what it says before", where=where)
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and max_length > positions:
         raise ModelError(
@@ -147,6 +177,16 @@ def check_fits(model: nn.Module, tokenizer: Any, max_length: int, where: str) ->
             where=where,
             hint=f"--set precompute.max_length={positions}",
         )
+
+
+def _is_causal(model: Any) -> bool:
+    """Whether the logits of a position do not depend on the tokens after it."""
+    device = next(model.parameters()).device
+    ids = torch.ones(2, 8, dtype=torch.int64, device=device)
+    ids[1, -1] = 0
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, :-1].float()
+    return bool(torch.isclose(logits[0], logits[1], rtol=1e-2, atol=1e-2, equal_nan=True).all())
 
 
 def _first_line(error: Exception) -> str:

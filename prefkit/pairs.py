@@ -12,7 +12,8 @@ from prefkit.format import DROPPED, ORIGIN, Kind
 from prefkit.text import flat, with_prompt_ids, words_of
 
 Direction = Literal["higher_is_better", "lower_is_better"]
-MARGIN_ROUNDING = 9  # decimals: .3 - .1 must count as a margin of .2
+SIGNIFICANT = 12  # digits of a score that count: .3 - .1 is a margin of .2, and a mean has no order of its terms
+SLACK = 1e-12  # of the scores themselves: what subtracting two of them may lose
 
 DRAFT = ("prompt", "chosen", "rejected", *(column.name for column in ORIGIN))
 ORIGIN_DTYPES = {column.name: column.dtype for column in ORIGIN}
@@ -46,7 +47,7 @@ def signed(direction: Direction) -> Literal[1, -1]:
 
 def ready_pairs(records: pl.DataFrame, direction: Direction) -> pl.DataFrame:
     """Pairs as they were handed in. The margin is above 0 where the scores agree with the order."""
-    margin = ((pl.col("chosen_score") - pl.col("rejected_score")) * signed(direction)).round(MARGIN_ROUNDING)
+    margin = ((pl.col("chosen_score") - pl.col("rejected_score")) * signed(direction)).round_sig_figs(SIGNIFICANT)
     return _drafts(records, method=pl.lit("paired"), margin=margin)
 
 
@@ -74,7 +75,9 @@ def best_versus_worst(candidates: pl.DataFrame, kind: Kind, direction: Direction
     )
     filled = keyed.filter(words_of("response", kind).str.strip_chars() != "")
     distinct = filled.group_by("prompt_id", "text", maintain_order=True).agg(
-        pl.col("quality", "score").mean().round(MARGIN_ROUNDING),  # a float mean depends on the order of its terms
+        pl.when(pl.len() > 1)
+        .then(pl.col("quality", "score").mean().round_sig_figs(SIGNIFICANT))
+        .otherwise(pl.col("quality", "score").first()),
         pl.col("model").min(),
         pl.col("response", "source", "source_row").first(),
     )
@@ -86,7 +89,7 @@ def best_versus_worst(candidates: pl.DataFrame, kind: Kind, direction: Direction
         pairs.sort("source", "source_row"),
         method=pl.lit("best_of_n"),
         weight=pl.lit(1.0),
-        margin=pl.col("margin").round(MARGIN_ROUNDING),
+        margin=pl.col("margin"),
     )
     return Selected(
         drafts,
@@ -103,7 +106,8 @@ def _judge_prompts(keyed: pl.DataFrame, distinct: pl.DataFrame, min_margin: floa
     extremes = distinct.group_by("prompt_id").agg(
         best=pl.col("quality").max(), worst=pl.col("quality").min(), num_candidates=pl.len().cast(pl.Int64)
     )
-    margin = (pl.col("best") - pl.col("worst")).round(MARGIN_ROUNDING)
+    margin = (pl.col("best") - pl.col("worst")).round_sig_figs(SIGNIFICANT)
+    slack = SLACK * (pl.col("best").abs() + pl.col("worst").abs())
     reason = (
         pl.when(pl.col("num_candidates").is_null())
         .then(pl.lit("no_candidate"))
@@ -111,7 +115,7 @@ def _judge_prompts(keyed: pl.DataFrame, distinct: pl.DataFrame, min_margin: floa
         .then(pl.lit("one_candidate"))
         .when(margin <= 0)
         .then(pl.lit("tie"))
-        .when(margin < min_margin)
+        .when(margin + slack < min_margin)
         .then(pl.lit("under_min_margin"))
     )
     judged = prompts.join(extremes, on="prompt_id", how="left", maintain_order="left")

@@ -1,13 +1,15 @@
 """`prefkit query`: SQL over a dataset with DuckDB, one view a table. Runs offline and reads nothing but the dataset."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import polars as pl
 
-from prefkit.errors import InputError
-from prefkit.store import read_manifest
+from prefkit.errors import DatasetError, InputError
+from prefkit.format import REFERENCE_JSON, REFERENCES
+from prefkit.store import atomic_path, read_json, read_manifest
 from prefkit.views import VIEW_FILES, view_sql
 
 
@@ -19,16 +21,37 @@ def connect_dataset(dataset: str | Path) -> duckdb.DuckDBPyConnection:
     Raises:
         DatasetError: there is no finished dataset.
     """
-    root = Path(dataset).resolve()
-    kind = read_manifest(Path(dataset))["kind"]
+    root, manifest = Path(dataset).resolve(), read_manifest(Path(dataset))
     connection = duckdb.connect()
-    for view, (_, pattern, _) in VIEW_FILES.items():
-        files = sorted(str(path) for path in root.glob(pattern))
-        connection.execute(view_sql(view, kind, files))
+    for view in VIEW_FILES:
+        files = [str(path) for path in view_files(root, manifest, view)]
+        try:
+            connection.execute(view_sql(view, manifest["kind"], files))
+        except duckdb.Error as error:
+            raise DatasetError(f"the files of {view} cannot be read: {error}", where=str(dataset)) from None
     connection.execute(f"SET allowed_directories=['{str(root).replace(chr(39), chr(39) * 2)}/']")
     connection.execute("SET enable_external_access=false")
     connection.execute("SET lock_configuration=true")
     return connection
+
+
+def view_files(root: Path, manifest: Mapping[str, Any], view: str) -> list[Path]:
+    """The files of a view: those that the manifest or a finished reference lists, for other views those there are.
+
+    Raises:
+        DatasetError: a listed file is missing.
+    """
+    if view in manifest["parts"]:
+        found = [root / view / part["file"] for part in manifest["parts"][view]]
+    elif view == "reference":
+        listed = sorted(root.glob(f"{REFERENCES}/*/{REFERENCE_JSON}"))
+        found = [path.parent / part["file"] for path in listed for part in read_json(path).get("parts", [])]
+    else:
+        found = sorted(root.glob(VIEW_FILES[view][1]))
+    for path in found:
+        if not path.exists():
+            raise DatasetError("part is missing", where=str(path), hint="prefkit build, or prefkit precompute, again")
+    return found
 
 
 def query_dataset(dataset: str | Path, sql: str) -> duckdb.DuckDBPyRelation:
@@ -55,20 +78,30 @@ def query_dataset(dataset: str | Path, sql: str) -> duckdb.DuckDBPyRelation:
     return relation
 
 
+def refuse_inside(dataset: str | Path, out: str | None) -> None:
+    """A query's result may not be written into the dataset that it asks.
+
+    Raises:
+        InputError: `out` lies inside.
+    """
+    if out is not None and Path(out).resolve().is_relative_to(Path(dataset).resolve()):
+        raise InputError("a result cannot be written into the dataset", where=out, hint="--out elsewhere")
+
+
 def write_result(relation: duckdb.DuckDBPyRelation, form: str, out: str | None, write: Any) -> int:
     """Write a result as csv, json (one object a line) or parquet, to a file or through `write`. Returns its rows.
 
     Raises:
         InputError: parquet without a file, or the query fails while it runs.
     """
-    from prefkit.store import atomic_path
-
     if form == "parquet" and out is None:
         raise InputError("--format parquet needs a file", hint="--out FILE.parquet")
     try:
         frame: pl.DataFrame = relation.pl()
     except duckdb.Error as error:
         raise as_input_error(error) from None
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"the result cannot be written: {error}", hint="cast the column in the query") from None
     nested = [name for name, dtype in frame.schema.items() if dtype.is_nested()]
     if form == "csv" and nested:
         raise InputError(f"csv holds no lists: {', '.join(nested)}", hint="--format json or parquet")

@@ -18,8 +18,9 @@ import torch
 from prefkit import __version__
 from prefkit.batches import plan_batches
 from prefkit.config import Pipeline, require_model
+from prefkit.documents import Reference
 from prefkit.encode import Encoded, EncodeSettings, Sides, check_boundary, encode_pairs, resolve_template
-from prefkit.errors import MachineError
+from prefkit.errors import CheckError, DatasetError, MachineError, ModelError
 from prefkit.format import (
     REFERENCE,
     REFERENCE_DROPPED,
@@ -32,8 +33,20 @@ from prefkit.format import (
 )
 from prefkit.identity import policy_identity, reference_identity
 from prefkit.logps import KERNEL_VERSION, CompletionLogps, Layout, choose_layout, make_batch
-from prefkit.models import check_fits, load_model, load_tokenizer, pick_device
-from prefkit.store import locked, read_json, read_manifest, read_table, write_json, write_parquet
+from prefkit.models import check_fits, is_out_of_memory, load_model, load_tokenizer, pick_device
+from prefkit.sources import file_sha256
+from prefkit.store import (
+    check_parts,
+    locked,
+    read_document,
+    read_json,
+    read_manifest,
+    read_table,
+    write_json,
+    write_parquet,
+    write_text,
+    write_views,
+)
 
 Tell = Callable[[str], None]
 Watch = Callable[[int, int, int], None]  # tokens done, tokens in all, pairs done
@@ -47,8 +60,8 @@ class Precomputed(NamedTuple):
     pairs: int
     dropped: int
     scored: int
+    reasons: dict[str, int]
     counts: dict[str, int]
-    layout: str
     seconds: float
 
 
@@ -77,6 +90,7 @@ class _Work(NamedTuple):
     dropped: pl.DataFrame
     encoded: pl.DataFrame
     missing_parts: list[int]
+    present: list[str]
 
 
 def precompute_reference(
@@ -95,19 +109,29 @@ def precompute_reference(
     read_manifest(dataset)
     with locked(dataset):
         work = _prepare(pipeline, tell)
-        write_plan(work)
-        layout, scored = "", 0
+        scored = 0
         if work.missing_parts or not is_current(work):
-            scorer = load_scorer(pipeline, tell)
-            layout = layout_name(scorer.layout)
+            scorer = load_scorer(pipeline, tell)  # before anything is written: a model that does not fit leaves nothing
+            write_plan(work)
+            (work.folder / REFERENCE_JSON).unlink(missing_ok=True)  # its hashes will not be those of the new parts
             for number in work.missing_parts:
-                part = score_part(scorer, work, number, watch)
+                part = score_part(scorer, work, number, watch, tell)
                 write_parquet(work.folder / part_name(number), part)
                 scored += part.height
             write_reference_json(work, scorer, pipeline.precompute.max_batch_tokens)
-    counts = encode_counts(work.plan, read_parts(work.folder))
-    done = work.plan.height
-    return Precomputed(work.key, done, work.dropped.height, scored, counts, layout, time.monotonic() - started)
+            write_views(dataset, work.identity["kind"])
+    here = pl.col("pair_id").is_in(work.present)
+    plan, rows = work.plan.filter(here), read_parts(work.folder).filter(here)
+    reasons = drop_reasons(work.dropped.filter(here))
+    seconds = time.monotonic() - started
+    return Precomputed(
+        work.key, plan.height, sum(reasons.values()), scored, reasons, encode_counts(plan, rows), seconds
+    )
+
+
+def drop_reasons(dropped: pl.DataFrame) -> dict[str, int]:
+    """How many pairs encoding dropped, by reason."""
+    return {row["reason"]: row["len"] for row in dropped.group_by("reason").len().sort("reason").to_dicts()}
 
 
 def dry_run(pipeline: Pipeline, *, tell: Tell = lambda _text: None) -> DryRun:
@@ -122,16 +146,15 @@ def dry_run(pipeline: Pipeline, *, tell: Tell = lambda _text: None) -> DryRun:
         batches = todo["batch"].unique().sort()
         batch = todo.filter(pl.col("batch") == batches[len(batches) // 2])
         started = time.monotonic()
-        _score_rows(scorer, _sides(work.encoded, batch["pair_id"].to_list()))
+        _score_rows(scorer, _sides(work.encoded, batch["pair_id"].to_list()), tell)
         estimate = (time.monotonic() - started) / int(batch["num_tokens"].sum()) * int(todo["num_tokens"].sum())
     completion = work.encoded.select(pl.col("num_chosen_tokens") + pl.col("num_rejected_tokens")).sum().item() or 0
     # 4 bytes an id, 4 a log-prob, and the rows' own columns; measured files are within a factor of two
     disk = 4 * int(todo["num_tokens"].sum()) + 4 * int(completion) + 120 * todo.height
-    reasons = {row["reason"]: row["len"] for row in work.dropped.group_by("reason").len().sort("reason").to_dicts()}
     return DryRun(
         work.key,
         work.plan.height,
-        reasons,
+        drop_reasons(work.dropped),
         encode_counts(work.plan, pl.concat([scored, work.encoded.select(scored.columns)])),
         int(work.plan["num_tokens"].sum()),
         work.plan["batch"].n_unique(),
@@ -169,9 +192,17 @@ def _prepare(pipeline: Pipeline, tell: Tell) -> _Work:
         pairs.filter(pl.col("pair_id").is_in(waiting + new["pair_id"].to_list())), tokenizer, encoding
     )
     plan, dropped = _extend(plan, dropped, encoded, set(new["pair_id"]), settings.max_batch_tokens)
+    if pairs.height and plan.is_empty():
+        raise CheckError(
+            f"encoding drops every pair: {', '.join(f'{n} {r}' for r, n in drop_reasons(dropped).items())}",
+            where=str(dataset),
+            hint="another precompute.max_length or chat template",
+        )
     check_boundary(plan.filter(pl.col("num_boundary_tokens") > 0).height, plan.height, settings.max_boundary_share)
     missing = [part for part in plan["part"].unique().sort() if not (folder / part_name(part)).exists()]
-    return _Work(key, folder, identity, encoding.chat_template, plan, dropped, encoded.pairs, missing)
+    return _Work(
+        key, folder, identity, encoding.chat_template, plan, dropped, encoded.pairs, missing, pairs["pair_id"].to_list()
+    )
 
 
 def read_plan(folder: Path, present: set[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -183,7 +214,7 @@ def read_plan(folder: Path, present: set[str]) -> tuple[pl.DataFrame, pl.DataFra
 
 
 def _read_or_empty(path: Path, table: str) -> pl.DataFrame:
-    return pl.read_parquet(path) if path.exists() else pl.DataFrame(schema=schema(table, "text"))
+    return pl.read_parquet(path, glob=False) if path.exists() else pl.DataFrame(schema=schema(table, "text"))
 
 
 def _extend(
@@ -200,9 +231,11 @@ def _extend(
 
 def write_plan(work: _Work) -> None:
     """Put the plan, the drops and the template on disk before anything is scored."""
+    if work.template is not None and not (work.folder / TEMPLATE_FILE).exists():
+        write_text(work.folder / TEMPLATE_FILE, work.template)
     for name, frame in ((REFERENCE_DROPPED, work.dropped), (REFERENCE_PLAN, work.plan)):
         path = work.folder / name
-        if not path.exists() or not pl.read_parquet(path).equals(frame):
+        if not path.exists() or not pl.read_parquet(path, glob=False).equals(frame):
             write_parquet(path, frame)
 
 
@@ -223,20 +256,20 @@ def layout_name(layout: Layout) -> str:
     return "shared prefix" if layout.shared else f"separate sequences: {layout.reason}"
 
 
-def score_part(scorer: CompletionLogps, work: _Work, number: int, watch: Watch) -> pl.DataFrame:
+def score_part(scorer: CompletionLogps, work: _Work, number: int, watch: Watch, tell: Tell) -> pl.DataFrame:
     """Score the batches of one part, in plan order, into the columns of format.REFERENCE."""
     rows = work.plan.filter(pl.col("part") == number)
+    joined = rows.select("pair_id").join(work.encoded, on="pair_id", how="left", maintain_order="left")
     total = int(work.plan["num_tokens"].sum())
     before = work.plan.filter(pl.col("part") < number)
     done, pairs_done = int(before["num_tokens"].sum()), before.height
     pieces = []
     for _, batch in rows.group_by("batch", maintain_order=True):
         ids = batch["pair_id"].to_list()
-        pieces.append(_score_rows(scorer, _sides(work.encoded, ids)).with_columns(pl.Series("pair_id", ids)))
+        pieces.append(_score_rows(scorer, _sides(joined, ids), tell).with_columns(pl.Series("pair_id", ids)))
         done, pairs_done = done + int(batch["num_tokens"].sum()), pairs_done + len(ids)
         watch(done, total, pairs_done)
     scores = pl.concat(pieces)
-    joined = rows.select("pair_id").join(work.encoded, on="pair_id", how="left", maintain_order="left")
     wanted = schema("reference", "text")
     return joined.join(scores, on="pair_id", how="left", maintain_order="left").select(
         pl.col(c.name).cast(wanted[c.name]) for c in REFERENCE
@@ -250,20 +283,27 @@ def _sides(encoded: pl.DataFrame, pair_ids: Sequence[str]) -> list[Sides]:
     return [Sides(*ids) for ids in zip(*columns, strict=True)]
 
 
-def _score_rows(scorer: CompletionLogps, pairs: list[Sides]) -> pl.DataFrame:
+def _score_rows(scorer: CompletionLogps, pairs: list[Sides], tell: Tell) -> pl.DataFrame:
     """One forward pass; out of memory computes the same batch in halves."""
     device = next(scorer.parameters()).device
     try:
         with torch.inference_mode():
             scored = scorer(make_batch(pairs, shared=scorer.layout.shared).to(device))
-    except (torch.OutOfMemoryError, MemoryError):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         if len(pairs) == 1:
             raise MachineError(
                 "out of memory on a single pair", hint="a smaller precompute.max_length, or another dtype"
             ) from None
         half = len(pairs) // 2
-        return pl.concat([_score_rows(scorer, pairs[:half]), _score_rows(scorer, pairs[half:])])
+        tell(f"out of memory with {len(pairs)} pairs in a batch: computing it in two slices")
+        return pl.concat([_score_rows(scorer, part, tell) for part in (pairs[:half], pairs[half:])])
     tokens = scored.token_logps.float().cpu().numpy()
+    if not np.isfinite(tokens).all():
+        raise ModelError(
+            "the model's log-probs are not finite", expected="numbers: look for NaN or infinite weights, or try float32"
+        )
     ches = [None] * len(pairs) if scored.ln_ches is None else scored.ln_ches.float().cpu().tolist()
     return _as_columns(pairs, tokens, ches)
 
@@ -297,7 +337,7 @@ def read_parts(folder: Path) -> pl.DataFrame:
     ]
     if not files:
         return pl.DataFrame(schema={name: schema("reference", "text")[name] for name in columns})
-    return pl.concat([pl.read_parquet(file, columns=columns) for file in files])
+    return pl.concat([pl.read_parquet(file, columns=columns, glob=False) for file in files])
 
 
 def encode_counts(plan: pl.DataFrame, rows: pl.DataFrame) -> dict[str, int]:
@@ -310,6 +350,7 @@ def encode_counts(plan: pl.DataFrame, rows: pl.DataFrame) -> dict[str, int]:
         "one_side_truncated": one,
         "prompts_no_prefix": plan.filter(pl.col("num_boundary_tokens") > 0).height,
         "completions_without_end": int(plan["num_unended"].sum()),
+        "prompts_cut": int(plan["prompt_cut"].sum()),
         "spells_control_token": int(plan["spells_control_token"].sum()),
     }
 
@@ -317,15 +358,21 @@ def encode_counts(plan: pl.DataFrame, rows: pl.DataFrame) -> dict[str, int]:
 def is_current(work: _Work) -> bool:
     """Whether reference.json is there and lists the parts of the plan (a kill may have come just before it)."""
     path = work.folder / REFERENCE_JSON
-    listed = [part["file"] for part in read_json(path)["parts"]] if path.exists() else None
+    if not path.exists():
+        return False
+    recorded = read_json(path) if read_document(path, Reference) else {}
+    try:
+        check_parts(work.folder, [*recorded["parts"], recorded["dropped"]])
+    except DatasetError as error:
+        hint = f"delete {work.folder} and type prefkit precompute again"
+        raise DatasetError(error.message, where=error.where, hint=hint) from None
+    listed = [part["file"] for part in recorded["parts"]]
     return listed == [part_name(number) for number in work.plan["part"].unique().sort()]
 
 
 def write_reference_json(work: _Work, scorer: CompletionLogps, max_batch_tokens: int) -> None:
     """Write what the reference is and the hash of every part; its being there and complete is what readers trust."""
     files = [work.folder / part_name(number) for number in work.plan["part"].unique().sort()]
-    if work.template is not None:
-        (work.folder / TEMPLATE_FILE).write_text(work.template, encoding="utf-8")
     write_json(
         work.folder / REFERENCE_JSON,
         {
@@ -334,15 +381,14 @@ def write_reference_json(work: _Work, scorer: CompletionLogps, max_batch_tokens:
             "provenance": _provenance(scorer, max_batch_tokens),
             "counts": encode_counts(work.plan, read_parts(work.folder)),
             "parts": list(_parts(files)),
+            "dropped": next(_parts([work.folder / REFERENCE_DROPPED])),
         },
     )
 
 
 def _parts(files: Sequence[Path]) -> Iterator[Mapping[str, Any]]:
-    from prefkit.sources import file_sha256
-
     for file in files:
-        rows = pl.scan_parquet(file).select(pl.len()).collect().item()
+        rows = pl.scan_parquet(file, glob=False).select(pl.len()).collect().item()
         yield {"file": file.name, "rows": rows, "sha256": file_sha256(file)}
 
 
@@ -365,4 +411,6 @@ def _provenance(scorer: CompletionLogps, max_batch_tokens: int) -> dict[str, Any
 
 def read_reference(dataset: Path, key: str) -> dict[str, Any]:
     """reference.json of one reference of a dataset."""
-    return read_json(dataset / REFERENCES / key / REFERENCE_JSON)
+    path = dataset / REFERENCES / key / REFERENCE_JSON
+    read_document(path, Reference)
+    return read_json(path)

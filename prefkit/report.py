@@ -13,7 +13,7 @@ from prefkit.audit.verdict import LEVELS, example_pairs, judge
 from prefkit.config import Pipeline
 from prefkit.errors import AuditError
 from prefkit.format import AUDIT_JSON, AUDIT_TOKENS
-from prefkit.store import locked, read_manifest, read_table, write_json, write_parquet
+from prefkit.store import locked, read_manifest, read_table, write_json, write_parquet, write_views
 from prefkit.text import printable
 
 COLOURS = {"pass": "green", "note": "cyan", "not enough data": "yellow", "warn": "yellow", "fail": "red"}
@@ -63,6 +63,7 @@ def audit_dataset(pipeline: Pipeline) -> Audited:
                 "limits": limits.model_dump(mode="json"),
             },
         )
+        write_views(dataset, kind)
     return Audited(
         verdict.level, verdict.reason, findings, allowed, pairs.height, table.height, table.head(SHOWN_TOKENS)
     )
@@ -78,6 +79,7 @@ def enforce(audited: Audited, limit: str) -> None:
         raise AuditError(
             f"the verdict is {audited.verdict}: {audited.reason}",
             expected=f"better than {limit} (audit.limits.strict)",
+            hint="prefkit audit TARGET lists the findings",
         )
 
 

@@ -11,13 +11,13 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from prefkit.documents import Manifest
 from prefkit.errors import DatasetError, MachineError
@@ -36,8 +36,10 @@ from prefkit.format import (
     schema,
 )
 from prefkit.sources import file_sha256
+from prefkit.views import VIEW_FILES, views_sql
 
 OWN_NAMES = {MANIFEST, CARD, VIEWS, LOCK, "pairs", "dropped", "rejects", "audit", REFERENCES, RUNS}
+BUILDING = ".building"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -144,7 +146,9 @@ def locked(dataset: Path) -> Iterator[None]:
             where=str(dataset),
             hint="wait for it to end",
         ) from None
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise
         raise DatasetError(f"cannot be written: {error.strerror}", where=str(dataset)) from None
 
 
@@ -165,6 +169,31 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def newer_format(dataset: Path) -> bool:
+    """Whether a newer prefkit wrote this dataset: nothing here may be read, let alone written over."""
+    try:
+        version = json.loads((dataset / MANIFEST).read_text(encoding="utf-8"))["format_version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return isinstance(version, int) and version > FORMAT_VERSION
+
+
+DocumentT = TypeVar("DocumentT", bound=BaseModel)
+
+
+def read_document(path: Path, document: type[DocumentT]) -> DocumentT:
+    """One of the JSON documents of documents.py.
+
+    Raises:
+        DatasetError: it is missing, no JSON, or not what it should be, by field.
+    """
+    try:
+        return document.model_validate(read_json(path))
+    except ValidationError as error:
+        field = ".".join(str(step) for step in error.errors()[0]["loc"])
+        raise DatasetError(f"is damaged at {field}", where=str(path)) from None
+
+
 def read_manifest(dataset: Path) -> dict[str, Any]:
     """The manifest of a finished dataset of a format version this prefkit knows.
 
@@ -182,17 +211,13 @@ def read_manifest(dataset: Path) -> dict[str, Any]:
         )
     manifest = read_json(dataset / MANIFEST)
     version = manifest.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if newer_format(dataset):
         raise DatasetError(
             f"format_version is {version}",
             where=str(dataset / MANIFEST),
             expected=f"at most {FORMAT_VERSION}: use a newer prefkit",
         )
-    try:
-        Manifest.model_validate(manifest)
-    except ValidationError as error:
-        field = ".".join(str(step) for step in error.errors()[0]["loc"])
-        raise DatasetError(f"is damaged at {field}", where=str(dataset / MANIFEST)) from None
+    read_document(dataset / MANIFEST, Manifest)
     return manifest
 
 
@@ -213,7 +238,7 @@ def check_parts(folder: Path, parts: list[Mapping[str, Any]]) -> None:
 def read_table(dataset: Path, name: str, manifest: Mapping[str, Any]) -> pl.DataFrame:
     """A table of the dataset, its parts checked against the manifest."""
     check_parts(dataset / name, manifest["parts"][name])
-    return pl.concat([pl.read_parquet(dataset / name / part["file"]) for part in manifest["parts"][name]])
+    return pl.concat([pl.read_parquet(dataset / name / part["file"], glob=False) for part in manifest["parts"][name]])
 
 
 def claim_directory(dataset: Path) -> None:
@@ -224,7 +249,7 @@ def claim_directory(dataset: Path) -> None:
     """
     if dataset.exists() and not dataset.is_dir():
         raise DatasetError("is a file", where=str(dataset), expected="a directory that prefkit may write")
-    left_by_a_kill = {f".{name}.tmp" for name in (MANIFEST, CARD, VIEWS)}
+    left_by_a_kill = {BUILDING, *(f".{name}.tmp" for name in (MANIFEST, CARD, VIEWS))}
     foreign = sorted({path.name for path in dataset.glob("*")} - OWN_NAMES - left_by_a_kill) if dataset.exists() else []
     own = (
         not dataset.exists() or (dataset / MANIFEST).exists() or (dataset / LOCK).exists() or not any(dataset.iterdir())
@@ -236,7 +261,27 @@ def claim_directory(dataset: Path) -> None:
         )
 
 
-def clear_derived(dataset: Path) -> None:
-    """Before a rebuild: the manifest goes first (from here on it is unfinished), then what derives from pairs."""
+@contextlib.contextmanager
+def built_beside(dataset: Path) -> Iterator[Path]:
+    """A folder to build in, swapped in when the block ends well; until then the old dataset stays as it is.
+
+    The old manifest goes first and the new one comes last: in between the dataset is unfinished. audit/ derives from
+    the pairs and goes; reference/ and runs/ stay.
+    """
+    beside = dataset / BUILDING
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    yield beside
     (dataset / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(dataset / "audit", ignore_errors=True)
+    for path in sorted(beside.iterdir(), key=lambda path: path.name == MANIFEST):
+        if path.is_dir():
+            shutil.rmtree(dataset / path.name, ignore_errors=True)
+        path.replace(dataset / path.name)
+    beside.rmdir()
+
+
+def write_views(dataset: Path, kind: Kind) -> None:
+    """Write views.sql for the files that are there by now."""
+    present = {view for view, (_, pattern, _) in VIEW_FILES.items() if any(dataset.glob(pattern))}
+    write_text(dataset / VIEWS, views_sql(kind, present))

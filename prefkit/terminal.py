@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from prefkit.build import Built
     from prefkit.reference import DryRun, Precomputed
-    from prefkit.train import Trained
+    from prefkit.run import Trained
 
 MAX_ROWS = 100
 
@@ -71,7 +71,7 @@ def print_precomputed(done: "Precomputed", console: Console) -> None:
     """What a reference pass did."""
     state = f"{done.scored} scored now" if done.scored else "nothing to do"
     console.print(f"reference {done.key}: {done.pairs} pairs, {done.dropped} dropped by encoding; {state}")
-    for name, count in _worth_saying(done.counts).items():
+    for name, count in {**done.reasons, **_worth_saying(done.counts)}.items():
         console.print(f"  {count:>9} {name}")
 
 

@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor
 
-from prefkit import __version__
 from prefkit.checkpoint import (
     append_step,
     cut_dynamics,
@@ -31,28 +30,19 @@ from prefkit.checkpoint import (
 )
 from prefkit.config import Pipeline, TrainConfig, require_model
 from prefkit.encode import Sides
-from prefkit.errors import DatasetError, InputError
-from prefkit.format import AUDIT_JSON, MODEL, REFERENCES, RUN_JSON, RUNS
-from prefkit.gate import GateFigures, check_scores, check_table, find_reference
+from prefkit.errors import CheckError, DatasetError, InputError
+from prefkit.format import RUNS
+from prefkit.gate import check_scores, check_table, find_reference
 from prefkit.identity import policy_identity
 from prefkit.logps import CompletionLogps, choose_layout, make_batch
 from prefkit.losses import LOSSES, weighted_mean
-from prefkit.models import check_fits, checkpoint_activations, load_model, load_tokenizer, quiet_transformers
-from prefkit.reference import TEMPLATE_FILE
-from prefkit.store import locked, read_json, read_manifest, read_table, write_json, write_text
+from prefkit.models import check_fits, checkpoint_activations, load_model, load_tokenizer, pick_device
+from prefkit.run import Trained, begin_run, claim_run, data_sha256, finish_run
+from prefkit.store import locked, read_manifest, read_table, write_views
 
+DYNAMICS_ROWS = 50_000  # pairs seen before they are written as a part: what memory holds of them
 Tell = Callable[[str], None]
 Watch = Callable[[int, int, Mapping[str, Any]], None]  # updates made, updates in all, the row just logged
-
-
-class Trained(NamedTuple):
-    """What `train_dpo` returns. `eval`: the test split after the last update, None if there is no test split."""
-
-    run: str
-    steps: int
-    loss: float
-    eval: dict[str, float] | None
-    first_loss: float
 
 
 class Metrics(NamedTuple):
@@ -93,7 +83,8 @@ def train_dpo(
     manifest = read_manifest(dataset)
     # precision and accumulation are this pipeline's: what `accelerate config` left in the environment has no say
     plugin = GradientAccumulationPlugin(num_steps=1)
-    accelerator = Accelerator(mixed_precision="no", gradient_accumulation_plugin=plugin)
+    cpu = pick_device().type == "cpu"
+    accelerator = Accelerator(mixed_precision="no", gradient_accumulation_plugin=plugin, cpu=cpu)
     if accelerator.num_processes > 1:
         raise InputError("training runs in one process so far", hint="prefkit train, without accelerate launch")
 
@@ -101,7 +92,13 @@ def train_dpo(
     key, recorded = find_reference(dataset, policy_identity(Path(folder), tokenizer), reference)
     identity = recorded["identity"]
     data = load_data(dataset, manifest, key, recorded)
-    run = claim_run(dataset, out, {"reference": key, "model": folder, "train": settings.model_dump(mode="json")})
+    claim = {
+        "reference": key,
+        "model": folder,
+        "train": settings.model_dump(mode="json"),
+        "data_sha256": data_sha256(pl.concat([data.train, data.test])),
+    }
+    run = claim_run(dataset, out, claim)
     with locked(run):
         model = load_model(folder, identity["dtype"], accelerator.device, pipeline.precompute.attention)
         check_fits(model, tokenizer, identity["max_length"], folder)
@@ -119,10 +116,13 @@ def train_dpo(
         start = load_checkpoint(resume[-1], policy, optimizer) if resume else 0
         if resume:
             tell(f"going on from step {start} of {run}")
-        write_run_json(run, dataset, manifest, key, folder, settings, figures)
+        begin_run(run, dataset, manifest["counts"]["pairs"], claim, figures)
         wrapped, optimizer = accelerator.prepare(policy, optimizer)
         rows = _loop(accelerator, wrapped, optimizer, data, settings, run, start, watch)
-        return finish_run(run, dataset, manifest, model, tokenizer, rows, key)
+        trained = finish_run(run, dataset, manifest, model, tokenizer, rows, key)
+    if run.parent == dataset / RUNS:
+        write_views(dataset, manifest["kind"])
+    return trained
 
 
 class Data(NamedTuple):
@@ -141,46 +141,6 @@ def load_data(dataset: Path, manifest: Mapping[str, Any], key: str, recorded: Ma
     if train.is_empty():
         raise DatasetError("no pair to train on", where=str(dataset), hint="prefkit query DATASET 'from dropped'")
     return Data(train, test)
-
-
-def claim_run(dataset: Path, out: str | None, settings: Mapping[str, Any]) -> Path:
-    """The run directory: a new one, or an unfinished one of the same settings.
-
-    Raises:
-        DatasetError: `out` is finished, or was started with other settings, named one by one.
-    """
-    if out is None:
-        numbered = sorted(int(path.name) for path in (dataset / RUNS).glob("*") if path.name.isdigit())
-        newest = dataset / RUNS / str(numbered[-1]) if numbered else None
-        if newest is not None and _unfinished(newest) and not _apart(newest, settings):
-            return newest
-        return dataset / RUNS / str(numbered[-1] + 1 if numbered else 1)
-    run = Path(out)
-    if run.exists() and not (run / RUN_JSON).exists() and any(p.name != ".lock" for p in run.iterdir()):
-        raise DatasetError("holds something that is no run", where=str(run), hint="choose another --out")
-    if (run / RUN_JSON).exists():
-        if not _unfinished(run):
-            raise DatasetError("is a finished run", where=str(run), hint="choose another --out")
-        if apart := _apart(run, settings):
-            raise DatasetError(
-                "was started with other settings: " + "; ".join(apart),
-                where=str(run),
-                hint="choose another --out",
-            )
-    return run
-
-
-def _unfinished(run: Path) -> bool:
-    return not (run / RUN_JSON).exists() or not read_json(run / RUN_JSON).get("finished")
-
-
-def _apart(run: Path, settings: Mapping[str, Any]) -> list[str]:
-    from prefkit.identity import differing
-
-    if not (run / RUN_JSON).exists():
-        return []
-    recorded = read_json(run / RUN_JSON)
-    return differing({name: recorded.get(name) for name in settings}, settings)
 
 
 def make_optimizer(policy: torch.nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
@@ -262,6 +222,9 @@ def _loop(
             row |= evaluate(policy, data.test, settings)
         metrics = update(accelerator, policy, optimizer, data.train, micro_batches, settings, row)
         seen += _dynamics(step, data.train, micro_batches, metrics)
+        if len(seen) >= DYNAMICS_ROWS:
+            write_dynamics(run, seen)
+            seen = []
         if step % settings.logging_steps == 0 or "eval_loss" in row:
             rows.append(row)
             append_step(run, row)
@@ -313,6 +276,10 @@ def update(
             weights = metrics.weights.to(losses.device, losses.dtype)
             accelerator.backward(weighted_mean(losses, weights, total_weight))
         found.append(metrics)
+    if not all(bool(part.losses.isfinite().all()) for part in found):
+        raise CheckError(
+            f"the loss is not finite at step {row['step']}", expected="a number", hint="a smaller train.learning_rate"
+        )
     limit = settings.max_grad_norm if settings.max_grad_norm is not None else math.inf
     norm = accelerator.clip_grad_norm_(policy.parameters(), limit)
     for group in optimizer.param_groups:
@@ -343,7 +310,7 @@ def score_pairs(policy: Any, rows: pl.DataFrame, settings: TrainConfig) -> tuple
         scored.rejected_logps,
         torch.tensor(rows["weight"].to_list()),
     )
-    return losses, Metrics._make(value.detach().double().cpu() for value in metrics)
+    return losses, Metrics._make(value.detach().cpu().double() for value in metrics)
 
 
 def joined(parts: Sequence[Metrics]) -> Metrics:
@@ -392,77 +359,3 @@ def _dynamics(
         }
         for pair, chosen, rejected in rewards
     ]
-
-
-def write_run_json(
-    run: Path,
-    dataset: Path,
-    manifest: Mapping[str, Any],
-    key: str,
-    model: str,
-    settings: TrainConfig,
-    figures: GateFigures | None,
-) -> None:
-    """Say what the run is before its first step; on resume the gate's figures of the start stay."""
-    gate = read_json(run / RUN_JSON)["gate"] if figures is None else figures._asdict()
-    write_json(
-        run / RUN_JSON,
-        {
-            "dataset": str(dataset),
-            "pairs": manifest["counts"]["pairs"],
-            "reference": key,
-            "model": model,
-            "train": settings.model_dump(mode="json"),
-            "gate": gate,
-            "prefkit_version": __version__,
-            "finished": False,
-        },
-    )
-
-
-def finish_run(
-    run: Path,
-    dataset: Path,
-    manifest: Mapping[str, Any],
-    model: Any,
-    tokenizer: Any,
-    rows: list[dict[str, Any]],
-    key: str,
-) -> Trained:
-    """Save the final model in the Hugging Face layout and mark the run finished."""
-    template = dataset / REFERENCES / key / TEMPLATE_FILE
-    if template.exists():
-        tokenizer.chat_template = template.read_text(encoding="utf-8")
-    with quiet_transformers():
-        model.save_pretrained(run / MODEL)
-    tokenizer.save_pretrained(run / MODEL)
-    evaluated = {
-        name.removeprefix("eval_"): value for name, value in rows[-1].items() if name.startswith("eval_")
-    } or None
-    recorded = read_json(run / RUN_JSON)
-    write_text(run / MODEL / "README.md", model_card(recorded, dataset, manifest, rows, evaluated))
-    summary = {"steps": rows[-1]["step"], "loss": rows[-2]["loss"], "eval": evaluated, "finished": True}
-    write_json(run / RUN_JSON, recorded | summary)
-    return Trained(str(run), rows[-1]["step"], rows[-2]["loss"], evaluated, rows[0]["loss"])
-
-
-def model_card(
-    recorded: Mapping[str, Any],
-    dataset: Path,
-    manifest: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
-    evaluated: Mapping[str, float] | None,
-) -> str:
-    """The README.md beside the final model: data, audit verdict, reference and result."""
-    audit = read_json(dataset / AUDIT_JSON)["verdict"] if (dataset / AUDIT_JSON).exists() else "not audited"
-    accuracy = f"{evaluated['rewards/accuracies']:.3f}" if evaluated else "no test split"
-    settings = recorded["train"]
-    return (
-        "---\nlibrary_name: transformers\ntags: [dpo, prefkit]\n---\n\n"
-        "# A policy trained with DPO by prefkit\n\n"
-        f"| | |\n|---|---|\n| started from | {recorded['model']} |\n"
-        f"| pairs | {manifest['counts']['train']} train, {manifest['counts']['test']} test |\n"
-        f"| audit verdict of the pairs | {audit} |\n| reference | {recorded['reference']} |\n"
-        f"| loss, beta | {settings['loss']}, {settings['beta']} |\n| updates | {rows[-1]['step']} |\n"
-        f"| accuracy of the reward margin on the test split | {accuracy} |\n"
-    )

@@ -3,7 +3,7 @@
 Every view is always there; where a table has no file yet, it is an empty view with the table's columns.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import polars as pl
 
@@ -63,14 +63,11 @@ def view_sql(view: str, kind: Kind, files: Sequence[str]) -> str:
     return f"CREATE OR REPLACE VIEW {view} AS SELECT {key_sql}, {names} FROM read_parquet({listed}, filename=true);"
 
 
-def views_sql(kind: Kind) -> str:
-    """`views.sql`: the views of a finished build with relative paths, to run with the dataset as working directory.
+def views_sql(kind: Kind, present: Collection[str]) -> str:
+    """`views.sql`: every view with relative paths, to run with the dataset as working directory.
 
-    reference, steps, pair_dynamics and tokens appear once their files exist; `prefkit query` has them in any case.
+    Those not `present` (no file yet) are empty; the file is written anew by every command that adds a table.
     """
     lines = ["-- views over this dataset: run DuckDB with this directory as its working directory"]
-    for view, (_, pattern, _) in VIEW_FILES.items():
-        statement = view_sql(view, kind, [pattern])
-        always = view in ("pairs", "dropped", "rejects")
-        lines.append(statement if always else f"-- when {pattern} is there:\n-- {statement}")
+    lines += [view_sql(view, kind, [VIEW_FILES[view][1]] if view in present else []) for view in VIEW_FILES]
     return "\n".join(lines) + "\n"

@@ -304,7 +304,9 @@ def test_two_audits_write_the_same_bytes_and_no_pair(opened: Pipeline) -> None:
 def test_a_dataset_without_pairs_gives_not_enough_data(
     write_jsonl: Callable[..., Path], pipeline_of: Callable[..., Pipeline]
 ) -> None:
-    pipeline = pipeline_of({"path": str(write_jsonl("rows.jsonl", [])), "format": "pairs"})
+    pipeline = pipeline_of(
+        {"path": str(write_jsonl("rows.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "a"}])), "format": "pairs"}
+    )
     build_dataset(pipeline)
     audited = audit_dataset(pipeline)
     assert (audited.verdict, audited.pairs, audited.tokens) == ("not enough data", 0, 0)

@@ -16,6 +16,7 @@ def encoded(lengths: list[tuple[int, int, int]]) -> pl.DataFrame:
         "pair_id": pl.Series([f"{number:04d}" for number in range(len(lengths))], dtype=pl.String),
         "num_boundary_tokens": pl.Series([0] * len(lengths), dtype=pl.Int32),
         "num_unended": pl.Series([0] * len(lengths), dtype=pl.Int32),
+        "prompt_cut": pl.Series([False] * len(lengths), dtype=pl.Boolean),
         "spells_control_token": pl.Series([False] * len(lengths), dtype=pl.Boolean),
     }
     for place, side in enumerate(("prompt", "chosen", "rejected")):

@@ -212,16 +212,26 @@ def test_messages_in_a_text_dataset_are_rejects(write_jsonl: WriteJsonl, pipelin
     assert (reject["line"], reject["field"], json.loads(reject["raw"])) == (2, "chosen", rows[1])
 
 
+@pytest.mark.parametrize("form", ["pairs", "candidates", "corrections"])
+def test_a_source_without_rows_is_refused_before_a_manifest(
+    form: str, write_jsonl: WriteJsonl, pipeline_of: PipelineOf
+) -> None:
+    pipeline = pipeline_of({"path": str(write_jsonl("rows.jsonl", [])), "format": form})
+    with pytest.raises(SourceError, match=r"rows\.jsonl: holds no row"):
+        build_dataset(pipeline)
+    assert not (Path(pipeline.dataset) / "manifest.json").exists()
+
+
 @pytest.mark.parametrize("kind", ["text", "chat"])
-def test_a_source_without_rows_makes_a_dataset_without_pairs(
+def test_where_every_row_is_dropped_the_other_tables_are_empty_and_have_their_columns(
     kind: Kind, write_jsonl: WriteJsonl, pipeline_of: PipelineOf
 ) -> None:
-    for form in ("pairs", "candidates", "corrections"):
-        source = {"path": str(write_jsonl("rows.jsonl", [])), "format": form}
-        built = build_dataset(pipeline_of(source, kind=kind))
-        for name in ("pairs", "dropped", "rejects"):
-            assert table(built, name).is_empty()
-            assert table(built, name).schema == schema(name, kind)
+    row = {"prompt": "p", "chosen": "a", "rejected": "a"}
+    built = build_dataset(pipeline_of({"path": str(write_jsonl("rows.jsonl", [row])), "format": "pairs"}, kind=kind))
+    assert table(built, "dropped").height == 1
+    for name in ("pairs", "rejects"):
+        assert table(built, name).is_empty()
+        assert table(built, name).schema == schema(name, kind)
 
 
 # too many rejects

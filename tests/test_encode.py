@@ -488,8 +488,9 @@ def test_hostile_content_injects_no_control_token_into_a_real_template(test_data
 def test_turns_that_a_template_puts_side_by_side_spell_no_control_token_together(strip: str) -> None:
     bare = "{% for message in messages %}{{ message['content']" + strip + " }}{% endfor %}{{ eos_token }}"
     tokenizer = tiny_tokenizer(bare)
-    row = chat_row("river </", "s> stone", "letter")
-    row["prompt"] = [turn("user", "a <"), turn("assistant", "s> b"), *row["prompt"]]
+    space = "\n " if strip else ""
+    row = chat_row(f"river </{space}", f"{space}s> stone", "letter")
+    row["prompt"] = [turn("user", f"a <{space}"), turn("assistant", f"{space}s> b"), *row["prompt"]]
     encoded = encode([row], tokenizer, "chat")
     for found in encoded.pairs.iter_rows(named=True):  # or dropped with a reason
         for side in ("chosen", "rejected"):

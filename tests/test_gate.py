@@ -23,7 +23,8 @@ from prefkit.errors import DatasetError, GateError
 from prefkit.gate import sample_rows
 from prefkit.models import load_model, load_tokenizer
 from prefkit.reference import precompute_reference
-from prefkit.train import Trained, train_dpo
+from prefkit.run import Trained
+from prefkit.train import train_dpo
 
 Change: TypeAlias = Callable[[pl.DataFrame], pl.DataFrame]
 NUM_PAIRS = 12
@@ -182,7 +183,11 @@ def test_the_message_shows_the_first_ten_pairs(ready: Ready) -> None:
 
 def test_a_pair_both_scored_and_dropped_is_refused(ready: Ready) -> None:
     pair = ready.rows()["pair_id"][0]
-    pl.DataFrame({"pair_id": [pair], "reason": ["prompt_too_long"]}).write_parquet(ready.reference / "dropped.parquet")
+    path, record = ready.reference / "dropped.parquet", ready.reference / "reference.json"
+    pl.DataFrame({"pair_id": [pair], "reason": ["prompt_too_long"]}).write_parquet(path)
+    recorded = json.loads(record.read_text(encoding="utf-8"))
+    recorded["dropped"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    record.write_text(json.dumps(recorded), encoding="utf-8")
     ready.refuses(f"1 pairs .*{pair[:12]}")
 
 

@@ -26,8 +26,20 @@ FRAMES = [
     "audit.tokens",
     "audit.verdict",
 ]
-FILES = ["documents", "config", "sources", "store", "target", "views", "build", "report", "query", "info", "schemas"]
-BELOW = ["encode", "identity", "models", "logps", "batches", "reference", "losses", "gate", "checkpoint", "train"]
+FILES = ["documents", "config", "sources", "views", "store", "target", "build", "report", "query", "info", "schemas"]
+BELOW = [
+    "encode",
+    "identity",
+    "models",
+    "logps",
+    "batches",
+    "reference",
+    "losses",
+    "gate",
+    "checkpoint",
+    "run",
+    "train",
+]
 EDGE = ["terminal", "demo", "demo.grammar", "demo.world", "demo.tiny_model", "demo.walk", "cli", "__main__"]
 ORDER = ["__init__", *FRAMES, *FILES, *BELOW, *EDGE]
 # without torch in them, though they serve what stands below the line: bytes on disk, strings and ids

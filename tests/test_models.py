@@ -123,7 +123,7 @@ def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
     random_model(llama_config()).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="its tokenizer does not load") as caught:
+    with pytest.raises(ModelError, match="no tokenizer in it") as caught:
         load_tokenizer(tmp_path)
     assert "\n" not in caught.value.message
 

@@ -28,6 +28,7 @@ def build(tmp_path: Path, write_jsonl: Callable[..., Path], pipeline_of: Callabl
 
     def make(name: str = "dataset", rows: int = 3, kind: Kind = "text") -> Path:
         lines = [{"prompt": f"p{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(rows)]
+        lines = lines or [{"prompt": "p", "chosen": "same", "rejected": "same"}]  # read and dropped: no pairs
         source = {"path": str(write_jsonl("rows.jsonl", lines)), "format": "pairs"}
         pipeline = pipeline_of(source, kind=kind).model_copy(update={"dataset": str(tmp_path / name)})
         build_dataset(pipeline)
@@ -47,7 +48,9 @@ def count(dataset: Path, view: str) -> int:
 def add_reference_and_run(dataset: Path) -> None:
     """What the steps behind the torch line would leave: two references and one run."""
     for key in ("k1", "k2"):
-        write_table(dataset / "reference" / key, "reference", pl.DataFrame({"pair_id": [key, "x"]}), "text")
+        folder = dataset / "reference" / key
+        parts = write_table(folder, "reference", pl.DataFrame({"pair_id": [key, "x"]}), "text")
+        (folder / "reference.json").write_text(json.dumps({"parts": [part._asdict() for part in parts]}))
     run = dataset / "runs" / "7"
     steps = pl.DataFrame({"step": [0, 1, 2], "rewards/margins": [0.0, 0.1, 0.2]})
     nulls = [
@@ -64,7 +67,7 @@ def test_all_seven_views_are_there_with_the_columns_of_the_format_and_empty_with
     dataset = build(rows=0, kind=kind)
     for view in VIEWS:
         assert list(columns(dataset, view)) == EXTRA.get(view, []) + list(schema(view, kind))
-        assert count(dataset, view) == 0
+        assert count(dataset, view) == (view == "dropped")
     tables = query_dataset(dataset, "select view_name from duckdb_views() where not internal").fetchall()
     assert sorted(name for (name,) in tables) == sorted(VIEWS)
 

@@ -174,7 +174,7 @@ def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: P
     """Write both; a progress bar for two megabytes would only disturb the caller's own."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)  # last: a folder with weights is a whole one
     if shown:
         logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,9 +1,9 @@
 """TRL preference datasets: standard (strings), conversational (messages), each with or without its own prompt.
 
 Without a prompt both sides hold the whole conversation. Messages are split by turns: the prompt is what both sides
-share up to the last shared user turn, so a reply is never cut. Strings have no turns: the prompt is the shared text up
-to the last white space in it, so a word is never cut. A string prompt beside conversational sides also means implicit
-prompt.
+share up to the last shared user turn, so a reply is never cut. Strings have no turns: the prompt is the shared text
+before the last white space in it, so a word is never cut, and the space goes with the word that follows, where most
+tokenizers have it. A string prompt beside conversational sides also means implicit prompt.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ def _split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     for i, (one, other) in enumerate(zip(chosen, rejected, strict=False)):
         if one != other:
             break
-        cut = i + 1 if one.isspace() else cut
+        cut = i if one.isspace() and not chosen[i - 1 : i].isspace() else cut
     if not cut:
         raise Unreadable("prompt", "no_shared_prompt")
     return chosen[:cut], chosen[cut:], rejected[cut:]
