@@ -4,9 +4,12 @@ A plan depends on lengths and the budget alone, never on process count, clock or
 the same parts.
 """
 
+from pathlib import Path
+
 import polars as pl
 
-from prefkit.format import PLAN
+from prefkit.encode import Encoded
+from prefkit.format import PLAN, REFERENCE_DROPPED, REFERENCE_PLAN, part_name, schema
 
 BATCHES_PER_PART = 32  # what a kill may cost: at 8,192 tokens a batch, some 260,000 tokens
 
@@ -39,3 +42,27 @@ def plan_batches(
     numbered = ordered.with_columns(pl.Series("batch", batches, pl.Int32))
     part = ((pl.col("batch") - first_batch) // BATCHES_PER_PART + first_part).cast(pl.Int32)
     return numbered.with_columns(part.alias("part")).select(column.name for column in PLAN)
+
+
+def read_plan(folder: Path, present: set[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The plan and the drops of an earlier call; pairs that left the dataset before they were scored leave the plan."""
+    plan = _read_or_empty(folder / REFERENCE_PLAN, "plan")
+    dropped = _read_or_empty(folder / REFERENCE_DROPPED, "reference_dropped")
+    written = [part for part in plan["part"].unique() if (folder / part_name(part)).exists()]
+    return plan.filter(pl.col("part").is_in(written) | pl.col("pair_id").is_in(list(present))), dropped
+
+
+def _read_or_empty(path: Path, table: str) -> pl.DataFrame:
+    return pl.read_parquet(path, glob=False) if path.exists() else pl.DataFrame(schema=schema(table, "text"))
+
+
+def extend_plan(
+    plan: pl.DataFrame, dropped: pl.DataFrame, encoded: Encoded, new: set[str], max_batch_tokens: int
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Plan the new pairs behind the old plan, and note the new drops."""
+    fresh = encoded.pairs.filter(pl.col("pair_id").is_in(list(new)))
+    first_batch = 0 if plan.is_empty() else int(plan["batch"].max()) + 1  # type: ignore[arg-type]
+    first_part = 0 if plan.is_empty() else int(plan["part"].max()) + 1  # type: ignore[arg-type]
+    added = plan_batches(fresh, max_batch_tokens, first_batch, first_part)
+    lost = encoded.dropped.filter(pl.col("pair_id").is_in(list(new))).sort("pair_id")
+    return pl.concat([plan, added]), pl.concat([dropped, lost])

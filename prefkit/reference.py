@@ -16,10 +16,10 @@ import polars as pl
 import torch
 
 from prefkit import __version__
-from prefkit.batches import plan_batches
+from prefkit.batches import extend_plan, read_plan
 from prefkit.config import Pipeline, require_model
 from prefkit.documents import Reference
-from prefkit.encode import Encoded, EncodeSettings, Sides, check_boundary, encode_pairs, resolve_template
+from prefkit.encode import EncodeSettings, Sides, check_boundary, encode_pairs, resolve_template
 from prefkit.errors import CheckError, DatasetError, MachineError, ModelError
 from prefkit.format import (
     REFERENCE,
@@ -191,7 +191,7 @@ def _prepare(pipeline: Pipeline, tell: Tell) -> _Work:
     encoded = encode_pairs(
         pairs.filter(pl.col("pair_id").is_in(waiting + new["pair_id"].to_list())), tokenizer, encoding
     )
-    plan, dropped = _extend(plan, dropped, encoded, set(new["pair_id"]), settings.max_batch_tokens)
+    plan, dropped = extend_plan(plan, dropped, encoded, set(new["pair_id"]), settings.max_batch_tokens)
     if pairs.height and plan.is_empty():
         raise CheckError(
             f"encoding drops every pair: {', '.join(f'{n} {r}' for r, n in drop_reasons(dropped).items())}",
@@ -203,30 +203,6 @@ def _prepare(pipeline: Pipeline, tell: Tell) -> _Work:
     return _Work(
         key, folder, identity, encoding.chat_template, plan, dropped, encoded.pairs, missing, pairs["pair_id"].to_list()
     )
-
-
-def read_plan(folder: Path, present: set[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The plan and the drops of an earlier call; pairs that left the dataset before they were scored leave the plan."""
-    plan = _read_or_empty(folder / REFERENCE_PLAN, "plan")
-    dropped = _read_or_empty(folder / REFERENCE_DROPPED, "reference_dropped")
-    written = [part for part in plan["part"].unique() if (folder / part_name(part)).exists()]
-    return plan.filter(pl.col("part").is_in(written) | pl.col("pair_id").is_in(list(present))), dropped
-
-
-def _read_or_empty(path: Path, table: str) -> pl.DataFrame:
-    return pl.read_parquet(path, glob=False) if path.exists() else pl.DataFrame(schema=schema(table, "text"))
-
-
-def _extend(
-    plan: pl.DataFrame, dropped: pl.DataFrame, encoded: Encoded, new: set[str], max_batch_tokens: int
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Plan the new pairs behind the old plan, and note the new drops."""
-    fresh = encoded.pairs.filter(pl.col("pair_id").is_in(list(new)))
-    first_batch = 0 if plan.is_empty() else int(plan["batch"].max()) + 1  # type: ignore[arg-type]
-    first_part = 0 if plan.is_empty() else int(plan["part"].max()) + 1  # type: ignore[arg-type]
-    added = plan_batches(fresh, max_batch_tokens, first_batch, first_part)
-    lost = encoded.dropped.filter(pl.col("pair_id").is_in(list(new))).sort("pair_id")
-    return pl.concat([plan, added]), pl.concat([dropped, lost])
 
 
 def write_plan(work: _Work) -> None:

@@ -36,6 +36,7 @@ from prefkit.encode import TRANSCRIPT
 from prefkit.errors import CheckError, DatasetError, InputError, MachineError, ModelError
 from prefkit.logps import CompletionLogps, Layout
 from prefkit.reference import Precomputed, dry_run, precompute_reference
+from prefkit.train import train_dpo
 
 REFERENCE_COLUMNS = {
     "pair_id": pl.String,
@@ -272,6 +273,7 @@ def test_the_plan_lies_on_disk_before_anything_is_scored(tmp_path: Path, model: 
     precompute_reference(pipeline, watch=watch)
     assert seen == [["dropped.parquet", "plan.parquet"]] * 5
     plan = pl.read_parquet(the_folder(pipeline) / "plan.parquet")
+    assert plan["pair_id"].to_list() == rows_of(the_folder(pipeline))["pair_id"].to_list()
     assert plan["num_tokens"].to_list() == sorted(plan["num_tokens"].to_list(), reverse=True)
     done = plan["num_tokens"].cum_sum().to_list()
     assert told == [(tokens, done[-1], number + 1) for number, tokens in enumerate(done)]
@@ -408,6 +410,34 @@ def test_appended_pairs_are_the_only_ones_scored(tmp_path: Path, model: Path) ->
         ("part-00000.parquet", 12),
         ("part-00001.parquet", 8),
     ]
+
+
+def test_appended_pairs_that_encoding_drops_are_listed_though_nothing_is_scored(tmp_path: Path, model: Path) -> None:
+    rows = text_rows(6)
+    pipeline = built(tmp_path, rows, model)
+    folder = folder_of(pipeline, precompute_reference(pipeline))
+    rebuilt(pipeline, [*rows, {"prompt": "river " * 150, "chosen": " yes", "rejected": " no"}])
+    done = precompute_reference(pipeline)
+    assert (done.pairs, done.dropped, done.scored) == (6, 1, 0)
+    listed = rows_of(folder)["pair_id"].to_list() + pl.read_parquet(folder / "dropped.parquet")["pair_id"].to_list()
+    assert sorted(listed) == sorted(pairs_of(pipeline)["pair_id"].to_list())
+    assert train_dpo(pipeline).steps == 1  # the gate misses no pair
+
+
+def test_a_kill_between_the_drops_of_appended_pairs_and_their_reference_json_is_made_good(
+    tmp_path: Path, model: Path
+) -> None:
+    rows = text_rows(6)
+    pipeline = built(tmp_path, rows, model)
+    folder = folder_of(pipeline, precompute_reference(pipeline))
+    old = (folder / "reference.json").read_bytes()
+    rebuilt(pipeline, [*rows, {"prompt": "river " * 150, "chosen": " yes", "rejected": " no"}])
+    precompute_reference(pipeline)
+    before = snapshot(folder)
+    (folder / "reference.json").write_bytes(old)
+    precompute_reference(pipeline)
+    assert snapshot(folder) == before
+    assert train_dpo(pipeline).steps == 1
 
 
 def test_reordered_and_dropped_pairs_score_nothing(tmp_path: Path, model: Path, calls: Calls) -> None:
