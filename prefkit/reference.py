@@ -332,18 +332,28 @@ def encode_counts(plan: pl.DataFrame, rows: pl.DataFrame) -> dict[str, int]:
 
 
 def is_current(work: _Work) -> bool:
-    """Whether reference.json is there and lists the parts of the plan (a kill may have come just before it)."""
+    """Whether reference.json is there and says what the plan and the drops say (a kill may have come just before it).
+
+    Raises:
+        DatasetError: a part is not the one that was written.
+    """
     path = work.folder / REFERENCE_JSON
     if not path.exists():
         return False
     recorded = read_json(path) if read_document(path, Reference) else {}
     try:
-        check_parts(work.folder, [*recorded["parts"], recorded["dropped"]])
+        check_parts(work.folder, recorded["parts"])
     except DatasetError as error:
         hint = f"delete {work.folder} and type prefkit precompute again"
         raise DatasetError(error.message, where=error.where, hint=hint) from None
     listed = [part["file"] for part in recorded["parts"]]
-    return listed == [part_name(number) for number in work.plan["part"].unique().sort()]
+    drops = work.folder / REFERENCE_DROPPED
+    known = (
+        drops.exists()
+        and file_sha256(drops) == recorded["dropped"]["sha256"]
+        and work.dropped.equals(pl.read_parquet(drops, glob=False))
+    )
+    return known and listed == [part_name(number) for number in work.plan["part"].unique().sort()]
 
 
 def write_reference_json(work: _Work, scorer: CompletionLogps, max_batch_tokens: int) -> None:
