@@ -102,8 +102,10 @@ def resolve_template(kind: Kind, setting: str | None, tokenizer: Any) -> str | N
 
 def _named_template(setting: str | None, tokenizer: Any) -> str:
     if setting is None:
-        if isinstance(tokenizer.chat_template, str):
-            return tokenizer.chat_template
+        own = tokenizer.chat_template
+        template = own.get("default") if isinstance(own, dict) else own  # several templates by name: the default
+        if isinstance(template, str):
+            return template
         raise ModelError(
             "the tokenizer has no chat template",
             expected="precompute.chat_template: a jinja file, or `transcript` (Human / Assistant turns as in HH)",

@@ -112,8 +112,8 @@ def precompute_reference(
         scored = 0
         if work.missing_parts or not is_current(work):
             scorer = load_scorer(pipeline, tell)  # before anything is written: a model that does not fit leaves nothing
-            write_plan(work)
             (work.folder / REFERENCE_JSON).unlink(missing_ok=True)  # its hashes will not be those of the new parts
+            write_plan(work)
             for number in work.missing_parts:
                 part = score_part(scorer, work, number, watch, tell)
                 write_parquet(work.folder / part_name(number), part)

@@ -122,6 +122,11 @@ def set_first_token(value: Any) -> Callable[[list[float]], list[Any]]:
     return lambda tokens: [value, *tokens[1:]]
 
 
+def without_chosen(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose columns agree with each other, and in which nothing was chosen."""
+    return row | {"chosen_ids": [], CHOSEN: [], "num_chosen_tokens": 0, "ref_chosen_logps": 0.0}
+
+
 SPOILED: dict[str, tuple[Change, str]] = {
     "a null sum": (first(lambda _: None, "ref_chosen_logps"), "1 pairs with a null in ref_chosen_logps"),
     "a null list": (first(lambda _: None, REJECTED), f"1 pairs with a null in .*{REJECTED}"),
@@ -129,6 +134,10 @@ SPOILED: dict[str, tuple[Change, str]] = {
     "null ids": (first(lambda _: None, "rejected_ids"), "1 pairs .*(null|rejected_ids)"),
     "a null prompt": (first(lambda _: None, "prompt_ids"), "1 pairs .*prompt_ids"),
     "an empty prompt": (first(lambda _: [], "prompt_ids"), "1 pairs .*prompt_ids"),
+    "an empty completion": (
+        lambda frame: pl.DataFrame([without_chosen(frame.row(0, named=True)), *frame.to_dicts()[1:]], frame.schema),
+        "1 pairs with an empty chosen_ids",
+    ),
     "a NaN sum": (
         first(lambda _: float("nan"), "ref_rejected_logps"),
         "1 pairs .*ref_rejected_logps.* not finite",

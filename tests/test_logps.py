@@ -293,6 +293,20 @@ def test_a_sliding_window_shares_the_prefix_only_where_it_is_never_reached() -> 
     assert "max_length (33)" in layout.reason
 
 
+def test_local_attention_longer_than_any_probe_is_read_from_the_config() -> None:
+    config = transformers.GPTNeoConfig(
+        vocab_size=380,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        max_position_embeddings=4096,
+        attention_types=[[["global", "local"], 1]],
+        window_size=2000,
+    )
+    assert choose_layout(random_model(config), "float32", 2000).shared
+    assert not choose_layout(random_model(config), "float32", 2001).shared
+
+
 def test_a_recurrent_model_is_scored_in_separate_sequences_with_a_reason() -> None:
     layout = choose_layout(random_model(mamba_config()), "float32", 512)
     assert not layout.shared

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import (
     gemma2_config,
     gpt2_config,
@@ -15,7 +16,7 @@ from tiny import (
     tiny_llama,
     tiny_tokenizer,
 )
-from transformers import OPTConfig
+from transformers import BertConfig, OPTConfig
 
 from prefkit.errors import ModelError
 from prefkit.models import REGIMES, autocast, check_fits, load_model, load_tokenizer
@@ -148,3 +149,22 @@ def test_more_tokens_than_positions_are_refused_with_the_setting_to_change(confi
 
 def test_a_model_without_positions_takes_any_length() -> None:
     check_fits(random_model(mamba_config()), tiny_tokenizer(), 100_000, "folder")
+
+
+def test_a_model_that_sees_what_comes_later_is_refused(tmp_path: Path) -> None:
+    config = BertConfig(
+        vocab_size=512, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
+    random_model(config).save_pretrained(tmp_path)
+    model = load_model(tmp_path, "float32", CPU)
+    with pytest.raises(ModelError, match="not a causal language model"):
+        check_fits(model, tiny_tokenizer(), 64, "here")
+
+
+def test_a_model_without_all_its_weights_is_refused_by_their_names(tmp_path: Path) -> None:
+    random_model(llama_config()).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 of its weights are missing .*: model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(tmp_path, "float32", CPU)
