@@ -36,7 +36,11 @@ def console(*, as_json: bool = False) -> "Console":
     """Where a person reads: stdout, or stderr beside --json. Data and paths are never markup."""
     from rich.console import Console
 
-    return Console(stderr=as_json, markup=False, highlight=False, soft_wrap=True)
+    class Screen(Console):
+        def on_broken_pipe(self) -> None:  # rich would end with 1, which says here that a check failed
+            raise BrokenPipeError
+
+    return Screen(stderr=as_json, markup=False, highlight=False, soft_wrap=True)
 
 
 def emit(value: dict[str, Any], *, as_json: bool) -> None:

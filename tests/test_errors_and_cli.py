@@ -433,3 +433,26 @@ def test_a_reader_that_stops_early_sees_no_traceback(dataset: str, tmp_path: Pat
         process.stdout.readline()
         process.stdout.close()
         assert b"Traceback" not in process.stderr.read()
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure(dataset: str) -> None:
+    """`prefkit query ... | head -1` ends with 0, as a table and as lines."""
+    for form in ("table", "json"):
+        words = [
+            sys.executable,
+            "-m",
+            "prefkit",
+            "query",
+            dataset,
+            "select repeat('x', 9000) from range(90)",
+            "--format",
+            form,
+        ]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as asked:
+            assert asked.stdout is not None
+            assert asked.stderr is not None
+            asked.stdout.readline()
+            asked.stdout.close()
+            said = asked.stderr.read().decode()
+            assert asked.wait() == 0, said
+            assert "Traceback" not in said
