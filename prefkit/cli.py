@@ -262,17 +262,14 @@ def main() -> None:
 
 def machine_failure(error: Exception) -> str | None:
     """What the machine ran out of, if that is what an error says; torch has its own ways to say it."""
+    from prefkit.errors import is_out_of_memory
+
     full = ("No space left on device", "os error 28", "Disk quota exceeded")  # as safetensors and torch say it
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full: {error.filename or 'while writing'}; make room and type the same command"
     if any(word in str(error) for word in full):
         return "the disk is full; make room and type the same command"
-    words = ("can't allocate memory", "not enough memory")
-    if (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or any(w in str(error) for w in words)
-    ):
+    if is_out_of_memory(error):
         return "out of memory; a smaller batch_size or max_length, or another dtype, needs less"
     return None
 

@@ -74,3 +74,10 @@ class MachineError(PrefkitError):
     """The machine ran out of disk or memory; nothing is half-written, so the same command goes on."""
 
     exit_code = 3
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; torch has a kind of its own, and on a CPU a plain RuntimeError."""
+    words = ("can't allocate memory", "not enough memory")
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or any(word in str(error) for word in words)

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from prefkit.documents import Audit, Reference, Run
 from prefkit.errors import DatasetError
 from prefkit.format import AUDIT_JSON, MANIFEST, REFERENCE_JSON, REFERENCES, RUN_JSON, RUNS
-from prefkit.store import read_json, read_manifest
+from prefkit.store import read_document, read_manifest
 
 
 def dataset_info(target: str | Path) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def dataset_info(target: str | Path) -> dict[str, Any]:
     """
     path = Path(target)
     if (path / RUN_JSON).exists():
-        return {"run": str(path), **read_json(path / RUN_JSON)}
+        return {"run": str(path), **read_document(path / RUN_JSON, Run)}
     if not path.is_dir() or (not (path / MANIFEST).exists() and not (path / ".lock").exists()):
         raise DatasetError(
             "neither a dataset nor a run",
@@ -27,9 +28,11 @@ def dataset_info(target: str | Path) -> dict[str, Any]:
             expected=f"a directory with {MANIFEST} or {RUN_JSON}",
         )
     manifest = read_manifest(path)
-    references = [_reference(read_json(found)) for found in sorted((path / REFERENCES).glob(f"*/{REFERENCE_JSON}"))]
+    references = [
+        _reference(read_document(found, Reference)) for found in sorted((path / REFERENCES).glob(f"*/{REFERENCE_JSON}"))
+    ]
     runs = [_run(found) for found in sorted((path / RUNS).glob(f"*/{RUN_JSON}"))]
-    audit = read_json(path / AUDIT_JSON)["verdict"] if (path / AUDIT_JSON).exists() else None
+    audit = read_document(path / AUDIT_JSON, Audit)["verdict"] if (path / AUDIT_JSON).exists() else None
     return {
         "dataset": str(path),
         "kind": manifest["kind"],
@@ -54,7 +57,7 @@ def _reference(recorded: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(path: Path) -> dict[str, Any]:
-    recorded = read_json(path)
+    recorded = read_document(path, Run)
     evaluated = recorded.get("eval") or {}
     return {
         "run": path.parent.name,

@@ -121,12 +121,6 @@ def load_model(folder: str | Path, dtype: str, device: torch.device, attention: 
     return module
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says so; on a CPU torch says it in a plain RuntimeError."""
-    words = ("can't allocate memory", "not enough memory")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
-
-
 def disable_dropout(model: nn.Module) -> None:
     """Set every dropout of a model to zero, modules and rates kept as attributes alike (attention, layer drop)."""
     for module in model.modules():

@@ -20,7 +20,7 @@ from prefkit.batches import extend_plan, read_plan
 from prefkit.config import Pipeline, require_model
 from prefkit.documents import Reference
 from prefkit.encode import EncodeSettings, Sides, check_boundary, encode_pairs, resolve_template
-from prefkit.errors import CheckError, DatasetError, MachineError, ModelError
+from prefkit.errors import CheckError, DatasetError, MachineError, ModelError, is_out_of_memory
 from prefkit.format import (
     REFERENCE,
     REFERENCE_DROPPED,
@@ -33,13 +33,12 @@ from prefkit.format import (
 )
 from prefkit.identity import policy_identity, reference_identity
 from prefkit.logps import KERNEL_VERSION, CompletionLogps, Layout, choose_layout, make_batch
-from prefkit.models import check_fits, is_out_of_memory, load_model, load_tokenizer, pick_device
+from prefkit.models import check_fits, load_model, load_tokenizer, pick_device
 from prefkit.sources import file_sha256
 from prefkit.store import (
     check_parts,
     locked,
     read_document,
-    read_json,
     read_manifest,
     read_table,
     write_json,
@@ -340,7 +339,7 @@ def is_current(work: _Work) -> bool:
     path = work.folder / REFERENCE_JSON
     if not path.exists():
         return False
-    recorded = read_json(path) if read_document(path, Reference) else {}
+    recorded = read_document(path, Reference)
     try:
         check_parts(work.folder, recorded["parts"])
     except DatasetError as error:
@@ -397,6 +396,4 @@ def _provenance(scorer: CompletionLogps, max_batch_tokens: int) -> dict[str, Any
 
 def read_reference(dataset: Path, key: str) -> dict[str, Any]:
     """reference.json of one reference of a dataset."""
-    path = dataset / REFERENCES / key / REFERENCE_JSON
-    read_document(path, Reference)
-    return read_json(path)
+    return read_document(dataset / REFERENCES / key / REFERENCE_JSON, Reference)

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from prefkit import __version__
-from prefkit.documents import Run
+from prefkit.documents import Audit, Run
 from prefkit.errors import DatasetError
 from prefkit.format import AUDIT_JSON, LOCK, MODEL, REFERENCES, RUN_JSON, RUNS, canonical_json
 from prefkit.gate import GateFigures
 from prefkit.identity import differing
 from prefkit.models import quiet_transformers
 from prefkit.reference import TEMPLATE_FILE
-from prefkit.store import read_document, read_json, write_json, write_text
+from prefkit.store import read_document, write_json, write_text
 
 
 class Trained(NamedTuple):
@@ -67,13 +67,13 @@ def claim_run(dataset: Path, out: str | None, settings: Mapping[str, Any]) -> Pa
 
 
 def _unfinished(run: Path) -> bool:
-    return not (run / RUN_JSON).exists() or not read_document(run / RUN_JSON, Run).finished
+    return not (run / RUN_JSON).exists() or not read_document(run / RUN_JSON, Run)["finished"]
 
 
 def _apart(run: Path, settings: Mapping[str, Any]) -> list[str]:
     if not (run / RUN_JSON).exists():
         return []
-    recorded = read_json(run / RUN_JSON)
+    recorded = read_document(run / RUN_JSON, Run)
     return differing({name: recorded.get(name) for name in settings}, settings)
 
 
@@ -89,7 +89,7 @@ def begin_run(
         settings: reference, model, train and data_sha256: what a resumed run must agree in.
         figures: of the gate's scoring.
     """
-    gate = read_json(run / RUN_JSON)["gate"] if figures is None else figures._asdict()
+    gate = read_document(run / RUN_JSON, Run)["gate"] if figures is None else figures._asdict()
     write_json(
         run / RUN_JSON,
         {
@@ -122,7 +122,7 @@ def finish_run(
     evaluated = {
         name.removeprefix("eval_"): value for name, value in rows[-1].items() if name.startswith("eval_")
     } or None
-    recorded = read_json(run / RUN_JSON)
+    recorded = read_document(run / RUN_JSON, Run)
     write_text(run / MODEL / "README.md", model_card(recorded, dataset, manifest, rows, evaluated))
     summary = {"steps": rows[-1]["step"], "loss": rows[-2]["loss"], "eval": evaluated, "finished": True}
     write_json(run / RUN_JSON, recorded | summary)
@@ -137,7 +137,7 @@ def model_card(
     evaluated: Mapping[str, float] | None,
 ) -> str:
     """The README.md beside the final model: data, audit verdict, reference and result."""
-    audit = read_json(dataset / AUDIT_JSON)["verdict"] if (dataset / AUDIT_JSON).exists() else "not audited"
+    audit = read_document(dataset / AUDIT_JSON, Audit)["verdict"] if (dataset / AUDIT_JSON).exists() else "not audited"
     accuracy = f"{evaluated['rewards/accuracies']:.3f}" if evaluated else "no test split"
     settings = recorded["train"]
     return (

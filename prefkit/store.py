@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import polars as pl
 import pyarrow as pa
@@ -178,20 +178,19 @@ def newer_format(dataset: Path) -> bool:
     return isinstance(version, int) and version > FORMAT_VERSION
 
 
-DocumentT = TypeVar("DocumentT", bound=BaseModel)
-
-
-def read_document(path: Path, document: type[DocumentT]) -> DocumentT:
-    """One of the JSON documents of documents.py.
+def read_document(path: Path, document: type[BaseModel]) -> dict[str, Any]:
+    """One of the JSON documents of documents.py, checked against its model, as a plain dict.
 
     Raises:
         DatasetError: it is missing, no JSON, or not what it should be, by field.
     """
+    value = read_json(path)
     try:
-        return document.model_validate(read_json(path))
+        document.model_validate(value)
     except ValidationError as error:
         field = ".".join(str(step) for step in error.errors()[0]["loc"])
         raise DatasetError(f"is damaged at {field}", where=str(path)) from None
+    return value
 
 
 def read_manifest(dataset: Path) -> dict[str, Any]:
@@ -217,8 +216,7 @@ def read_manifest(dataset: Path) -> dict[str, Any]:
             where=str(dataset / MANIFEST),
             expected=f"at most {FORMAT_VERSION}: use a newer prefkit",
         )
-    read_document(dataset / MANIFEST, Manifest)
-    return manifest
+    return read_document(dataset / MANIFEST, Manifest)
 
 
 def check_parts(folder: Path, parts: list[Mapping[str, Any]]) -> None:

@@ -448,3 +448,12 @@ def test_a_reader_that_has_seen_enough_is_no_failure(form: str, dataset: str) ->
         check=False,
     )
     assert (piped.returncode, piped.stderr) == (0, "")
+
+
+def test_info_names_a_damaged_reference_and_its_field(prefkit: Prefkit, dataset: str, tmp_path: Path) -> None:
+    folder = tmp_path / dataset / "reference" / "k"
+    folder.mkdir(parents=True)
+    (folder / "reference.json").write_text("{}", encoding="utf-8")
+    done = prefkit("info", dataset)
+    assert done.code == 2
+    assert "reference.json: is damaged at key" in done.err
