@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from prefkit.encode import Encoded
+from prefkit.errors import DatasetError
 from prefkit.format import PLAN, REFERENCE_DROPPED, REFERENCE_PLAN, part_name, schema
 
 BATCHES_PER_PART = 32  # what a kill may cost: at 8,192 tokens a batch, some 260,000 tokens
@@ -44,6 +45,12 @@ def plan_batches(
     return numbered.with_columns(part.alias("part")).select(column.name for column in PLAN)
 
 
+def largest_batch(plan: pl.DataFrame) -> int:
+    """The padded tokens of the largest batch: its pairs times the longest one's prompt + chosen + rejected tokens."""
+    sizes = plan.group_by("batch").agg(pl.len() * pl.col("num_tokens").max())
+    return int(sizes["len"].max() or 0)  # type: ignore[arg-type]
+
+
 def read_plan(folder: Path, present: set[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The plan and the drops of an earlier call; pairs that left the dataset before they were scored leave the plan."""
     plan = _read_or_empty(folder / REFERENCE_PLAN, "plan")
@@ -53,7 +60,14 @@ def read_plan(folder: Path, present: set[str]) -> tuple[pl.DataFrame, pl.DataFra
 
 
 def _read_or_empty(path: Path, table: str) -> pl.DataFrame:
-    return pl.read_parquet(path, glob=False) if path.exists() else pl.DataFrame(schema=schema(table, "text"))
+    empty = pl.DataFrame(schema=schema(table, "text"))
+    if not path.exists():
+        return empty
+    try:
+        return pl.read_parquet(path, glob=False).match_to_schema(empty.schema)
+    except pl.exceptions.PolarsError as error:
+        hint = f"delete {path.parent} and type prefkit precompute again"
+        raise DatasetError(f"cannot be read: {error}", where=str(path), hint=hint) from None
 
 
 def extend_plan(

@@ -15,16 +15,16 @@ import polars as pl
 from prefkit import __version__
 from prefkit.config import Pipeline, SourceConfig
 from prefkit.dedupe import dedupe_pairs
-from prefkit.errors import DatasetError, SourceError
-from prefkit.format import CARD, FORMAT_VERSION, MANIFEST, VIEWS, Kind, schema
-from prefkit.formats import FORMATS
-from prefkit.pairs import Selected, best_versus_worst, corrected_pairs, ready_pairs
-from prefkit.sources import Loaded, SourceFile, expand, file_sha256, is_chat_source, load_source
+from prefkit.drafts import Drafted, draft_source, keep_draft, kept_draft
+from prefkit.errors import DatasetError, PrefkitError
+from prefkit.format import CARD, FORMAT_VERSION, MANIFEST, VIEWS, Kind
+from prefkit.sources import SourceFile, expand, file_sha256, is_chat_source
 from prefkit.split import split_pairs
 from prefkit.store import (
     built_beside,
     check_parts,
     claim_directory,
+    leave_no_empty_directory,
     locked,
     newer_format,
     read_manifest,
@@ -92,15 +92,6 @@ class Built(NamedTuple):
     checked_only: bool
 
 
-class _Drafted(NamedTuple):
-    """What one source gave."""
-
-    pairs: pl.DataFrame
-    dropped: pl.DataFrame
-    loaded: Loaded
-    selected: Selected | None
-
-
 def build_dataset(pipeline: Pipeline, *, check: bool = False, tell: Tell = lambda _text: None) -> Built:
     """Build the dataset of a pipeline, or with `check` only say what would be built.
 
@@ -116,9 +107,17 @@ def build_dataset(pipeline: Pipeline, *, check: bool = False, tell: Tell = lambd
         return _built(pipeline, make_tables(pipeline, kind, tell), checked_only=True)
     if (finished := _same_build(dataset, pipeline, kind)) is not None:
         return finished
-    tables = make_tables(pipeline, kind, tell)
-    with locked(dataset):
-        write_dataset(dataset, pipeline, tables)
+    for source in pipeline.sources:
+        expand(source.path)  # a path that names nothing is found before anything is made or read
+    existed = dataset.exists()
+    try:
+        with locked(dataset):
+            tables = make_tables(pipeline, kind, tell, dataset)
+            write_dataset(dataset, pipeline, tables)
+    except PrefkitError:
+        if not existed:
+            leave_no_empty_directory(dataset)
+        raise
     return _built(pipeline, tables)
 
 
@@ -132,12 +131,16 @@ def resolve_kind(pipeline: Pipeline) -> Kind:
     return pipeline.kind or ("chat" if is_chat_source(pipeline.sources[0]) else "text")
 
 
-def make_tables(pipeline: Pipeline, kind: Kind, tell: Tell = lambda _text: None) -> Tables:
-    """The whole road in memory: everything that a build writes, and its accounting."""
-    drafted = []
-    for source in pipeline.sources:
-        tell(f"reading {source.path}")
-        drafted.append(_draft(source, pipeline, kind))
+def make_tables(pipeline: Pipeline, kind: Kind, tell: Tell = lambda _text: None, keep_in: Path | None = None) -> Tables:
+    """The whole road: everything that a build writes, and its accounting.
+
+    Args:
+        pipeline: what to build.
+        kind: of the dataset.
+        tell: called with lines for a person.
+        keep_in: a dataset directory that keeps each source's draft, so that a build that is stopped goes on from there.
+    """
+    drafted = [_drafted(source, pipeline, kind, tell, keep_in) for source in pipeline.sources]
     tell("validating, deduplicating and splitting")
     drafts = with_pair_ids(pl.concat([d.pairs for d in drafted]), kind)
     valid = validate_pairs(drafts, kind, pipeline.validate_.max_chars, pipeline.validate_.score_scale)
@@ -145,76 +148,46 @@ def make_tables(pipeline: Pipeline, kind: Kind, tell: Tell = lambda _text: None)
     pairs = split_pairs(unique.kept, kind, pipeline.split.test_share, pipeline.split.seed)
     without = [d.dropped for d in drafted]
     dropped = pl.concat([*without, valid.dropped, unique.dropped], how="diagonal")
-    rejects = pl.concat([d.loaded.rejects for d in drafted])
+    rejects = pl.concat([d.rejects for d in drafted])
     counts = _count(drafted, pairs, dropped, rejects)
     counts.check()
     reasons = Counter(dropped["reason"].to_list()) + Counter(rejects["reason"].to_list())
-    unused = sum((Counter(d.selected.unused) for d in drafted if d.selected), Counter[str]())
+    unused = sum((Counter(d.selection.unused) for d in drafted if d.selection), Counter[str]())
     files = [
-        _manifest_file(file, source)
-        for d, source in zip(drafted, pipeline.sources, strict=True)
-        for file in d.loaded.files
+        _manifest_file(file, source) for d, source in zip(drafted, pipeline.sources, strict=True) for file in d.files
     ]
     ordered = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
     return Tables(kind, pairs, dropped, rejects, files, counts, ordered, dict(unused))
+
+
+def _drafted(source: SourceConfig, pipeline: Pipeline, kind: Kind, tell: Tell, keep_in: Path | None) -> Drafted:
+    margin = pipeline.pairs.min_margin
+    if keep_in is not None and (kept := kept_draft(keep_in, source, kind, margin)) is not None:
+        tell(f"{source.path} was read before the build was stopped")
+        return kept
+    tell(f"reading {source.path}")
+    drafted = draft_source(source, kind, margin, pipeline.validate_.max_reject_share)
+    if keep_in is not None:
+        keep_draft(keep_in, source, kind, margin, drafted)
+    return drafted
 
 
 def _manifest_file(file: SourceFile, source: SourceConfig) -> dict[str, Any]:
     return {**file._asdict(), "format": source.format}
 
 
-def _draft(source: SourceConfig, pipeline: Pipeline, kind: Kind) -> _Drafted:
-    loaded = load_source(source, kind)
-    _stop_at_rejects(source, loaded, pipeline.validate_.max_reject_share)
-    nothing = pl.DataFrame(schema={name: t for name, t in schema("dropped", kind).items() if name != "split"})
-    family = FORMATS[source.format].family
-    if family == "candidates":
-        selected = best_versus_worst(loaded.records, kind, source.direction, pipeline.pairs.min_margin)
-        pairs = selected.pairs.with_columns(pl.lit(source.annotator, pl.String).alias("annotator"))
-        return _Drafted(pairs, selected.dropped, loaded, selected)
-    if family == "corrections":
-        return _Drafted(corrected_pairs(loaded.records), nothing, loaded, None)
-    return _Drafted(ready_pairs(loaded.records, source.direction), nothing, loaded, None)
-
-
-def _stop_at_rejects(source: SourceConfig, loaded: Loaded, limit: float) -> None:
-    """Too many rejects mean that the source was described wrongly: stop before anything is written."""
-    bad = loaded.rejects.height
-    total = loaded.records.height + bad
-    if not total:
-        raise SourceError("holds no row", where=source.path, expected=FORMATS[source.format].fields)
-    if bad <= limit * total:
-        return
-    reasons = Counter(
-        f"{row['reason']} ({row['field'] or 'whole line'})" for row in loaded.rejects.iter_rows(named=True)
-    )
-    listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-    several = len(loaded.files) > 1
-    first = ", ".join(
-        f"{row['source']}:{row['line']}" if several else str(row["line"])
-        for row in loaded.rejects.head(10).iter_rows(named=True)
-    )
-    raise SourceError(
-        f"{bad} of {total} rows could not become a record: {listed}; first lines: {first}",
-        where=source.path,
-        expected=f"{FORMATS[source.format].fields}; at most a share of {limit:g} rejects (validate.max_reject_share)",
-        hint="check format: and columns: of this source, or prefkit formats",
-    )
-
-
-def _count(drafted: list[_Drafted], pairs: pl.DataFrame, dropped: pl.DataFrame, rejects: pl.DataFrame) -> Counts:
-    chosen_from = [d.selected for d in drafted if d.selected is not None]
-    candidate_loads = [d.loaded for d in drafted if d.selected is not None]
-    plain_loads = [d.loaded for d in drafted if d.selected is None]
-    candidate_rejects = sum(load.rejects.height for load in candidate_loads)
+def _count(drafted: list[Drafted], pairs: pl.DataFrame, dropped: pl.DataFrame, rejects: pl.DataFrame) -> Counts:
+    chosen_from = [d.selection for d in drafted if d.selection is not None]
+    of_candidates = [d for d in drafted if d.selection is not None]
+    candidate_rejects = sum(d.rejects.height for d in of_candidates)
     best_of_n = pl.col("method") == "best_of_n"
     test = pairs.filter(pl.col("split") == "test").height
     return Counts(
-        rows=sum(load.records.height + load.rejects.height for load in plain_loads),
+        rows=sum(d.num_records + d.rejects.height for d in drafted if d.selection is None),
         pairs=pairs.height,
         dropped=dropped.height,
         rejects=rejects.height,
-        candidates=sum(load.records.height for load in candidate_loads) + candidate_rejects,
+        candidates=sum(d.num_records for d in of_candidates) + candidate_rejects,
         candidate_rejects=candidate_rejects,
         used=sum(s.num_used for s in chosen_from),
         unused=sum(sum(s.unused.values()) for s in chosen_from),

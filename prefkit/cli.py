@@ -1,13 +1,16 @@
 """The commands. A handler parses, calls one public function and prints; nothing heavy is imported before it runs.
 
 Human output goes to stdout, progress to stderr; with --json everything but one JSON object (the last line) goes to
-stderr. Exit codes: 0 done, 1 a check failed, 2 bad input, 3 the machine ran out of something, 130 interrupted.
+stderr. Exit codes: 0 done, 1 a check failed, 2 bad input, 3 the machine ran out of something, 70 a bug of prefkit's
+own, 130 interrupted. Of several processes started together the first one speaks.
 """
 
 import errno
 import json
 import os
+import shlex
 import sys
+import traceback
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -40,12 +43,17 @@ def console(*, as_json: bool = False) -> "Console":
         def on_broken_pipe(self) -> None:  # rich would end with 1, which says here that a check failed
             raise BrokenPipeError
 
-    return Screen(stderr=as_json, markup=False, highlight=False, soft_wrap=True)
+    return Screen(stderr=as_json, quiet=not speaks(), markup=False, highlight=False, soft_wrap=True)
+
+
+def speaks() -> bool:
+    """Whether this process is the one that prints."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def emit(value: dict[str, Any], *, as_json: bool) -> None:
     """The one JSON line of a command."""
-    if as_json:
+    if as_json and speaks():
         sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -121,6 +129,7 @@ def precompute(
 
     pipeline = pipeline_of(target, changed(changes, precompute__model=model))
     from prefkit import reference
+    from prefkit.stopping import stop_on_signals
     from prefkit.terminal import print_dry_run, print_precomputed, token_progress
 
     screen = console(as_json=as_json)
@@ -128,8 +137,8 @@ def precompute(
         foretold = reference.dry_run(pipeline, tell=screen.print)
         print_dry_run(foretold, screen)
         return emit(foretold._asdict(), as_json=as_json)
-    with token_progress() as watch:
-        done = reference.precompute_reference(pipeline, tell=screen.print, watch=watch)
+    with token_progress() as watch, stop_on_signals("this part") as stop:
+        done = reference.precompute_reference(pipeline, tell=screen.print, watch=watch, stop=stop)
     print_precomputed(done, screen)
     return emit(
         {"key": done.key, "pairs": done.pairs, "dropped": done.dropped, "seconds": done.seconds},
@@ -147,6 +156,9 @@ def train(
     out: Annotated[
         str | None, typer.Option("--out", metavar="RUN", help="Run directory; otherwise DATASET/runs/<n>.")
     ] = None,
+    go_on: Annotated[
+        bool, typer.Option("--go-on", help="Go on with an unfinished run although settings were changed.")
+    ] = False,
     changes: Changes = None,
     as_json: Json = False,
 ) -> None:
@@ -154,12 +166,15 @@ def train(
     from prefkit.target import pipeline_of
 
     pipeline = pipeline_of(target, changed(changes, train__model=model))
+    from prefkit.stopping import stop_on_signals
     from prefkit.terminal import print_trained, step_progress
     from prefkit.train import train_dpo
 
     screen = console(as_json=as_json)
-    with step_progress() as watch:
-        trained = train_dpo(pipeline, reference=reference, out=out, tell=screen.print, watch=watch)
+    with step_progress() as watch, stop_on_signals("this step and a checkpoint") as stop:
+        trained = train_dpo(
+            pipeline, reference=reference, out=out, go_on=go_on, tell=screen.print, watch=watch, stop=stop
+        )
     print_trained(trained, screen)
     emit(
         {"run": trained.run, "steps": trained.steps, "loss": trained.loss, "eval": trained.eval},
@@ -228,8 +243,8 @@ def demo(
 
 
 def main() -> None:
-    """The entry point: every failure is a message and an exit code, never a traceback."""
-    from prefkit.errors import PrefkitError
+    """The entry point: every failure is a message and an exit code; only a bug of our own shows a traceback."""
+    from prefkit.errors import Interrupted, PrefkitError
 
     as_json = "--json" in sys.argv
     try:
@@ -237,27 +252,41 @@ def main() -> None:
         if code == 130:  # typer turns an interrupt into this exit code, without a word
             raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write(
-            "\ninterrupted; the same command goes on from what is on disk (training: its last checkpoint)\n"
-        )
-        sys.exit(130)
+        error = Interrupted("interrupted; what is finished is on disk", hint=same_command())
+        fail(error.as_dict(), str(error), as_json=as_json)
+        sys.exit(error.exit_code)
     except PrefkitError as error:
+        if isinstance(error, Interrupted):
+            error.hint = same_command()
         fail(error.as_dict(), str(error), as_json=as_json)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader has seen enough (`prefkit query ... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
-        if (reason := machine_failure(error)) is not None:
-            fail({"kind": "MachineError", "message": reason}, reason, as_json=as_json)
-            sys.exit(3)
-        show = getattr(error, "show", None)  # a usage error knows how to show itself; anything else is our own bug
-        if show is None:
-            raise
+        sys.exit(fail_unforeseen(error, as_json=as_json))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def same_command() -> str:
+    """The hint after an interruption."""
+    return f"{shlex.join(['prefkit', *sys.argv[1:]])} goes on from there"
+
+
+def fail_unforeseen(error: Exception, *, as_json: bool) -> int:
+    """The exit code of a failure that is not prefkit's own kind: the machine, the command line, or a bug."""
+    if (reason := machine_failure(error)) is not None:
+        fail({"kind": "MachineError", "message": reason}, reason, as_json=as_json)
+        return 3
+    show = getattr(error, "show", None)  # a usage error knows how to show itself
+    if show is not None:
         show()
         fail({"kind": "UsageError", "message": str(error)}, "", as_json=as_json)
-        sys.exit(2)
-    sys.exit(code if isinstance(code, int) else 0)
+        return 2
+    traceback.print_exception(error)
+    message = f"a bug in prefkit: {type(error).__name__}: {error}"
+    fail({"kind": "Bug", "message": message}, f"{message}\n  next: report it with the lines above", as_json=as_json)
+    return 70
 
 
 def machine_failure(error: Exception) -> str | None:
@@ -276,7 +305,7 @@ def machine_failure(error: Exception) -> str | None:
 
 def fail(value: dict[str, Any], message: str, *, as_json: bool) -> None:
     """The message on stderr, and with --json the error object as the last line of stdout."""
-    if message:
+    if message and speaks():
         from prefkit.text import printable
 
         sys.stderr.write(f"error: {printable(message)}\n")

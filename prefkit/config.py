@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from prefkit.errors import ConfigError, InputError
-from prefkit.format import Kind
+from prefkit.format import MANIFEST, Kind
 from prefkit.formats import FORMATS
 
 FormatName = Literal["pairs", "candidates", "corrections", "hh", "trl"]
@@ -132,12 +132,19 @@ class TrainConfig(_Section):
     """DPO training. max_length, dtype and template are the reference's and stand in its reference.json."""
 
     model: str | None = Field(None, description="the policy to start from; precompute.model if left out")
-    loss: Literal["sigmoid"] = "sigmoid"
+    other_reference: bool = Field(
+        False, description="the reference is another model on purpose; only its tokenizer must be the policy's"
+    )
+    loss: Literal["sigmoid", "hinge", "ipo", "ipo_sum"] = Field(
+        "sigmoid", description="ipo averages log-ratios over tokens, as TRL does; ipo_sum is the paper's"
+    )
     beta: Annotated[float, Field(gt=0)] = 0.1
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.0, description="assumed share of flipped preferences; sigmoid only"
+    )
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
-    optimizer: Literal["adamw"] = "adamw"
+    optimizer: Literal["adamw", "rmsprop"] = Field("adamw", description="rmsprop is the DPO paper's")
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     batch_size: Annotated[int, Field(gt=0)] = Field(8, description="pairs in a forward and backward pass")
@@ -153,6 +160,12 @@ class TrainConfig(_Section):
     save_steps: Annotated[int, Field(gt=0)] | None = Field(None, description="checkpoint every so many updates")
     save_total_limit: Annotated[int, Field(gt=0)] = Field(2, description="newest checkpoints kept")
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _smoothing_has_an_effect(self) -> "TrainConfig":
+        if self.label_smoothing and self.loss != "sigmoid":
+            raise ValueError(f"train.label_smoothing has no effect on train.loss {self.loss}: it is sigmoid's")
+        return self
 
 
 class Pipeline(_Section):
@@ -205,8 +218,16 @@ def load_pipeline(path: str | Path, changes: Sequence[str] = (), **overrides: An
 
 
 def pipeline_from_manifest(settings: Mapping[str, Any], dataset: str, changes: Sequence[str] = ()) -> Pipeline:
-    """The pipeline that a dataset was built with, changed by `--set`."""
-    return _checked(dict(settings) | {"dataset": dataset}, changes, f"{dataset}/manifest.json", {})
+    """The pipeline that a dataset was built with, changed by `--set`.
+
+    The manifest resolves every default, so only what `changes` say of precompute counts as said on purpose there
+    (`model_fields_set`): the gate compares that with the reference.
+    """
+    pipeline = _checked(dict(settings) | {"dataset": dataset}, changes, f"{dataset}/{MANIFEST}", {})
+    keys = [change.partition("=")[0].strip().split(".") for change in changes]
+    told = {key[1] for key in keys if key[0] == "precompute" and len(key) > 1}
+    precompute = PrecomputeConfig.model_construct(told, **dict(pipeline.precompute))
+    return pipeline.model_copy(update={"precompute": precompute})
 
 
 def _checked(settings: dict[str, Any], changes: Sequence[str], name: str, lines: Mapping[Path_, int]) -> Pipeline:

@@ -85,8 +85,11 @@ class Reference(_Document):
 
     key: str
     identity: ReferenceIdentity
-    provenance: dict[str, Any] = Field(description="attention, layout, device, versions: recorded, never refused")
+    provenance: dict[str, Any] = Field(
+        description="attention, layout, device, template setting, versions: recorded, never refused"
+    )
     counts: dict[str, int] = Field(description="tokens, truncations, boundaries, missing ends")
+    boundary: dict[str, int] = Field({}, description="pairs by the number of prompt tokens lost to the completion")
     parts: list[PartEntry]
     dropped: PartEntry = Field(description="dropped.parquet: the pairs that encoding left out")
 
@@ -99,10 +102,12 @@ class Run(_Document):
     reference: str
     model: str
     train: dict[str, Any] = Field(description="the resolved train section")
+    policy_sha256: str | None = Field(None, description="over weights, config and tokenizer of the initial policy")
     data_sha256: str = Field(description="over pair_id, split and weight of the pairs it trains and evaluates on")
     gate: dict[str, float] = Field(description="how close the policy's scores came to the table before the first step")
     prefkit_version: str
     finished: bool
+    changes: list[dict[str, Any]] = Field([], description="of settings, by --go-on: step, settings (before and after)")
     steps: int | None = None
     loss: float | None = Field(None, description="of the last logged step")
     eval: dict[str, float] | None = None

@@ -10,6 +10,7 @@
     |   +-- GateError       the reference on disk is not this policy's
     |   +-- AuditError      the audit is worse than --strict allows
     +-- MachineError    3   disk or memory ran out
+    +-- Interrupted   130   somebody asked to stop; what is done is on disk
 
 A message says what is wrong; `where` names file, line, row or field; `expected` what would have been right; `hint` the
 next command to type. Own invariants use assert, never these.
@@ -74,6 +75,12 @@ class MachineError(PrefkitError):
     """The machine ran out of disk or memory; nothing is half-written, so the same command goes on."""
 
     exit_code = 3
+
+
+class Interrupted(PrefkitError):  # noqa: N818 - nothing went wrong
+    """Somebody asked to stop, and a long piece of work stopped where it loses nothing."""
+
+    exit_code = 130
 
 
 def is_out_of_memory(error: BaseException) -> bool:

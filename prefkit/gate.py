@@ -1,14 +1,16 @@
 """Refuse to train on a reference that is not this policy's. Before the first step, cheap checks first.
 
 1. The identity: the key is that of the recorded identity; weights, config and tokenizer are the policy's, name by name.
-   Template, max_length, truncation and dtype are the reference's own, and training takes them from it.
+   Template, max_length, truncation and dtype are the reference's own; where the pipeline or a --set says them too, both
+   must say the same, and a tokenizer's own template must still be the one that was used.
 2. The table, without a model: complete for the split, finite, log-probs <= 0, no all-zero row, lists as long as their
    ids, the sum column equal to the sum of the list column, every part as it was written.
 3. The policy itself scores the longest and some random rows, token by token.
 
 So with the sigmoid loss step 0 has loss ln 2 and rewards 0 to float rounding. Peers' failures that this catches:
 changed weights at the same path, a shuffled column, zeros for unfilled rows, length-1 lists, a mean where a sum is
-meant.
+meant. A run may say that its reference is another model on purpose (train.other_reference): then only the tokenizer
+and the template are compared, and the policy's scores are recorded, not judged.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +21,11 @@ import numpy as np
 import polars as pl
 import torch
 
-from prefkit.encode import Sides
+from prefkit.config import PrecomputeConfig
+from prefkit.encode import Sides, resolve_template
 from prefkit.errors import DatasetError, GateError
-from prefkit.format import REFERENCE_DROPPED, REFERENCE_JSON, REFERENCES, reference_key
-from prefkit.identity import differing
+from prefkit.format import REFERENCE_DROPPED, REFERENCE_JSON, REFERENCES, Kind, reference_key, schema
+from prefkit.identity import differing, policy_identity, template_sha256
 from prefkit.logps import CompletionLogps, make_batch
 from prefkit.reference import read_reference
 from prefkit.store import check_parts
@@ -43,13 +46,44 @@ class GateFigures(NamedTuple):
     mean: float
 
 
-def find_reference(dataset: Path, policy: Mapping[str, Any], wanted: str | None) -> tuple[str, dict[str, Any]]:
-    """The reference to train against: the wanted key, or the only one whose identity is the policy's.
+class Policy(NamedTuple):
+    """What training brings to the gate.
+
+    `identity`: of the policy's folder; `own_template_sha256`: of its tokenizer's own chat template; `told`: settings of
+    a reference that the pipeline says in so many words, by their (dotted) name in an identity.
+    """
+
+    identity: dict[str, Any]
+    own_template_sha256: str | None
+    told: dict[str, Any]
+
+
+def policy_of(folder: Path, tokenizer: Any, settings: PrecomputeConfig, kind: Kind) -> Policy:
+    """What a model folder and the precompute section of a pipeline say of the reference that fits them."""
+    explicit = settings.model_fields_set
+    told: dict[str, Any] = {name: getattr(settings, name) for name in ("max_length", "dtype") if name in explicit}
+    truncation = ("long_prompt", "min_completion_tokens")
+    told |= {f"truncation.{name}": getattr(settings, name) for name in truncation if name in explicit}
+    own = None
+    if kind == "chat":
+        if settings.chat_template is not None and "chat_template" in explicit:
+            template = resolve_template(kind, settings.chat_template, tokenizer)
+            told["chat_template_sha256"] = template_sha256(template)
+        if tokenizer.chat_template is not None:
+            own = template_sha256(resolve_template(kind, None, tokenizer))
+    return Policy(policy_identity(folder, tokenizer), own, told)
+
+
+def find_reference(
+    dataset: Path, policy: Policy, wanted: str | None, *, other: bool = False
+) -> tuple[str, dict[str, Any]]:
+    """The reference to train against: the wanted key, or the only one that is the policy's.
 
     Args:
         dataset: with reference/.
-        policy: identity.policy_identity of the policy's folder.
+        policy: what it must be the reference of.
         wanted: a key, or None.
+        other: another model's reference will do, if its tokenizer is the policy's.
 
     Raises:
         DatasetError: there is no reference, or the wanted one is not among them.
@@ -65,7 +99,7 @@ def find_reference(dataset: Path, policy: Mapping[str, Any], wanted: str | None)
         if not key == ref["key"] == reference_key(ref["identity"]):
             where = str(dataset / REFERENCES / key / REFERENCE_JSON)
             raise GateError("its identity is not the one that its key was made from: it was changed", where=where)
-    apart = {key: differing(_of_policy(ref["identity"]), policy) for key, ref in looked_at.items()}
+    apart = {key: _apart(ref, policy, other=other) for key, ref in looked_at.items()}
     same = [key for key, lines in apart.items() if not lines]
     if not same:
         nearest = sorted(apart, key=lambda key: len(apart[key]))
@@ -74,7 +108,7 @@ def find_reference(dataset: Path, policy: Mapping[str, Any], wanted: str | None)
         raise GateError(
             f"no reference is this policy's:{listed}",
             where=str(dataset),
-            hint="prefkit precompute TARGET --model M",
+            hint="prefkit precompute TARGET --model M, or the settings of the reference (--set precompute...)",
         )
     if len(same) > 1:
         shared = [f"{key}: " + _distinction(found[key]["identity"]) for key in same]
@@ -90,12 +124,23 @@ def _listed(dataset: Path) -> list[Path]:
     return sorted((dataset / REFERENCES).glob(f"*/{REFERENCE_JSON}"))
 
 
-def _of_policy(identity: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: identity[name] for name in ("weights_sha256", "config", "tokenizer_sha256")}
+def _apart(reference: Mapping[str, Any], policy: Policy, *, other: bool) -> list[str]:
+    """The settings in which a reference is not the policy's, each with both values."""
+    compared = ("tokenizer_sha256",) if other else ("weights_sha256", "config", "tokenizer_sha256")
+    wanted = {name: policy.identity[name] for name in compared} | policy.told
+    used_its_own = reference["provenance"].get("chat_template", "unknown") is None
+    if reference["identity"]["kind"] == "chat" and used_its_own and "chat_template_sha256" not in policy.told:
+        wanted["chat_template_sha256"] = policy.own_template_sha256
+    return differing({name: _setting(reference["identity"], name) for name in wanted}, wanted)
+
+
+def _setting(identity: Mapping[str, Any], name: str) -> Any:
+    section, _, inner = name.partition(".")
+    return identity[section][inner] if inner else identity[section]
 
 
 def _distinction(identity: Mapping[str, Any]) -> str:
-    names = ("max_length", "dtype", "truncation", "chat_template_sha256")
+    names = ("max_length", "dtype", "truncation", "chat_template_sha256", "weights_sha256")
     return ", ".join(f"{name} {str(identity[name])[:16] if 'sha256' in name else identity[name]}" for name in names)
 
 
@@ -119,13 +164,9 @@ def check_table(dataset: Path, key: str, reference: Mapping[str, Any], pair_ids:
         check_parts(folder, [*reference["parts"], reference["dropped"]])
     except DatasetError as error:
         raise GateError(error.message, where=error.where, hint="delete it and type prefkit precompute again") from None
-    table = (
-        pl.concat([pl.read_parquet(folder / part["file"], glob=False) for part in reference["parts"]])
-        if reference["parts"]
-        else None
-    )
-    if table is None:
+    if not reference["parts"]:
         raise GateError("the reference has no rows", where=str(folder))
+    table = pl.concat([_part(folder / part["file"]) for part in reference["parts"]])
     dropped = set(pl.read_parquet(folder / REFERENCE_DROPPED, glob=False)["pair_id"])
     _refuse(folder, "scored twice", table["pair_id"].filter(table["pair_id"].is_duplicated()).to_list())
     have = set(table["pair_id"])
@@ -137,6 +178,28 @@ def check_table(dataset: Path, key: str, reference: Mapping[str, Any], pair_ids:
     for name, rule in table_rules().items():
         _refuse(folder, name, rows.filter(rule)["pair_id"].to_list())
     return rows
+
+
+def _part(path: Path) -> pl.DataFrame:
+    """A part with the columns of the format, and no others.
+
+    Raises:
+        GateError: it has other columns or types, or is no Parquet.
+    """
+    wanted = schema("reference", "text")
+    hint = "delete the reference and type prefkit precompute again"
+    try:
+        part = pl.read_parquet(path, glob=False)
+    except pl.exceptions.PolarsError as error:
+        raise GateError(f"cannot be read: {error}", where=str(path), hint=hint) from None
+    lines = differing({n: str(t) for n, t in part.schema.items()}, {n: str(t) for n, t in wanted.items()})
+    if lines:
+        raise GateError(
+            "columns that no reference pass writes (found and expected): " + "; ".join(lines),
+            where=str(path),
+            hint=hint,
+        )
+    return part.select(wanted.names())
 
 
 def table_rules() -> dict[str, pl.Expr]:
@@ -188,8 +251,17 @@ def sample_rows(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
     return pl.concat([ordered.head(NUM_LONGEST), rest[sorted(picked.tolist())]])
 
 
-def check_scores(policy: CompletionLogps, rows: pl.DataFrame, seed: int, where: str) -> GateFigures:
+def check_scores(
+    policy: CompletionLogps, rows: pl.DataFrame, seed: int, where: str, *, same_model: bool = True
+) -> GateFigures:
     """Let the policy score the sampled rows and compare with the table, token by token.
+
+    Args:
+        policy: in the reference's regime.
+        rows: of the reference.
+        seed: of the sample.
+        where: the reference, for the message.
+        same_model: whether the two must agree; otherwise the figures say how far apart they are.
 
     Raises:
         GateError: the table is not what this policy scores.
@@ -218,7 +290,7 @@ def check_scores(policy: CompletionLogps, rows: pl.DataFrame, seed: int, where: 
     )
     exact = policy.dtype == "float32"
     good = figures.max_abs <= MAX_ABS if exact else figures.rms <= MAX_RMS and abs(figures.mean) <= MAX_MEAN
-    if not good:
+    if same_model and not good:
         raise GateError(
             f"the policy's own scores are not the table's: largest difference {figures.max_abs:.3g} nats a token (pair "
             f"{worst[1][:12]}), RMS {figures.rms:.3g}, mean {figures.mean:.3g}, over {figures.tokens} tokens",

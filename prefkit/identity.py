@@ -142,10 +142,9 @@ def policy_identity(folder: Path, tokenizer: Any) -> dict[str, Any]:
 
 def reference_identity(policy: Mapping[str, Any], settings: EncodeSettings, dtype: str) -> dict[str, Any]:
     """All settings that decide a reference's numbers; hashed into its key by format.reference_key."""
-    template = settings.chat_template
     return {
         **policy,
-        "chat_template_sha256": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
+        "chat_template_sha256": template_sha256(settings.chat_template),
         "kind": settings.kind,
         "max_length": settings.max_length,
         "truncation": {
@@ -155,6 +154,16 @@ def reference_identity(policy: Mapping[str, Any], settings: EncodeSettings, dtyp
         },
         "dtype": dtype,
     }
+
+
+def identity_sha256(identity: Mapping[str, Any]) -> str:
+    """Sha256 hex over an identity: one name for all of it."""
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+
+
+def template_sha256(template: str | None) -> str | None:
+    """Sha256 hex of a chat template's text, None for none."""
+    return None if template is None else hashlib.sha256(template.encode()).hexdigest()
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

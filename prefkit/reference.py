@@ -3,26 +3,25 @@
 Comes in: a built dataset and a model folder. Goes out: parts with token ids and log-probs, keyed by pair_id. The key
 hashes everything that decides a number, so a second call with the same settings has nothing to do, and new pairs are
 the only ones scored. The plan is written before anything is scored and each part is renamed into place, so a kill
-costs one part at most.
+costs one part at most. Several processes (accelerate launch, torchrun) share the batches of each part.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import polars as pl
 import torch
 
 from prefkit import __version__
-from prefkit.batches import extend_plan, read_plan
+from prefkit.batches import extend_plan, largest_batch, read_plan
 from prefkit.config import Pipeline, require_model
 from prefkit.documents import Reference
-from prefkit.encode import EncodeSettings, Sides, check_boundary, encode_pairs, resolve_template
-from prefkit.errors import CheckError, DatasetError, MachineError, ModelError, is_out_of_memory
+from prefkit.encode import EncodeSettings, check_boundary, encode_pairs, resolve_template
+from prefkit.errors import CheckError, DatasetError, Interrupted
 from prefkit.format import (
-    REFERENCE,
     REFERENCE_DROPPED,
     REFERENCE_JSON,
     REFERENCE_PLAN,
@@ -32,8 +31,10 @@ from prefkit.format import (
     schema,
 )
 from prefkit.identity import policy_identity, reference_identity
-from prefkit.logps import KERNEL_VERSION, CompletionLogps, Layout, choose_layout, make_batch
-from prefkit.models import check_fits, load_model, load_tokenizer, pick_device
+from prefkit.logps import KERNEL_VERSION, CompletionLogps, Layout
+from prefkit.models import load_tokenizer
+from prefkit.processes import Team, join_team
+from prefkit.scoring import assemble_part, layout_name, load_scorer, score_batches, score_pairs_of
 from prefkit.sources import file_sha256
 from prefkit.store import (
     check_parts,
@@ -61,16 +62,21 @@ class Precomputed(NamedTuple):
     scored: int
     reasons: dict[str, int]
     counts: dict[str, int]
+    boundary: dict[str, int]
     seconds: float
 
 
 class DryRun(NamedTuple):
-    """What `precompute --dry-run` foretells; nothing was written."""
+    """What `precompute --dry-run` foretells; nothing was written.
+
+    `boundary`: how many prompts lose how many of their last tokens to the completion, "0" for none.
+    """
 
     key: str
     pairs: int
     dropped: dict[str, int]
     counts: dict[str, int]
+    boundary: dict[str, int]
     tokens: int
     batches: int
     disk_bytes: int
@@ -90,41 +96,99 @@ class _Work(NamedTuple):
     encoded: pl.DataFrame
     missing_parts: list[int]
     present: list[str]
+    current: bool
 
 
 def precompute_reference(
-    pipeline: Pipeline, *, tell: Tell = lambda _text: None, watch: Watch = lambda _done, _total, _pairs: None
+    pipeline: Pipeline,
+    *,
+    tell: Tell = lambda _text: None,
+    watch: Watch = lambda _done, _total, _pairs: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Precomputed:
     """Score every pair of the pipeline's dataset with precompute.model, once.
+
+    Args:
+        pipeline: its precompute section decides.
+        tell: called with lines for a person.
+        watch: called after every batch.
+        stop: asked after every part; True ends the pass there, and the next call goes on.
 
     Raises:
         DatasetError: the dataset is unfinished, damaged, or being written by another prefkit.
         ModelError: the model or its tokenizer does not load or does not fit.
         CheckError: too many prompts are no token prefix of prompt + completion.
         MachineError: out of disk or memory.
+        Interrupted: `stop` said so.
     """
     started = time.monotonic()
     dataset = Path(pipeline.dataset)
-    read_manifest(dataset)
-    with locked(dataset):
-        work = _prepare(pipeline, tell)
+    with join_team() as team, contextlib.ExitStack() as held:
+
+        def prepare() -> _Work:
+            read_manifest(dataset)
+            held.enter_context(locked(dataset))
+            return _prepare(pipeline, tell)
+
+        work = team.on_main(prepare)
         scored = 0
-        if work.missing_parts or not is_current(work):
-            scorer = load_scorer(pipeline, tell)  # before anything is written: a model that does not fit leaves nothing
-            (work.folder / REFERENCE_JSON).unlink(missing_ok=True)  # its hashes will not be those of the new parts
-            write_plan(work)
-            for number in work.missing_parts:
-                part = score_part(scorer, work, number, watch, tell)
-                write_parquet(work.folder / part_name(number), part)
-                scored += part.height
-            write_reference_json(work, scorer, pipeline.precompute.max_batch_tokens)
-            write_views(dataset, work.identity["kind"])
+        if work.missing_parts or not work.current:
+            scored = _score(pipeline, work, team, tell if team.is_main else lambda _text: None, watch, stop)
+        return team.on_main(lambda: _precomputed(work, scored, time.monotonic() - started))
+
+
+def _score(pipeline: Pipeline, work: _Work, team: Team, tell: Tell, watch: Watch, stop: Callable[[], bool]) -> int:
+    """Score and write the missing parts, then reference.json; returns the pairs scored."""
+    dataset, scored = Path(pipeline.dataset), 0
+    scorer = _scorer(pipeline, team, tell)  # before anything is written: a model that does not fit leaves nothing
+    team.on_main(lambda: write_plan(work))
+    for number in work.missing_parts:
+        rows = work.plan.filter(pl.col("part") == number)
+        seen = _watched(work.plan, watch)
+
+        def share(rows: pl.DataFrame = rows, seen: Callable[[int], None] = seen) -> tuple[pl.DataFrame, bool]:
+            return score_batches(scorer, rows, work.encoded, team, seen, tell), stop()
+
+        shares = team.on_each(share)
+        part = assemble_part(rows, work.encoded, [scores for scores, _ in shares])
+        team.on_main(lambda part=part, number=number: write_parquet(work.folder / part_name(number), part))  # type: ignore[misc]
+        scored += part.height
+        if any(stopped for _, stopped in shares) and number != work.missing_parts[-1]:
+            left = sum(1 for missing in work.missing_parts if missing > number)
+            raise Interrupted(f"stopped: {scored} pairs scored and written, {left} parts left", where=str(work.folder))
+    team.on_main(lambda: write_reference_json(work, scorer, pipeline.precompute.chat_template))
+    team.on_main(lambda: write_views(dataset, work.identity["kind"]))
+    return scored
+
+
+def _scorer(pipeline: Pipeline, team: Team, tell: Tell) -> CompletionLogps:
+    """The reference model in this process, in the layout that process 0 found right."""
+    own: list[CompletionLogps] = []
+
+    def load() -> Layout:
+        own.append(load_scorer(pipeline, tell))
+        return own[0].layout
+
+    layouts = team.on_each(load)
+    own[0].layout = layouts[0]
+    return own[0]
+
+
+def _watched(plan: pl.DataFrame, watch: Watch) -> Callable[[int], None]:
+    """From the number of a batch to what is done with it, counted in plan order."""
+    sums = plan.group_by("batch", maintain_order=True).agg(pl.col("num_tokens").sum(), pl.len().alias("pairs"))
+    tokens, pairs = (dict(zip(sums["batch"], sums[name].cum_sum(), strict=True)) for name in ("num_tokens", "pairs"))
+    total = int(plan["num_tokens"].sum())
+    return lambda batch: watch(tokens[batch], total, pairs[batch])
+
+
+def _precomputed(work: _Work, scored: int, seconds: float) -> Precomputed:
     here = pl.col("pair_id").is_in(work.present)
     plan, rows = work.plan.filter(here), read_parts(work.folder).filter(here)
     reasons = drop_reasons(work.dropped.filter(here))
-    seconds = time.monotonic() - started
+    counts = encode_counts(plan, rows)
     return Precomputed(
-        work.key, plan.height, sum(reasons.values()), scored, reasons, encode_counts(plan, rows), seconds
+        work.key, plan.height, sum(reasons.values()), scored, reasons, counts, boundary_table(plan), seconds
     )
 
 
@@ -139,24 +203,27 @@ def dry_run(pipeline: Pipeline, *, tell: Tell = lambda _text: None) -> DryRun:
     work = _prepare(pipeline, tell)
     scorer = load_scorer(pipeline, tell)
     todo = work.plan.filter(pl.col("part").is_in(work.missing_parts))
-    scored = read_parts(work.folder)
     estimate = 0.0
     if todo.height:
         batches = todo["batch"].unique().sort()
         batch = todo.filter(pl.col("batch") == batches[len(batches) // 2])
         started = time.monotonic()
-        _score_rows(scorer, _sides(work.encoded, batch["pair_id"].to_list()), tell)
+        score_pairs_of(scorer, work.encoded, batch["pair_id"].to_list(), tell)
         estimate = (time.monotonic() - started) / int(batch["num_tokens"].sum()) * int(todo["num_tokens"].sum())
     completion = work.encoded.select(pl.col("num_chosen_tokens") + pl.col("num_rejected_tokens")).sum().item() or 0
     # 4 bytes an id, 4 a log-prob, and the rows' own columns; measured files are within a factor of two
     disk = 4 * int(todo["num_tokens"].sum()) + 4 * int(completion) + 120 * todo.height
+    here = pl.col("pair_id").is_in(work.present)
+    scored = read_parts(work.folder)
+    plan, rows = work.plan.filter(here), pl.concat([scored, work.encoded.select(scored.columns)]).filter(here)
     return DryRun(
         work.key,
-        work.plan.height,
-        drop_reasons(work.dropped),
-        encode_counts(work.plan, pl.concat([scored, work.encoded.select(scored.columns)])),
-        int(work.plan["num_tokens"].sum()),
-        work.plan["batch"].n_unique(),
+        plan.height,
+        drop_reasons(work.dropped.filter(here)),
+        encode_counts(plan, rows),
+        boundary_table(plan),
+        int(plan["num_tokens"].sum()),
+        plan["batch"].n_unique(),
         disk,
         layout_name(scorer.layout),
         estimate,
@@ -184,6 +251,7 @@ def _prepare(pipeline: Pipeline, tell: Tell) -> _Work:
     pairs = read_table(dataset, "pairs", manifest)
     plan, dropped = read_plan(folder, set(pairs["pair_id"]))
     new = pairs.filter(~pl.col("pair_id").is_in(plan["pair_id"].to_list() + dropped["pair_id"].to_list()))
+    check_written(folder, plan)
     unwritten = [part for part in plan["part"].unique().sort() if not (folder / part_name(part)).exists()]
     waiting = plan.filter(pl.col("part").is_in(unwritten))["pair_id"].to_list()
     tell(f"encoding {new.height + len(waiting)} pairs")
@@ -200,103 +268,28 @@ def _prepare(pipeline: Pipeline, tell: Tell) -> _Work:
     check_boundary(plan.filter(pl.col("num_boundary_tokens") > 0).height, plan.height, settings.max_boundary_share)
     missing = [part for part in plan["part"].unique().sort() if not (folder / part_name(part)).exists()]
     return _Work(
-        key, folder, identity, encoding.chat_template, plan, dropped, encoded.pairs, missing, pairs["pair_id"].to_list()
+        key,
+        folder,
+        identity,
+        encoding.chat_template,
+        plan,
+        dropped,
+        encoded.pairs,
+        missing,
+        pairs["pair_id"].to_list(),
+        is_current(folder, plan, dropped),
     )
 
 
 def write_plan(work: _Work) -> None:
     """Put the plan, the drops and the template on disk before anything is scored."""
+    (work.folder / REFERENCE_JSON).unlink(missing_ok=True)  # its hashes will not be those of the new parts
     if work.template is not None and not (work.folder / TEMPLATE_FILE).exists():
         write_text(work.folder / TEMPLATE_FILE, work.template)
     for name, frame in ((REFERENCE_DROPPED, work.dropped), (REFERENCE_PLAN, work.plan)):
         path = work.folder / name
         if not path.exists() or not pl.read_parquet(path, glob=False).equals(frame):
             write_parquet(path, frame)
-
-
-def load_scorer(pipeline: Pipeline, tell: Tell) -> CompletionLogps:
-    """The reference model, ready to score, in the layout it can be shown right in."""
-    settings = pipeline.precompute
-    folder = require_model(settings.model, "precompute.model")
-    device = pick_device()
-    model = load_model(folder, settings.dtype, device, settings.attention)
-    check_fits(model, load_tokenizer(folder), settings.max_length, folder)
-    layout = choose_layout(model, settings.dtype, settings.max_length)
-    tell(f"scoring on {device} in {settings.dtype}, {layout_name(layout)}")
-    return CompletionLogps(model, settings.dtype, layout)
-
-
-def layout_name(layout: Layout) -> str:
-    """The layout in words, with the reason where it is the plain one."""
-    return "shared prefix" if layout.shared else f"separate sequences: {layout.reason}"
-
-
-def score_part(scorer: CompletionLogps, work: _Work, number: int, watch: Watch, tell: Tell) -> pl.DataFrame:
-    """Score the batches of one part, in plan order, into the columns of format.REFERENCE."""
-    rows = work.plan.filter(pl.col("part") == number)
-    joined = rows.select("pair_id").join(work.encoded, on="pair_id", how="left", maintain_order="left")
-    total = int(work.plan["num_tokens"].sum())
-    before = work.plan.filter(pl.col("part") < number)
-    done, pairs_done = int(before["num_tokens"].sum()), before.height
-    pieces = []
-    for _, batch in rows.group_by("batch", maintain_order=True):
-        ids = batch["pair_id"].to_list()
-        pieces.append(_score_rows(scorer, _sides(joined, ids), tell).with_columns(pl.Series("pair_id", ids)))
-        done, pairs_done = done + int(batch["num_tokens"].sum()), pairs_done + len(ids)
-        watch(done, total, pairs_done)
-    scores = pl.concat(pieces)
-    wanted = schema("reference", "text")
-    return joined.join(scores, on="pair_id", how="left", maintain_order="left").select(
-        pl.col(c.name).cast(wanted[c.name]) for c in REFERENCE
-    )
-
-
-def _sides(encoded: pl.DataFrame, pair_ids: Sequence[str]) -> list[Sides]:
-    order = pl.DataFrame({"pair_id": pair_ids})
-    rows = order.join(encoded, on="pair_id", how="left", maintain_order="left")
-    columns = (rows[f"{side}_ids"].to_list() for side in Sides._fields)
-    return [Sides(*ids) for ids in zip(*columns, strict=True)]
-
-
-def _score_rows(scorer: CompletionLogps, pairs: list[Sides], tell: Tell) -> pl.DataFrame:
-    """One forward pass; out of memory computes the same batch in halves."""
-    device = next(scorer.parameters()).device
-    try:
-        with torch.inference_mode():
-            scored = scorer(make_batch(pairs, shared=scorer.layout.shared).to(device))
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        if len(pairs) == 1:
-            raise MachineError(
-                "out of memory on a single pair", hint="a smaller precompute.max_length, or another dtype"
-            ) from None
-        half = len(pairs) // 2
-        tell(f"out of memory with {len(pairs)} pairs in a batch: computing it in two slices")
-        return pl.concat([_score_rows(scorer, part, tell) for part in (pairs[:half], pairs[half:])])
-    tokens = scored.token_logps.float().cpu().numpy()
-    if not np.isfinite(tokens).all():
-        raise ModelError(
-            "the model's log-probs are not finite", expected="numbers: look for NaN or infinite weights, or try float32"
-        )
-    ches = [None] * len(pairs) if scored.ln_ches is None else scored.ln_ches.float().cpu().tolist()
-    return _as_columns(pairs, tokens, ches)
-
-
-def _as_columns(pairs: list[Sides], tokens: "np.ndarray[Any, np.dtype[np.float32]]", ches: list[Any]) -> pl.DataFrame:
-    ends = np.cumsum([len(ids) for pair in pairs for ids in (pair.chosen, pair.rejected)])
-    lists = np.split(tokens, ends[:-1])
-    # summed in float64, rounded once
-    sums = np.array([piece.sum(dtype=np.float64) for piece in lists], dtype=np.float32)
-    return pl.DataFrame(
-        {
-            "ref_chosen_logps": sums[0::2],
-            "ref_rejected_logps": sums[1::2],
-            "ref_chosen_token_logps": pl.Series([piece.tolist() for piece in lists[0::2]], dtype=pl.List(pl.Float32)),
-            "ref_rejected_token_logps": pl.Series([piece.tolist() for piece in lists[1::2]], dtype=pl.List(pl.Float32)),
-            "ln_ches": pl.Series(ches, dtype=pl.Float32),
-        }
-    )
 
 
 def read_parts(folder: Path) -> pl.DataFrame:
@@ -330,32 +323,44 @@ def encode_counts(plan: pl.DataFrame, rows: pl.DataFrame) -> dict[str, int]:
     }
 
 
-def is_current(work: _Work) -> bool:
-    """Whether reference.json is there and says what the plan and the drops say (a kill may have come just before it).
+def boundary_table(plan: pl.DataFrame) -> dict[str, int]:
+    """How many prompts lose how many of their last tokens to the completion: `{"0": 98, "1": 2}`."""
+    counted = plan.group_by("num_boundary_tokens").len().sort("num_boundary_tokens")
+    return {str(tokens): count for tokens, count in counted.iter_rows()}
+
+
+def check_written(folder: Path, plan: pl.DataFrame) -> None:
+    """Check what an earlier call left: parts hold the pairs of the plan, and are those that reference.json lists.
 
     Raises:
-        DatasetError: a part is not the one that was written.
+        DatasetError: a part is changed, unreadable, or does not hold what was planned for it.
     """
-    path = work.folder / REFERENCE_JSON
-    if not path.exists():
-        return False
-    recorded = read_document(path, Reference)
+    hint = f"delete {folder} and type prefkit precompute again"
     try:
-        check_parts(work.folder, recorded["parts"])
+        if (folder / REFERENCE_JSON).exists():
+            check_parts(folder, read_document(folder / REFERENCE_JSON, Reference)["parts"])
+        for path in sorted(folder.glob("part-*.parquet")):
+            planned = plan.filter(pl.col("part") == int(path.stem.removeprefix("part-")))
+            if not planned["pair_id"].equals(pl.read_parquet(path, columns=["pair_id"], glob=False)["pair_id"]):
+                raise DatasetError("holds other pairs than plan.parquet says", where=str(path))
     except DatasetError as error:
-        hint = f"delete {work.folder} and type prefkit precompute again"
         raise DatasetError(error.message, where=error.where, hint=hint) from None
+    except (pl.exceptions.PolarsError, ValueError) as error:
+        raise DatasetError(f"cannot be read: {error}", where=str(folder), hint=hint) from None
+
+
+def is_current(folder: Path, plan: pl.DataFrame, dropped: pl.DataFrame) -> bool:
+    """Whether reference.json is there and says what plan and drops say: a kill may have come just before it."""
+    drops = folder / REFERENCE_DROPPED
+    if not (folder / REFERENCE_JSON).exists() or not drops.exists():
+        return False
+    recorded = read_document(folder / REFERENCE_JSON, Reference)
     listed = [part["file"] for part in recorded["parts"]]
-    drops = work.folder / REFERENCE_DROPPED
-    known = (
-        drops.exists()
-        and file_sha256(drops) == recorded["dropped"]["sha256"]
-        and work.dropped.equals(pl.read_parquet(drops, glob=False))
-    )
-    return known and listed == [part_name(number) for number in work.plan["part"].unique().sort()]
+    known = file_sha256(drops) == recorded["dropped"]["sha256"] and dropped.equals(pl.read_parquet(drops, glob=False))
+    return known and listed == [part_name(number) for number in plan["part"].unique().sort()]
 
 
-def write_reference_json(work: _Work, scorer: CompletionLogps, max_batch_tokens: int) -> None:
+def write_reference_json(work: _Work, scorer: CompletionLogps, template: str | None) -> None:
     """Write what the reference is and the hash of every part; its being there and complete is what readers trust."""
     files = [work.folder / part_name(number) for number in work.plan["part"].unique().sort()]
     write_json(
@@ -363,8 +368,9 @@ def write_reference_json(work: _Work, scorer: CompletionLogps, max_batch_tokens:
         {
             "key": work.key,
             "identity": work.identity,
-            "provenance": _provenance(scorer, max_batch_tokens),
+            "provenance": _provenance(scorer, work.plan) | {"chat_template": template},
             "counts": encode_counts(work.plan, read_parts(work.folder)),
+            "boundary": boundary_table(work.plan),
             "parts": list(_parts(files)),
             "dropped": next(_parts([work.folder / REFERENCE_DROPPED])),
         },
@@ -377,7 +383,7 @@ def _parts(files: Sequence[Path]) -> Iterator[Mapping[str, Any]]:
         yield {"file": file.name, "rows": rows, "sha256": file_sha256(file)}
 
 
-def _provenance(scorer: CompletionLogps, max_batch_tokens: int) -> dict[str, Any]:
+def _provenance(scorer: CompletionLogps, plan: pl.DataFrame) -> dict[str, Any]:
     import transformers
 
     return {
@@ -385,7 +391,7 @@ def _provenance(scorer: CompletionLogps, max_batch_tokens: int) -> dict[str, Any
         "layout": layout_name(scorer.layout),
         "device": str(next(scorer.parameters()).device.type),
         "kernel_version": KERNEL_VERSION,
-        "max_batch_tokens": max_batch_tokens,
+        "largest_batch": largest_batch(plan),
         "versions": {
             "prefkit": __version__,
             "torch": torch.__version__,

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from prefkit import __version__
+from prefkit.checkpoint import list_checkpoints
 from prefkit.documents import Audit, Run
 from prefkit.errors import DatasetError
 from prefkit.format import AUDIT_JSON, LOCK, MODEL, REFERENCES, RUN_JSON, RUNS, canonical_json
@@ -20,7 +21,9 @@ from prefkit.gate import GateFigures
 from prefkit.identity import differing
 from prefkit.models import quiet_transformers
 from prefkit.reference import TEMPLATE_FILE
-from prefkit.store import read_document, write_json, write_text
+from prefkit.store import as_write_error, folder_beside, is_locked, read_document, write_json, write_text
+
+FIXED = ("reference:", "policy_sha256:", "train.optimizer:", "train.other_reference:")  # a run never changes these
 
 
 class Trained(NamedTuple):
@@ -39,31 +42,77 @@ def data_sha256(rows: pl.DataFrame) -> str:
     return hashlib.sha256(canonical_json(listed).encode()).hexdigest()
 
 
-def claim_run(dataset: Path, out: str | None, settings: Mapping[str, Any]) -> Path:
+def claim_run(
+    dataset: Path, out: str | None, settings: Mapping[str, Any], *, go_on: bool = False
+) -> tuple[Path, list[str]]:
     """The run directory: a new one, or an unfinished one of the same settings.
 
+    Args:
+        dataset: whose runs/ it lies in where `out` is None.
+        out: the directory, or None for the newest unfinished run or the next free number.
+        settings: what a run that is gone on with must agree in.
+        go_on: other train settings and other pairs are wanted; reference, policy and optimiser never change.
+
+    Returns:
+        the directory, and the settings that are not those it was started with (empty without `go_on`).
+
     Raises:
-        DatasetError: `out` is finished, or was started with other settings, named one by one.
+        DatasetError: the run is finished, or was started with other settings, named one by one; or `go_on` finds none.
     """
-    if out is None:
-        numbered = sorted(int(path.name) for path in (dataset / RUNS).glob("*") if path.name.isdigit())
-        newest = dataset / RUNS / str(numbered[-1]) if numbered else None
-        if newest is not None and _unfinished(newest) and not _apart(newest, settings):
-            return newest
-        return dataset / RUNS / str(numbered[-1] + 1 if numbered else 1)
-    run = Path(out)
-    if run.exists() and not (run / RUN_JSON).exists() and any(p.name != LOCK for p in run.iterdir()):
+    run = _newest_unfinished(dataset) if out is None else Path(out)
+    if run is not None and run.exists():
+        _refuse_foreign(run, finished_is_wrong=out is not None)
+    if run is None or not (run / RUN_JSON).exists():
+        if go_on:
+            raise DatasetError("no unfinished run to go on with", where=str(run or dataset / RUNS))
+        return run or _new_run(dataset), []
+    apart = _apart(run, settings)
+    if apart and out is None and not list_checkpoints(run):
+        return _new_run(dataset), []  # nothing would be lost
+    fixed = [line for line in apart if line.startswith(FIXED)]
+    if fixed or (apart and not go_on):
+        elsewhere = f"--out {_next_run(dataset) if out is None else 'RUN'} starts another run"
+        raise DatasetError(
+            "is unfinished and was started with other settings (then and now): " + "; ".join(fixed or apart),
+            where=str(run),
+            hint=elsewhere if fixed else f"--go-on goes on with it under the new settings; {elsewhere}",
+        )
+    return run, apart
+
+
+def _refuse_foreign(run: Path, *, finished_is_wrong: bool) -> None:
+    if not (run / RUN_JSON).exists() and any(path.name not in (LOCK, f".{RUN_JSON}.tmp") for path in run.iterdir()):
         raise DatasetError("holds something that is no run", where=str(run), hint="choose another --out")
-    if (run / RUN_JSON).exists():
-        if not _unfinished(run):
-            raise DatasetError("is a finished run", where=str(run), hint="choose another --out")
-        if apart := _apart(run, settings):
-            raise DatasetError(
-                "was started with other settings: " + "; ".join(apart),
-                where=str(run),
-                hint="choose another --out",
-            )
-    return run
+    if finished_is_wrong and not _unfinished(run):
+        raise DatasetError("is a finished run", where=str(run), hint="choose another --out")
+
+
+def _numbered(dataset: Path) -> list[int]:
+    return sorted(int(path.name) for path in (dataset / RUNS).glob("*") if path.name.isdigit())
+
+
+def _next_run(dataset: Path) -> Path:
+    return dataset / RUNS / str(max(_numbered(dataset), default=0) + 1)
+
+
+def _newest_unfinished(dataset: Path) -> Path | None:
+    """The newest run, if it is unfinished and nobody is at work on it."""
+    numbered = _numbered(dataset)
+    run = dataset / RUNS / str(numbered[-1]) if numbered else None
+    return run if run is not None and _unfinished(run) and not is_locked(run) else None
+
+
+def _new_run(dataset: Path) -> Path:
+    """The next free number, taken: two trainings that start at once get two."""
+    while True:
+        run = _next_run(dataset)
+        try:
+            run.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise as_write_error(error, run) from None
+        return run
 
 
 def _unfinished(run: Path) -> bool:
@@ -71,14 +120,18 @@ def _unfinished(run: Path) -> bool:
 
 
 def _apart(run: Path, settings: Mapping[str, Any]) -> list[str]:
-    if not (run / RUN_JSON).exists():
-        return []
     recorded = read_document(run / RUN_JSON, Run)
     return differing({name: recorded.get(name) for name in settings}, settings)
 
 
 def begin_run(
-    run: Path, dataset: Path, num_pairs: int, settings: Mapping[str, Any], figures: GateFigures | None
+    run: Path,
+    dataset: Path,
+    num_pairs: int,
+    settings: Mapping[str, Any],
+    figures: GateFigures | None,
+    start: int = 0,
+    changed: Sequence[str] = (),
 ) -> None:
     """Say what the run is before its first step; on resume (no figures) the gate's figures of the start stay.
 
@@ -86,18 +139,24 @@ def begin_run(
         run: its directory.
         dataset: as the user named it.
         num_pairs: of the dataset.
-        settings: reference, model, train and data_sha256: what a resumed run must agree in.
+        settings: reference, model, train, policy_sha256 and data_sha256: what a resumed run must agree in.
         figures: of the gate's scoring.
+        start: the step it goes on from.
+        changed: settings that are others since that step.
     """
-    gate = read_document(run / RUN_JSON, Run)["gate"] if figures is None else figures._asdict()
+    there = read_document(run / RUN_JSON, Run) if (run / RUN_JSON).exists() else {}
+    changes = there.get("changes", []) if start else []
+    if changed and start:
+        changes = [*changes, {"step": start, "settings": list(changed)}]
     write_json(
         run / RUN_JSON,
         {
             "dataset": str(dataset),
             "pairs": num_pairs,
             **settings,
-            "gate": gate,
+            "gate": there["gate"] if figures is None else figures._asdict(),
             "prefkit_version": __version__,
+            "changes": changes,
             "finished": False,
         },
     )
@@ -116,14 +175,14 @@ def finish_run(
     template = dataset / REFERENCES / key / TEMPLATE_FILE
     if template.exists():
         tokenizer.chat_template = template.read_text(encoding="utf-8")
-    with quiet_transformers():
-        model.save_pretrained(run / MODEL)
-    tokenizer.save_pretrained(run / MODEL)
     evaluated = {
         name.removeprefix("eval_"): value for name, value in rows[-1].items() if name.startswith("eval_")
     } or None
     recorded = read_document(run / RUN_JSON, Run)
-    write_text(run / MODEL / "README.md", model_card(recorded, dataset, manifest, rows, evaluated))
+    with folder_beside(run / MODEL) as beside, quiet_transformers():
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+        write_text(beside / "README.md", model_card(recorded, dataset, manifest, rows, evaluated))
     summary = {"steps": rows[-1]["step"], "loss": rows[-2]["loss"], "eval": evaluated, "finished": True}
     write_json(run / RUN_JSON, recorded | summary)
     return Trained(str(run), rows[-1]["step"], rows[-2]["loss"], evaluated, rows[0]["loss"])

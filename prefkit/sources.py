@@ -5,6 +5,7 @@ One bad line never ends a build; a file that cannot be read at all does (`Source
 row passes through json and pydantic, some 10 microseconds a row, and a source's records are held in memory.
 """
 
+import codecs
 import csv
 import glob
 import gzip
@@ -28,6 +29,8 @@ from prefkit.format import REJECTS, Kind, canonical_json, text_dtype
 from prefkit.formats import FORMATS, Format, Unreadable
 from prefkit.records import RECORDS
 
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+JSON_SPACE = re.compile(r"[ \t\n\r]*")
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 READABLE = ".jsonl, .ndjson, .json, .csv or .parquet, plain, .gz or .zst"
 
@@ -122,6 +125,9 @@ def read_rows(path: str) -> Iterator[RawRow]:
     line = 0
     try:
         with _opened(name, packed) as file:
+            if reader is not _parquet and file.peek(2).startswith(UTF16_MARKS):
+                hint = "iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE"
+                raise SourceError("is UTF-16", where=f"{path}:1", expected="UTF-8", hint=hint)
             for row in reader(file, path):
                 line = row.line
                 yield row
@@ -139,44 +145,94 @@ def _opened(name: Path, packed: str) -> Any:
     return name.open("rb")
 
 
+class _Decoder:
+    """JSON to Python. `twice`: in the last value an object gave a key twice, and nobody can say which one is meant."""
+
+    def __init__(self) -> None:
+        self.twice = False
+        self._json = json.JSONDecoder(object_pairs_hook=self._object)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        self.twice = self.twice or len(found) != len(pairs)
+        return found
+
+    def whole(self, text: str) -> Any:
+        """The value that a text is."""
+        self.twice = False
+        return self._json.decode(text)
+
+    def one(self, text: str, at: int) -> tuple[Any, int]:
+        """The value that begins at a place, and where it ends."""
+        self.twice = False
+        return self._json.raw_decode(text, at)
+
+
 def _json_lines(file: Any, _path: str) -> Iterator[RawRow]:
+    decoder = _Decoder()
     for line, raw in enumerate(file, start=1):
-        content = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
+        content = raw.removeprefix(codecs.BOM_UTF8) if line == 1 else raw
         if content.strip():
-            yield _json_line(line, content.rstrip(b"\r\n"))
+            yield _json_line(line, content.rstrip(b"\r\n"), decoder)
 
 
-def _json_line(line: int, content: bytes) -> RawRow:
+def _json_line(line: int, content: bytes, decoder: _Decoder) -> RawRow:
     try:
         text = content.decode()
     except UnicodeDecodeError:
         return RawRow(line, None, content.decode(errors="backslashreplace"), "not_utf8")
     try:
-        value = json.loads(text)
+        value = decoder.whole(text)
     except (ValueError, RecursionError):
         return RawRow(line, None, text, "not_json")
-    return _checked(line, value, text)
+    return _checked(line, value, text, twice=decoder.twice)
 
 
-def _checked(line: int, value: Any, text: str) -> RawRow:
+def _checked(line: int, value: Any, text: str, *, twice: bool) -> RawRow:
     if not isinstance(value, dict):
         return RawRow(line, None, text, "not_an_object")
+    if twice:
+        return RawRow(line, None, text, "duplicate_key")
     if "\\u" in text and LONE_SURROGATE.search(json.dumps(value, ensure_ascii=False)):
         return RawRow(line, None, text, "lone_surrogate")
     return RawRow(line, value, text)
 
 
 def _json(file: Any, path: str) -> Iterator[RawRow]:
+    text = file.read().decode("utf-8-sig")
     try:
-        rows = json.loads(file.read().decode("utf-8-sig"))
+        yield from _elements(text, path)
     except json.JSONDecodeError as error:
         raise SourceError(
             f"no JSON: {error.msg}", where=f"{path}:{error.lineno}", expected="a list of objects"
         ) from None
-    if not isinstance(rows, list):
+
+
+def _elements(text: str, path: str) -> Iterator[RawRow]:
+    """The elements of a JSON list one by one, each with its own text."""
+    decoder = _Decoder()
+    at = _skip_space(text, 0)
+    if text[at : at + 1] != "[":
+        decoder.whole(text)  # what is no JSON at all says so first
         raise SourceError("not a list", where=path, expected="a list of objects (one object a line is .jsonl)")
-    for line, value in enumerate(rows, start=1):
-        yield _checked(line, value, json.dumps(value))
+    row, at = 0, _skip_space(text, at + 1)
+    closed = text[at : at + 1] == "]"
+    while not closed:
+        value, end = decoder.one(text, at)
+        row += 1
+        yield _checked(row, value, text[at:end], twice=decoder.twice)
+        at = _skip_space(text, end)
+        if text[at : at + 1] not in (",", "]"):
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+        closed = text[at] == "]"
+        at = at if closed else _skip_space(text, at + 1)
+    if _skip_space(text, at + 1) != len(text):
+        raise json.JSONDecodeError("Extra data", text, at + 1)
+
+
+def _skip_space(text: str, at: int) -> int:
+    found = JSON_SPACE.match(text, at)
+    return at if found is None else found.end()
 
 
 def _csv(file: Any, path: str) -> Iterator[RawRow]:
@@ -185,6 +241,8 @@ def _csv(file: Any, path: str) -> Iterator[RawRow]:
         rows = csv.DictReader(text, strict=True)
         if rows.fieldnames is None:
             raise SourceError("empty", where=path, expected="a header line")
+        if twice := sorted({name for name in rows.fieldnames if rows.fieldnames.count(name) > 1}):
+            raise SourceError(f"column {twice[0]!r} is there twice", where=f"{path}:1", expected="one name a column")
         csv.field_size_limit(2**31 - 1)  # the default of 128 kB would end the build at one long text
         for line, value in enumerate(rows, start=1):
             raw = json.dumps(value, ensure_ascii=False)
@@ -230,15 +288,24 @@ def load_source(source: SourceConfig, kind: Kind) -> Loaded:
     rejects: list[dict[str, Any]] = []
     files = []
     for path in expand(source.path):
-        digest, before, rows = file_sha256(path), Path(path).stat(), 0
+        before, rows = _state(path), 0
+        digest = file_sha256(path)
         for row in read_rows(path):
             rows += 1
             _read_row(row, form, source, kind, path, records, rejects)
-        after = Path(path).stat()
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        if _state(path) != before:
             raise SourceError("changed while it was read", where=path, hint="run the same command again")
         files.append(SourceFile(path, digest, rows))
     return Loaded(_record_frame(records, form.family, kind, source.annotator), _reject_frame(rejects), files)
+
+
+def _state(path: str) -> tuple[int, int, int] | None:
+    """What changes when a file is written or replaced; None where it is gone."""
+    try:
+        found = Path(path).stat()
+    except FileNotFoundError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def _read_row(

@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,8 +40,13 @@ from prefkit.sources import file_sha256
 from prefkit.views import VIEW_FILES, views_sql
 
 OWN_NAMES = {MANIFEST, CARD, VIEWS, LOCK, "pairs", "dropped", "rejects", "audit", REFERENCES, RUNS}
-BUILDING = ".building"
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+BUILDING, DRAFTS = ".building", ".drafts"  # what a build makes before it is finished
+NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a limit on the size of files is reached (ulimit -f)",
+}
+NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 
 
 class Part(NamedTuple):
@@ -67,16 +73,41 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
-        if error.errno in NO_SPACE:
-            raise MachineError(
-                "the disk is full", where=str(path), hint="make room and type the same command"
-            ) from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-            raise DatasetError(f"cannot be written: {error.strerror}", where=str(path)) from None
-        raise
+        raise as_write_error(error, path) from None
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
+
+
+def as_write_error(error: OSError, path: Path) -> Exception:
+    """What a failed write means: the disk is full, the folder may not be written to, or the error as it is."""
+    if error.errno in NO_ROOM:
+        return MachineError(NO_ROOM[error.errno], where=str(path), hint="make room and type the same command")
+    if error.errno in NOT_WRITABLE:
+        hint = "make it writable, or choose another directory (dataset:, --out)"
+        return DatasetError(f"cannot be written: {error.strerror}", where=str(path), hint=hint)
+    return error
+
+
+@contextlib.contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to fill; renamed over it when the block ends well, removed when it fails.
+
+    Raises:
+        MachineError: the disk is full.
+        DatasetError: the folder cannot be written to.
+    """
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)  # of an earlier kill
+        beside.mkdir(parents=True)
+        yield beside
+        shutil.rmtree(path, ignore_errors=True)
+        beside.replace(path)
+    except OSError as error:
+        raise as_write_error(error, path) from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -123,33 +154,44 @@ def write_table(folder: Path, name: str, frame: pl.DataFrame, kind: Kind) -> lis
 
 
 @contextlib.contextmanager
-def locked(dataset: Path) -> Iterator[None]:
-    """Be the only writer of a dataset directory.
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only writer of a dataset or run directory.
 
     Raises:
-        DatasetError: somebody else holds it, named by process id.
+        DatasetError: somebody else holds it, named by process id and host.
+        MachineError: the disk is full.
     """
+    path = folder / LOCK
+    lock = FileLock(path, timeout=0)
     try:
-        dataset.mkdir(parents=True, exist_ok=True)
-        path = dataset / LOCK
-        lock = FileLock(path, timeout=0)
-        with lock:
-            path.write_text(str(os.getpid()))
-            try:
-                yield
-            finally:
-                path.write_text("")
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
     except Timeout:
-        holder = (dataset / LOCK).read_text().strip() or "unknown"
+        holder = path.read_text(encoding="utf-8").strip() or "unknown"
         raise DatasetError(
-            f"is being written by another prefkit (process {holder})",
-            where=str(dataset),
-            hint="wait for it to end",
+            f"is being written by another prefkit ({holder})", where=str(folder), hint="wait for it to end"
         ) from None
     except OSError as error:
-        if error.errno in NO_SPACE:
-            raise
-        raise DatasetError(f"cannot be written: {error.strerror}", where=str(dataset)) from None
+        lock.release()
+        raise as_write_error(error, folder) from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # an empty file needs no room
+            path.write_text("", encoding="utf-8")
+        lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether somebody is writing to a dataset or run directory right now."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -247,7 +289,7 @@ def claim_directory(dataset: Path) -> None:
     """
     if dataset.exists() and not dataset.is_dir():
         raise DatasetError("is a file", where=str(dataset), expected="a directory that prefkit may write")
-    left_by_a_kill = {BUILDING, *(f".{name}.tmp" for name in (MANIFEST, CARD, VIEWS))}
+    left_by_a_kill = {BUILDING, DRAFTS, *(f".{name}.tmp" for name in (MANIFEST, CARD, VIEWS))}
     foreign = sorted({path.name for path in dataset.glob("*")} - OWN_NAMES - left_by_a_kill) if dataset.exists() else []
     own = (
         not dataset.exists() or (dataset / MANIFEST).exists() or (dataset / LOCK).exists() or not any(dataset.iterdir())
@@ -277,6 +319,15 @@ def built_beside(dataset: Path) -> Iterator[Path]:
             shutil.rmtree(dataset / path.name, ignore_errors=True)
         path.replace(dataset / path.name)
     beside.rmdir()
+    shutil.rmtree(dataset / DRAFTS, ignore_errors=True)
+
+
+def leave_no_empty_directory(dataset: Path) -> None:
+    """Remove what a build made that failed before it had anything to keep."""
+    if dataset.is_dir() and {path.name for path in dataset.iterdir()} <= {LOCK} and not is_locked(dataset):
+        with contextlib.suppress(OSError):
+            (dataset / LOCK).unlink(missing_ok=True)
+            dataset.rmdir()
 
 
 def write_views(dataset: Path, kind: Kind) -> None:

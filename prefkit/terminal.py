@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefkit.formats import Format
+from prefkit.processes import process_rank
 from prefkit.text import printable
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ def print_dry_run(foretold: "DryRun", console: Console) -> None:
     )
     for reason, count in {**foretold.dropped, **_worth_saying(foretold.counts)}.items():
         console.print(f"  {count:>9} {reason}")
+    for tokens, count in foretold.boundary.items():
+        if tokens != "0":
+            console.print(f"  {count:>9} prompts whose last {tokens} tokens merge with the completion")
     console.print(
         f"  about {foretold.disk_bytes / 1e6:.1f} MB on disk and {foretold.seconds:.0f} s here (one batch timed); "
         "nothing written"
@@ -151,6 +155,7 @@ def _progress() -> Progress:
         TextColumn("{task.fields[rate]}"),
         console=Console(stderr=True),
         transient=True,
+        disable=process_rank() > 0,
     )
 
 

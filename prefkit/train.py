@@ -7,11 +7,10 @@ tokenised and no reference model is loaded here.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import polars as pl
 import torch
 from accelerate import Accelerator
@@ -19,28 +18,31 @@ from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor
 
 from prefkit.checkpoint import (
+    DYNAMICS_ROWS,
     append_step,
     cut_dynamics,
     cut_steps,
     list_checkpoints,
     load_checkpoint,
+    prune_checkpoints,
     save_checkpoint,
     write_dynamics,
     write_steps,
 )
 from prefkit.config import Pipeline, TrainConfig, require_model
 from prefkit.encode import Sides
-from prefkit.errors import CheckError, DatasetError, InputError
+from prefkit.errors import CheckError, DatasetError, InputError, Interrupted
 from prefkit.format import RUNS
-from prefkit.gate import check_scores, check_table, find_reference
-from prefkit.identity import policy_identity
+from prefkit.gate import check_scores, check_table, find_reference, policy_of
+from prefkit.identity import identity_sha256
 from prefkit.logps import CompletionLogps, choose_layout, make_batch
 from prefkit.losses import LOSSES, weighted_mean
 from prefkit.models import check_fits, checkpoint_activations, load_model, load_tokenizer, pick_device
+from prefkit.processes import num_processes
 from prefkit.run import Trained, begin_run, claim_run, data_sha256, finish_run
+from prefkit.schedule import epochs_made, learning_rate_at, make_optimizer, num_updates, step_batches
 from prefkit.store import locked, read_manifest, read_table, write_views
 
-DYNAMICS_ROWS = 50_000  # pairs seen before they are written as a part: what memory holds of them
 Tell = Callable[[str], None]
 Watch = Callable[[int, int, Mapping[str, Any]], None]  # updates made, updates in all, the row just logged
 
@@ -61,64 +63,73 @@ def train_dpo(
     *,
     reference: str | None = None,
     out: str | None = None,
+    go_on: bool = False,
     tell: Tell = lambda _text: None,
     watch: Watch = lambda _done, _total, _row: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
     """Train a policy on the train split of the pipeline's dataset.
 
     Args:
-        pipeline: its train section decides; max_length, dtype and template are the reference's.
+        pipeline: its train section decides; max_length, dtype and template are the reference's, and where the pipeline
+            says them too, it must say the same.
         reference: key of the reference; None takes the only one that is this policy's.
         out: run directory; None takes DATASET/runs/<n>, the next free number, or the newest unfinished run.
+        go_on: go on with an unfinished run although settings were changed; they are noted in its run.json.
         tell: called with lines for a person.
         watch: called after every update.
+        stop: asked after every update; True writes a checkpoint and ends the call, and the next one goes on.
 
     Raises:
         DatasetError: dataset or reference is missing or damaged, or `out` holds another run.
         GateError: the reference is not this policy's.
         ModelError: the model does not load.
+        Interrupted: `stop` said so.
     """
     settings, dataset = pipeline.train, Path(pipeline.dataset)
     folder = require_model(settings.model or pipeline.precompute.model, "train.model")
+    if num_processes() > 1:
+        raise InputError("training runs in one process so far", hint="prefkit train, without accelerate launch")
     manifest = read_manifest(dataset)
     # precision and accumulation are this pipeline's: what `accelerate config` left in the environment has no say
     plugin = GradientAccumulationPlugin(num_steps=1)
     cpu = pick_device().type == "cpu"
     accelerator = Accelerator(mixed_precision="no", gradient_accumulation_plugin=plugin, cpu=cpu)
-    if accelerator.num_processes > 1:
-        raise InputError("training runs in one process so far", hint="prefkit train, without accelerate launch")
 
     tokenizer = load_tokenizer(folder)
-    key, recorded = find_reference(dataset, policy_identity(Path(folder), tokenizer), reference)
+    policy = policy_of(Path(folder), tokenizer, pipeline.precompute, manifest["kind"])
+    key, recorded = find_reference(dataset, policy, reference, other=settings.other_reference)
     identity = recorded["identity"]
+    same_model = identity["weights_sha256"] == policy.identity["weights_sha256"]
     data = load_data(dataset, manifest, key, recorded)
     claim = {
         "reference": key,
         "model": folder,
+        "policy_sha256": identity_sha256(policy.identity),
         "train": settings.model_dump(mode="json"),
         "data_sha256": data_sha256(pl.concat([data.train, data.test])),
     }
-    run = claim_run(dataset, out, claim)
+    run, changed = claim_run(dataset, out, claim, go_on=go_on)
     with locked(run):
         model = load_model(folder, identity["dtype"], accelerator.device, pipeline.precompute.attention)
         check_fits(model, tokenizer, identity["max_length"], folder)
         layout = choose_layout(model, identity["dtype"], identity["max_length"])
-        policy = CompletionLogps(model, identity["dtype"], layout)
+        scorer = CompletionLogps(model, identity["dtype"], layout)
         resume = list_checkpoints(run)
-        figures = (
-            None
-            if resume
-            else check_scores(policy, pl.concat([data.train, data.test]), settings.seed, f"reference {key}")
-        )
+        figures = None
+        if not resume:
+            both = pl.concat([data.train, data.test])
+            figures = check_scores(scorer, both, settings.seed, f"reference {key}", same_model=same_model)
         if settings.gradient_checkpointing:
             checkpoint_activations(model)
-        optimizer = make_optimizer(policy, settings)
-        start = load_checkpoint(resume[-1], policy, optimizer) if resume else 0
+        torch.manual_seed(settings.seed)
+        optimizer = make_optimizer(scorer, settings)
+        start = load_checkpoint(resume[-1], scorer, optimizer) if resume else 0
         if resume:
-            tell(f"going on from step {start} of {run}")
-        begin_run(run, dataset, manifest["counts"]["pairs"], claim, figures)
-        wrapped, optimizer = accelerator.prepare(policy, optimizer)
-        rows = _loop(accelerator, wrapped, optimizer, data, settings, run, start, watch)
+            tell(f"going on from step {start} of {run}" + "".join(f"\n  changed: {line}" for line in changed))
+        begin_run(run, dataset, manifest["counts"]["pairs"], claim, figures, start, changed)
+        wrapped, optimizer = accelerator.prepare(scorer, optimizer)
+        rows = _loop(accelerator, wrapped, optimizer, data, settings, run, start, watch, stop)
         trained = finish_run(run, dataset, manifest, model, tokenizer, rows, key)
     if run.parent == dataset / RUNS:
         write_views(dataset, manifest["kind"])
@@ -143,57 +154,6 @@ def load_data(dataset: Path, manifest: Mapping[str, Any], key: str, recorded: Ma
     return Data(train, test)
 
 
-def make_optimizer(policy: torch.nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW; weight decay on matrices only, as is usual (norms and biases are vectors)."""
-    parameters = [p for p in policy.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate)
-
-
-def learning_rate_at(step: int, total: int, settings: TrainConfig) -> float:
-    """The rate of the update made after `step` updates: linear warm-up to the peak, then linear, cosine or constant.
-
-    Example: peak 1, warmup_steps 1, linear, total 3 gives 1/2, 1, 1/2.
-    """
-    peak, warmup = settings.learning_rate, settings.warmup_steps
-    if step < warmup:
-        return peak * (step + 1) / (warmup + 1)
-    if settings.lr_scheduler_type == "constant":
-        return peak
-    progress = (step - warmup) / max(1, total - warmup)
-    return (
-        peak * (1 - progress)
-        if settings.lr_scheduler_type == "linear"
-        else peak * (1 + math.cos(math.pi * progress)) / 2
-    )
-
-
-def num_updates(num_pairs: int, settings: TrainConfig) -> int:
-    """max_steps, or the updates of `epochs` passes, the last batch of a pass being smaller if need be."""
-    an_epoch = math.ceil(num_pairs / (settings.batch_size * settings.gradient_accumulation_steps))
-    return settings.max_steps or max(1, math.ceil(settings.epochs * an_epoch))
-
-
-def pair_order(num_pairs: int, seed: int) -> Iterator[list[int]]:
-    """One permutation of the training pairs a pass, a function of seed and pass alone."""
-    epoch = 0
-    while True:
-        yield np.random.default_rng([seed, epoch]).permutation(num_pairs).tolist()
-        epoch += 1
-
-
-def step_batches(num_pairs: int, settings: TrainConfig) -> Iterator[tuple[float, list[list[int]]]]:
-    """For every update: passes already made, and its micro-batches as row numbers. Endless."""
-    size, micro = settings.batch_size * settings.gradient_accumulation_steps, settings.batch_size
-    for epoch, order in enumerate(pair_order(num_pairs, settings.seed)):
-        for start in range(0, num_pairs, size):
-            step = order[start : start + size]
-            yield epoch + start / num_pairs, [step[i : i + micro] for i in range(0, len(step), micro)]
-
-
 def _loop(
     accelerator: Accelerator,
     policy: Any,
@@ -203,11 +163,18 @@ def _loop(
     run: Path,
     start: int,
     watch: Watch,
+    stop: Callable[[], bool],
 ) -> list[dict[str, Any]]:
-    total = num_updates(data.train.height, settings)
+    total, every = num_updates(data.train.height, settings), settings.save_steps
     rows = cut_steps(run, start)
-    cut_dynamics(run, start)
-    seen: list[dict[str, Any]] = []
+    seen = cut_dynamics(run, start, closed=every is not None and start % every == 0)
+
+    def save(step: int) -> None:
+        write_dynamics(run, seen)
+        write_steps(run, rows)
+        save_checkpoint(run, step, accelerator.unwrap_model(policy), optimizer.optimizer)
+        prune_checkpoints(run, every, settings.save_total_limit)
+
     for step, (epoch, micro_batches) in enumerate(step_batches(data.train.height, settings)):
         if step == total:
             break
@@ -228,32 +195,24 @@ def _loop(
         if step % settings.logging_steps == 0 or "eval_loss" in row:
             rows.append(row)
             append_step(run, row)
-        if settings.save_steps and (step + 1) % settings.save_steps == 0 and step + 1 < total:
-            write_dynamics(run, seen)
+        made = step + 1
+        if every and made % every == 0 and made < total:
+            save(made)
             seen = []
-            save_checkpoint(
-                run,
-                step + 1,
-                accelerator.unwrap_model(policy),
-                optimizer.optimizer,
-                settings.save_total_limit,
-            )
-        watch(step + 1, total, row)
+        watch(made, total, row)
+        if made < total and stop():
+            save(made)
+            raise Interrupted(f"stopped after {made} of {total} updates; a checkpoint is written", where=str(run))
     last = {
         "step": total,
-        "epoch": _epochs_made(total, data.train.height, settings),
+        "epoch": epochs_made(total, data.train.height, settings),
         **evaluate(policy, data.test, settings),
     }
     append_step(run, last)
     write_dynamics(run, seen)
     write_steps(run, [*rows, last])
+    prune_checkpoints(run, every, settings.save_total_limit, finished=True)
     return [*rows, last]
-
-
-def _epochs_made(updates: int, num_pairs: int, settings: TrainConfig) -> float:
-    size = settings.batch_size * settings.gradient_accumulation_steps
-    an_epoch = math.ceil(num_pairs / size)
-    return updates // an_epoch + min(1.0, updates % an_epoch * size / num_pairs)
 
 
 def update(
@@ -301,7 +260,12 @@ def score_pairs(policy: Any, rows: pl.DataFrame, settings: TrainConfig) -> tuple
     reference = rows.select("ref_chosen_logps", "ref_rejected_logps").to_torch(dtype=pl.Float32).to(device)
     chosen_logratios = scored.chosen_logps - reference[:, 0]
     rejected_logratios = scored.rejected_logps - reference[:, 1]
-    losses = LOSSES[settings.loss](chosen_logratios, rejected_logratios, settings.beta, settings.label_smoothing)
+    loss = LOSSES[settings.loss]
+    counts = rows.select("num_chosen_tokens", "num_rejected_tokens").to_torch(dtype=pl.Float32).to(device)
+    lengths = counts if loss.token_averaged else torch.ones_like(counts)
+    losses = loss.function(
+        chosen_logratios / lengths[:, 0], rejected_logratios / lengths[:, 1], settings.beta, settings.label_smoothing
+    )
     metrics = Metrics(
         losses,
         settings.beta * chosen_logratios,

@@ -1,0 +1,78 @@
+"""When and how fast: the order of the pairs, the updates, their learning rate, and the optimiser that makes them.
+
+All of it is a function of the settings and the step alone, so a resumed run needs no more than its step to go on.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import torch
+
+from prefkit.config import TrainConfig
+
+OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "rmsprop": torch.optim.RMSprop,
+}
+
+
+def make_optimizer(policy: torch.nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW or RMSprop (the DPO paper's, with torch's own smoothing of .99).
+
+    Weight decay is on matrices only, as is usual: norms and biases are vectors.
+    """
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return OPTIMIZERS[settings.optimizer](groups, lr=settings.learning_rate)
+
+
+def learning_rate_at(step: int, total: int, settings: TrainConfig) -> float:
+    """The rate of the update made after `step` updates: linear warm-up to the peak, then linear, cosine or constant.
+
+    Example: peak 1, warmup_steps 1, linear, total 3 gives 1/2, 1, 1/2.
+    """
+    peak, warmup = settings.learning_rate, settings.warmup_steps
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    if settings.lr_scheduler_type == "constant":
+        return peak
+    progress = (step - warmup) / max(1, total - warmup)
+    return (
+        peak * (1 - progress)
+        if settings.lr_scheduler_type == "linear"
+        else peak * (1 + math.cos(math.pi * progress)) / 2
+    )
+
+
+def num_updates(num_pairs: int, settings: TrainConfig) -> int:
+    """max_steps, or the updates of `epochs` passes, the last batch of a pass being smaller if need be."""
+    an_epoch = math.ceil(num_pairs / (settings.batch_size * settings.gradient_accumulation_steps))
+    return settings.max_steps or max(1, math.ceil(settings.epochs * an_epoch))
+
+
+def pair_order(num_pairs: int, seed: int) -> Iterator[list[int]]:
+    """One permutation of the training pairs a pass, a function of seed and pass alone."""
+    epoch = 0
+    while True:
+        yield np.random.default_rng([seed, epoch]).permutation(num_pairs).tolist()
+        epoch += 1
+
+
+def step_batches(num_pairs: int, settings: TrainConfig) -> Iterator[tuple[float, list[list[int]]]]:
+    """For every update: passes already made, and its micro-batches as row numbers. Endless."""
+    size, micro = settings.batch_size * settings.gradient_accumulation_steps, settings.batch_size
+    for epoch, order in enumerate(pair_order(num_pairs, settings.seed)):
+        for start in range(0, num_pairs, size):
+            step = order[start : start + size]
+            yield epoch + start / num_pairs, [step[i : i + micro] for i in range(0, len(step), micro)]
+
+
+def epochs_made(updates: int, num_pairs: int, settings: TrainConfig) -> float:
+    """Passes over the pairs after so many updates; the last update of a pass may be smaller."""
+    size = settings.batch_size * settings.gradient_accumulation_steps
+    an_epoch = math.ceil(num_pairs / size)
+    return updates // an_epoch + min(1.0, updates % an_epoch * size / num_pairs)
