@@ -18,13 +18,15 @@ from prefkit.dedupe import dedupe_pairs
 from prefkit.drafts import Drafted, draft_source, keep_draft, kept_draft
 from prefkit.errors import DatasetError, PrefkitError
 from prefkit.format import CARD, FORMAT_VERSION, MANIFEST, VIEWS, Kind
-from prefkit.sources import SourceFile, expand, file_sha256, is_chat_source
+from prefkit.sources import SourceFile, expand, is_chat_source, source_sha256
 from prefkit.split import split_pairs
 from prefkit.store import (
     built_beside,
     check_parts,
     claim_directory,
+    clear_left_behind,
     leave_no_empty_directory,
+    left_behind,
     locked,
     newer_format,
     read_manifest,
@@ -161,12 +163,12 @@ def make_tables(pipeline: Pipeline, kind: Kind, tell: Tell = lambda _text: None,
 
 
 def _drafted(source: SourceConfig, pipeline: Pipeline, kind: Kind, tell: Tell, keep_in: Path | None) -> Drafted:
-    margin = pipeline.pairs.min_margin
-    if keep_in is not None and (kept := kept_draft(keep_in, source, kind, margin)) is not None:
+    margin, share = pipeline.pairs.min_margin, pipeline.validate_.max_reject_share
+    if keep_in is not None and (kept := kept_draft(keep_in, source, kind, margin, share)) is not None:
         tell(f"{source.path} was read before the build was stopped")
         return kept
     tell(f"reading {source.path}")
-    drafted = draft_source(source, kind, margin, pipeline.validate_.max_reject_share)
+    drafted = draft_source(source, kind, margin, share)
     if keep_in is not None:
         keep_draft(keep_in, source, kind, margin, drafted)
     return drafted
@@ -219,11 +221,14 @@ def _same_build(dataset: Path, pipeline: Pipeline, kind: Kind) -> Built | None:
     except DatasetError:
         return None  # a damaged dataset is built anew
     recorded = [(file["path"], file["sha256"]) for file in manifest["sources"]]
-    if recorded != [(path, file_sha256(path)) for source in pipeline.sources for path in expand(source.path)]:
+    if recorded != [(path, source_sha256(path)) for source in pipeline.sources for path in expand(source.path)]:
         return None
-    if manifest["pipeline"] != wanted:  # settings of later steps only: the data stays, the manifest learns them
+    later = manifest["pipeline"] != wanted  # settings of later steps only: the data stays, the manifest learns them
+    if later or left_behind(dataset):
         with locked(dataset):
-            write_json(dataset / MANIFEST, manifest | {"pipeline": wanted})
+            clear_left_behind(dataset)
+            if later:
+                write_json(dataset / MANIFEST, manifest | {"pipeline": wanted})
     return Built(pipeline.dataset, kind, manifest["counts"], manifest["reasons"], manifest["unused"], True, False)
 
 

@@ -29,7 +29,9 @@ class SourceConfig(_Section):
 
     path: str = Field(description="file or glob, relative to the working directory")
     format: FormatName
-    columns: dict[str, str | list[str]] = Field({}, description="our field name: the file's, dotted paths allowed")
+    columns: dict[str, str | Annotated[list[str], Field(min_length=1)]] = Field(
+        {}, description="our field name: the file's, dotted paths allowed"
+    )
     direction: Literal["higher_is_better", "lower_is_better"] = "higher_is_better"
     annotator: Literal["human", "model", "rule"] | None = Field(
         None, description="who preferred, where the rows do not say"

@@ -15,15 +15,15 @@ import polars as pl
 
 from prefkit import __version__
 from prefkit.config import SourceConfig
-from prefkit.errors import SourceError
+from prefkit.errors import DatasetError, SourceError
 from prefkit.format import Kind, canonical_json, schema
 from prefkit.formats import FORMATS
 from prefkit.pairs import best_versus_worst, corrected_pairs, ready_pairs
-from prefkit.sources import Loaded, SourceFile, expand, file_sha256, load_source
+from prefkit.sources import SourceFile, expand, load_source, source_sha256
 from prefkit.store import DRAFTS, folder_beside, read_json, write_json, write_parquet
 from prefkit.text import printable
 
-MAX_KEYS = 12  # of a row, named in a message
+MAX_KEYS, MAX_KEY_CHARS = 12, 40  # of a row, named in a message
 FRAMES = ("pairs", "dropped", "rejects")
 
 
@@ -53,7 +53,7 @@ def draft_source(source: SourceConfig, kind: Kind, min_margin: float, max_reject
         SourceError: it cannot be read, holds no row, or too many of its rows are rejects.
     """
     loaded = load_source(source, kind)
-    _stop_at_rejects(source, loaded, max_reject_share)
+    _stop_at_rejects(source, loaded.rejects, loaded.records.height, max_reject_share)
     nothing = pl.DataFrame(schema={name: t for name, t in schema("dropped", kind).items() if name != "split"})
     rest = loaded.rejects, loaded.records.height, loaded.files
     family = FORMATS[source.format].family
@@ -68,18 +68,18 @@ def draft_source(source: SourceConfig, kind: Kind, min_margin: float, max_reject
     return Drafted(ready_pairs(loaded.records, source.direction), nothing, *rest, None)
 
 
-def _stop_at_rejects(source: SourceConfig, loaded: Loaded, limit: float) -> None:
+def _stop_at_rejects(source: SourceConfig, rejects: pl.DataFrame, num_records: int, limit: float) -> None:
     """Too many rejects mean that the source was described wrongly: stop before anything is written."""
-    bad = loaded.rejects.height
-    total = loaded.records.height + bad
+    bad = rejects.height
+    total = num_records + bad
     if not total:
         raise SourceError("holds no row", where=source.path, expected=FORMATS[source.format].fields)
     if bad <= limit * total:
         return
-    rows = loaded.rejects.to_dicts()
+    rows = rejects.to_dicts()
     reasons = Counter(f"{row['reason']} ({row['field'] or 'whole line'})" for row in rows)
     listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-    several = len(loaded.files) > 1
+    several = len(expand(source.path)) > 1
     first = ", ".join(f"{row['source']}:{row['line']}" if several else str(row["line"]) for row in rows[:10])
     found = next(filter(None, (_keys_found(row["raw"]) for row in rows[:10])), "")
     raise SourceError(
@@ -104,7 +104,7 @@ def _keys_found(raw: str) -> str:
 
 
 def _named(row: dict[str, Any]) -> str:
-    return ", ".join(printable(key) for key in [*row][:MAX_KEYS])
+    return ", ".join(printable(key[:MAX_KEY_CHARS]) for key in [*row][:MAX_KEYS])
 
 
 def draft_key(source: SourceConfig, kind: Kind, min_margin: float, digests: list[tuple[str, str]]) -> str:
@@ -124,16 +124,30 @@ def keep_draft(dataset: Path, source: SourceConfig, kind: Kind, min_margin: floa
         write_json(beside / "draft.json", {"num_records": drafted.num_records, "files": files, "selection": selection})
 
 
-def kept_draft(dataset: Path, source: SourceConfig, kind: Kind, min_margin: float) -> Drafted | None:
-    """The draft that a stopped build left of this very source, if it left one."""
+def kept_draft(
+    dataset: Path, source: SourceConfig, kind: Kind, min_margin: float, max_reject_share: float
+) -> Drafted | None:
+    """The draft that a stopped build left of this very source, if it left a whole one.
+
+    Raises:
+        SourceError: the source cannot be read, or too many of its rows are rejects.
+    """
     if not (dataset / DRAFTS).exists():
         return None
-    folder = dataset / DRAFTS / draft_key(source, kind, min_margin, [(p, file_sha256(p)) for p in expand(source.path)])
-    if not folder.exists():
+    digests = [(path, source_sha256(path)) for path in expand(source.path)]
+    drafted = _read_draft(dataset / DRAFTS / draft_key(source, kind, min_margin, digests))
+    if drafted is not None:
+        _stop_at_rejects(source, drafted.rejects, drafted.num_records, max_reject_share)
+    return drafted
+
+
+def _read_draft(folder: Path) -> Drafted | None:
+    """A draft, or None where it is missing or damaged: then the source is read anew."""
+    try:
+        told = read_json(folder / "draft.json")
+        pairs, dropped, rejects = (pl.read_parquet(folder / f"{name}.parquet", glob=False) for name in FRAMES)
+        selection = Selection(**told["selection"]) if told["selection"] else None
+        files = [SourceFile(**file) for file in told["files"]]
+        return Drafted(pairs, dropped, rejects, told["num_records"], files, selection)
+    except (DatasetError, OSError, KeyError, TypeError, pl.exceptions.PolarsError):
         return None
-    told = read_json(folder / "draft.json")
-    pairs, dropped, rejects = (pl.read_parquet(folder / f"{name}.parquet", glob=False) for name in FRAMES)
-    selection = Selection(**told["selection"]) if told["selection"] else None
-    return Drafted(
-        pairs, dropped, rejects, told["num_records"], [SourceFile(**file) for file in told["files"]], selection
-    )

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jinja2
 import polars as pl
 
+from prefkit.controls import Shadow, control_tokens, encode_pieces, make_shadow
 from prefkit.errors import CheckError, ModelError
 from prefkit.format import Kind
 
@@ -32,6 +33,12 @@ TRANSCRIPT = (
     "{% else %}{{ raise_exception('the transcript template has no role ' + message['role']) }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
 )
+# what strftime_now says in a template that prints today's date: ids must not depend on the day they were made. It is
+# the date that Llama 3.1's template falls back to; a macro, because transformers hands no function to a template
+FIXED_DATE = {"%Y": "2024", "%y": "24", "%m": "07", "%d": "26", "%-d": "26", "%B": "July", "%b": "Jul", "%A": "Friday"}
+FIXED_DATE |= {"%a": "Fri", "%H": "00", "%I": "12", "%M": "00", "%S": "00", "%p": "AM", "%j": "208"}
+REPLACED = "".join(f" | replace('{code}', '{text}')" for code, text in FIXED_DATE.items())
+FIXED_STRFTIME = "{% macro strftime_now(format) %}{{ format" + REPLACED + " }}{% endmacro %}"
 OWN_TEMPLATES = {"transcript": TRANSCRIPT}
 CHUNK = 2_000  # pairs tokenised at once
 END_WINDOW = 3  # an end token may be followed by a newline or two of the template
@@ -121,13 +128,6 @@ def _named_template(setting: str | None, tokenizer: Any) -> str:
         ) from None
 
 
-def control_tokens(tokenizer: Any) -> dict[int, str]:
-    """The special tokens of a tokenizer, by id: what must never come out of a pair's own text."""
-    added = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-    return added | named
-
-
 def encode_pairs(pairs: pl.DataFrame, tokenizer: Any, settings: EncodeSettings) -> Encoded:
     """Encode every pair of a frame with pair_id, prompt, chosen, rejected.
 
@@ -209,8 +209,9 @@ def _tokenise(
     ids = tokenizer(flat, add_special_tokens=settings.kind == "text")["input_ids"] if flat else []
     triples = iter(zip(ids[::3], ids[1::3], ids[2::3], strict=True))
     ordinary = iter([three if isinstance(three, str) else Sides(*next(triples)) for three in texts])
+    shadow = make_shadow(tokenizer) if any(spelled) and settings.kind == "chat" else None
     return [
-        _tokenise_guarded(row, tokenizer, settings) if flag else next(ordinary)
+        _tokenise_guarded(row, tokenizer, shadow, settings) if flag else next(ordinary)
         for row, flag in zip(rows, spelled, strict=True)
     ]
 
@@ -231,40 +232,37 @@ def _render(row: dict[str, Any], tokenizer: Any, settings: EncodeSettings) -> li
 
 
 def _apply(messages: list[dict[str, str]], tokenizer: Any, settings: EncodeSettings, *, ask: bool) -> str:
-    return str(
-        tokenizer.apply_chat_template(
-            messages, chat_template=settings.chat_template, add_generation_prompt=ask, tokenize=False
-        )
-    )
+    template = settings.chat_template or ""
+    dated = FIXED_STRFTIME + template if "strftime_now" in template else template
+    return str(tokenizer.apply_chat_template(messages, chat_template=dated, add_generation_prompt=ask, tokenize=False))
 
 
-def _tokenise_guarded(row: dict[str, Any], tokenizer: Any, settings: EncodeSettings) -> Sides | str:
-    """Text that spells a control token: template pieces with special tokens on, content with them off (slow)."""
+def _tokenise_guarded(
+    row: dict[str, Any], tokenizer: Any, shadow: Shadow | None, settings: EncodeSettings
+) -> Sides | str:
+    """Text that spells a control token: it is tokenised as text, and only the template gives control tokens."""
     if settings.kind == "text":
         texts = [row["prompt"], row["prompt"] + row["chosen"], row["prompt"] + row["rejected"]]
         ids = tokenizer(texts, split_special_tokens=True)["input_ids"]
         return Sides(*ids)
     try:
-        found = [_by_segments(messages, tokenizer, settings, ask=ask) for messages, ask in _conversations(row)]
+        found = [_guarded(messages, tokenizer, shadow, settings, ask=ask) for messages, ask in _conversations(row)]
     except (jinja2.TemplateError, TypeError, ValueError):
         return "template_refused"
     return "control_token_in_text" if any(ids is None for ids in found) else Sides(*found)  # type: ignore[arg-type]
 
 
-def _by_segments(
-    messages: list[dict[str, str]], tokenizer: Any, settings: EncodeSettings, *, ask: bool
+def _guarded(
+    messages: list[dict[str, str]], tokenizer: Any, shadow: Shadow | None, settings: EncodeSettings, *, ask: bool
 ) -> list[int] | None:
-    """Encode a conversation whose content is hostile; None where the template does more to it than to strip it."""
+    """Ids of a conversation whose content is hostile; None where the template does more to it than to strip it."""
     marked = [{**m, "content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
     pieces = re.split("\ue000(\\d+)\ue001", _apply(marked, tokenizer, settings, ask=ask))
     wanted = _apply(messages, tokenizer, settings, ask=ask)
     for contents in ([m["content"] for m in messages], [m["content"].strip() for m in messages]):
         filled = [contents[int(piece)] if i % 2 else piece for i, piece in enumerate(pieces)]
         if "".join(filled) == wanted:
-            ids: list[int] = []
-            for i, piece in enumerate(filled):
-                ids += tokenizer(piece, add_special_tokens=False, split_special_tokens=bool(i % 2))["input_ids"]
-            return ids
+            return encode_pieces(tokenizer, shadow, filled)
     return None
 
 

@@ -105,11 +105,7 @@ def find_reference(
         nearest = sorted(apart, key=lambda key: len(apart[key]))
         listed = f"\n  {nearest[0]} (reference and policy): " + "; ".join(sorted(apart[nearest[0]], reverse=True))
         listed += "".join(f"\n  {key}: {len(apart[key])} settings differ" for key in nearest[1:])
-        raise GateError(
-            f"no reference is this policy's:{listed}",
-            where=str(dataset),
-            hint="prefkit precompute TARGET --model M, or the settings of the reference (--set precompute...)",
-        )
+        raise GateError(f"no reference is this policy's:{listed}", where=str(dataset), hint=_way_out(apart[nearest[0]]))
     if len(same) > 1:
         shared = [f"{key}: " + _distinction(found[key]["identity"]) for key in same]
         raise GateError(
@@ -118,6 +114,17 @@ def find_reference(
             hint="--reference KEY",
         )
     return same[0], looked_at[same[0]]
+
+
+def _way_out(lines: Sequence[str]) -> str:
+    """What to type where these settings differ."""
+    names = {line.partition(":")[0].partition(".")[0] for line in lines}
+    again = "prefkit precompute TARGET --model M"
+    if names <= {"weights_sha256", "config"}:
+        return f"{again}; --set train.other_reference=true, if the reference is another model on purpose"
+    if names <= {"max_length", "dtype", "truncation", "chat_template_sha256"}:
+        return f"{again}, or the reference's own settings: --set precompute..."
+    return again
 
 
 def _listed(dataset: Path) -> list[Path]:

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+MAX_SCORE = 1e30  # above it, rounding to 12 digits is no longer exact, and sums may overflow
+
 Annotator: TypeAlias = Literal["human", "model", "rule"]
 
 
@@ -18,7 +20,7 @@ def _number(value: Any) -> Any:
     """A score as a finite float; booleans count as 0 and 1, text is parsed."""
     if isinstance(value, str):
         try:
-            value = float(value.strip())
+            value = float(value.strip()) if "_" not in value else None  # Python's own spelling of numbers
         except ValueError:
             raise PydanticCustomError("not_a_number", "a number, or a number written as text") from None
     if isinstance(value, (bool, int, float, Decimal)):
@@ -28,6 +30,8 @@ def _number(value: Any) -> Any:
             number = math.inf
         if not math.isfinite(number):
             raise PydanticCustomError("not_finite", "a finite number")
+        if abs(number) > MAX_SCORE:
+            raise PydanticCustomError("out_of_range", "a number that others can be added to")
         return number
     raise PydanticCustomError("not_a_number", "a number, or a number written as text")
 

@@ -338,7 +338,8 @@ def check_written(folder: Path, plan: pl.DataFrame) -> None:
     hint = f"delete {folder} and type prefkit precompute again"
     try:
         if (folder / REFERENCE_JSON).exists():
-            check_parts(folder, read_document(folder / REFERENCE_JSON, Reference)["parts"])
+            recorded = read_document(folder / REFERENCE_JSON, Reference)["parts"]
+            check_parts(folder, [part for part in recorded if (folder / part["file"]).exists()])
         for path in sorted(folder.glob("part-*.parquet")):
             planned = plan.filter(pl.col("part") == int(path.stem.removeprefix("part-")))
             if not planned["pair_id"].equals(pl.read_parquet(path, columns=["pair_id"], glob=False)["pair_id"]):

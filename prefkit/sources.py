@@ -6,15 +6,18 @@ row passes through json and pydantic, some 10 microseconds a row, and a source's
 """
 
 import codecs
+import contextlib
 import csv
+import errno
 import glob
 import gzip
 import hashlib
 import io
 import json
 import re
+import stat
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +32,8 @@ from prefkit.format import REJECTS, Kind, canonical_json, text_dtype
 from prefkit.formats import FORMATS, Format, Unreadable
 from prefkit.records import RECORDS
 
+MAX_DIGITS = 4_000
+NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 JSON_SPACE = re.compile(r"[ \t\n\r]*")
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -82,20 +87,39 @@ class Loaded(NamedTuple):
 
 def expand(path: str) -> list[str]:
     """The files that a path or glob names, sorted; none is an error."""
-    found = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) and not Path(path).exists() else [path]
+    try:
+        found = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) and not Path(path).exists() else [path]
+        modes = [(name, Path(name).stat().st_mode) for name in found]
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) in NOTHING_THERE:
+            hint = "a file, relative to the working directory"
+            raise SourceError("no such file", where=str(error.filename), expected=hint) from None  # type: ignore[union-attr]
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SourceError(f"cannot be read: {reason}", where=path, expected=READABLE) from None
     if not found:
         raise SourceError("no file matches", where=path, expected=READABLE)
-    for name in found:
-        if Path(name).is_dir():
-            raise SourceError(
-                "a directory, not a file",
-                where=name,
-                expected=READABLE,
-                hint=f"name its files: {name}/*.jsonl",
-            )
-        if not Path(name).exists():
-            raise SourceError("no such file", where=name, expected="a file, relative to the working directory")
+    for name, mode in modes:
+        if stat.S_ISDIR(mode):
+            hint = f"name its files: {name}/*.jsonl"
+            raise SourceError("a directory, not a file", where=name, expected=READABLE, hint=hint)
+        if not stat.S_ISREG(mode):  # it is read twice, and a pipe may never end
+            raise SourceError("not a regular file", where=name, expected=READABLE, hint="write it to a file first")
+        if LONE_SURROGATE.search(name):
+            shown = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+            raise SourceError("the file's name is not UTF-8", where=shown, expected="a name that text can hold")
     return found
+
+
+def source_sha256(path: str) -> str:
+    """`file_sha256` of a source.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise SourceError(f"cannot be read: {error.strerror}", where=path, expected=READABLE) from None
 
 
 def file_sha256(path: str | Path) -> str:
@@ -145,12 +169,17 @@ def _opened(name: Path, packed: str) -> Any:
     return name.open("rb")
 
 
+def _integer(text: str) -> int | float:
+    """Python refuses integers of more than 4,300 digits; as a float such a number is infinite, and a reject by name."""
+    return int(text) if len(text) <= MAX_DIGITS else float(text)
+
+
 class _Decoder:
     """JSON to Python. `twice`: in the last value an object gave a key twice, and nobody can say which one is meant."""
 
     def __init__(self) -> None:
         self.twice = False
-        self._json = json.JSONDecoder(object_pairs_hook=self._object)
+        self._json = json.JSONDecoder(object_pairs_hook=self._object, parse_int=_integer)
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -193,13 +222,21 @@ def _checked(line: int, value: Any, text: str, *, twice: bool) -> RawRow:
         return RawRow(line, None, text, "not_an_object")
     if twice:
         return RawRow(line, None, text, "duplicate_key")
-    if "\\u" in text and LONE_SURROGATE.search(json.dumps(value, ensure_ascii=False)):
-        return RawRow(line, None, text, "lone_surrogate")
+    try:
+        if "\\u" in text and LONE_SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+            return RawRow(line, None, text, "lone_surrogate")
+    except RecursionError:  # what could just be read is too deep to be written again
+        return RawRow(line, None, text, "not_json")
     return RawRow(line, value, text)
 
 
 def _json(file: Any, path: str) -> Iterator[RawRow]:
-    text = file.read().decode("utf-8-sig")
+    content = file.read()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise SourceError("is not UTF-8", where=f"{path}:{line}", expected="UTF-8") from None
     try:
         yield from _elements(text, path)
     except json.JSONDecodeError as error:
@@ -226,8 +263,9 @@ def _elements(text: str, path: str) -> Iterator[RawRow]:
             raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
         closed = text[at] == "]"
         at = at if closed else _skip_space(text, at + 1)
-    if _skip_space(text, at + 1) != len(text):
-        raise json.JSONDecodeError("Extra data", text, at + 1)
+    at = _skip_space(text, at + 1)
+    if at != len(text):
+        raise json.JSONDecodeError("Extra data", text, at)
 
 
 def _skip_space(text: str, at: int) -> int:
@@ -241,8 +279,7 @@ def _csv(file: Any, path: str) -> Iterator[RawRow]:
         rows = csv.DictReader(text, strict=True)
         if rows.fieldnames is None:
             raise SourceError("empty", where=path, expected="a header line")
-        if twice := sorted({name for name in rows.fieldnames if rows.fieldnames.count(name) > 1}):
-            raise SourceError(f"column {twice[0]!r} is there twice", where=f"{path}:1", expected="one name a column")
+        _refuse_twice(rows.fieldnames, path)
         csv.field_size_limit(2**31 - 1)  # the default of 128 kB would end the build at one long text
         for line, value in enumerate(rows, start=1):
             raw = json.dumps(value, ensure_ascii=False)
@@ -255,15 +292,38 @@ def _csv(file: Any, path: str) -> Iterator[RawRow]:
         text.detach()
 
 
+def _refuse_twice(names: Sequence[str], path: str) -> None:
+    """A name given to two columns; columns without a name (commas at the end of a header) are no columns."""
+    if twice := sorted({name for name in names if name and names.count(name) > 1}):
+        raise SourceError(f"column {twice[0]!r} is there twice", where=f"{path}:1", expected="one name a column")
+
+
 def _parquet(file: Any, path: str) -> Iterator[RawRow]:
     if not (hasattr(file, "fileno") and Path(path).suffix == ".parquet"):
         file = io.BytesIO(file.read())
     line = 0
-    # pre_buffer=False: the default keeps the whole compressed file in memory
-    for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(batch_size=4096):
-        for value in batch.to_pylist():
+    opened = pq.ParquetFile(file, pre_buffer=False)  # the default keeps the whole compressed file in memory
+    _refuse_twice(opened.schema_arrow.names, path)
+    for batch in opened.iter_batches(batch_size=4096):
+        for value in _python_rows(batch):
             line += 1
             yield RawRow(line, value, "")
+
+
+def _python_rows(batch: Any) -> list[dict[str, Any]]:
+    """The rows of a batch; of a column that Python has no values for (years above 9999), what is stored."""
+    try:
+        return batch.to_pylist()  # type: ignore[no-any-return]
+    except (ValueError, OverflowError, pa.ArrowException):
+        columns = {name: _python_values(batch.column(name)) for name in batch.schema.names}
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _python_values(column: Any) -> list[Any]:
+    try:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    except (ValueError, OverflowError, pa.ArrowException):
+        return [{str(column.type): value} for value in column.cast(pa.int64()).to_pylist()]
 
 
 def is_chat_source(source: SourceConfig) -> bool:
@@ -288,15 +348,28 @@ def load_source(source: SourceConfig, kind: Kind) -> Loaded:
     rejects: list[dict[str, Any]] = []
     files = []
     for path in expand(source.path):
-        before, rows = _state(path), 0
-        digest = file_sha256(path)
-        for row in read_rows(path):
-            rows += 1
-            _read_row(row, form, source, kind, path, records, rejects)
-        if _state(path) != before:
-            raise SourceError("changed while it was read", where=path, hint="run the same command again")
+        with _unchanged(path):
+            digest, rows = source_sha256(path), 0
+            for row in read_rows(path):
+                rows += 1
+                _read_row(row, form, source, kind, path, records, rejects)
         files.append(SourceFile(path, digest, rows))
     return Loaded(_record_frame(records, form.family, kind, source.annotator), _reject_frame(rejects), files)
+
+
+@contextlib.contextmanager
+def _unchanged(path: str) -> Iterator[None]:
+    """A file that changes meanwhile is an error, and the reason for any other error in it."""
+    before = _state(path)
+    failed: SourceError | None = None
+    try:
+        yield
+    except SourceError as error:
+        failed = error
+    if _state(path) != before:
+        raise SourceError("changed while it was read", where=path, hint="run the same command again")
+    if failed is not None:
+        raise failed
 
 
 def _state(path: str) -> tuple[int, int, int] | None:
@@ -356,7 +429,7 @@ def _field(loc: tuple[int | str, ...], index: int, count: int) -> str:
 
 
 def _reason(problem: str) -> str:
-    own = ("not_a_number", "not_finite")
+    own = ("not_a_number", "not_finite", "out_of_range")
     return (
         problem
         if problem in own

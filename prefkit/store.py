@@ -318,8 +318,19 @@ def built_beside(dataset: Path) -> Iterator[Path]:
         if path.is_dir():
             shutil.rmtree(dataset / path.name, ignore_errors=True)
         path.replace(dataset / path.name)
-    beside.rmdir()
-    shutil.rmtree(dataset / DRAFTS, ignore_errors=True)
+    clear_left_behind(dataset)
+
+
+def left_behind(dataset: Path) -> bool:
+    """Whether a build that was killed after its manifest left something that only an unfinished one needs."""
+    lock = dataset / LOCK
+    return any((dataset / name).exists() for name in (BUILDING, DRAFTS)) or (lock.exists() and lock.stat().st_size > 0)
+
+
+def clear_left_behind(dataset: Path) -> None:
+    """Remove it; whoever holds the lock empties its file."""
+    for name in (BUILDING, DRAFTS):
+        shutil.rmtree(dataset / name, ignore_errors=True)
 
 
 def leave_no_empty_directory(dataset: Path) -> None:

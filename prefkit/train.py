@@ -130,10 +130,9 @@ def train_dpo(
         begin_run(run, dataset, manifest["counts"]["pairs"], claim, figures, start, changed)
         wrapped, optimizer = accelerator.prepare(scorer, optimizer)
         rows = _loop(accelerator, wrapped, optimizer, data, settings, run, start, watch, stop)
-        trained = finish_run(run, dataset, manifest, model, tokenizer, rows, key)
-    if run.parent == dataset / RUNS:
-        write_views(dataset, manifest["kind"])
-    return trained
+        if run.parent == dataset / RUNS:
+            write_views(dataset, manifest["kind"])
+        return finish_run(run, dataset, manifest, model, tokenizer, rows, key)
 
 
 class Data(NamedTuple):

@@ -15,10 +15,12 @@ from prefkit.checkpoint import (
     cut_steps,
     list_checkpoints,
     load_checkpoint,
+    prune_checkpoints,
     save_checkpoint,
     write_dynamics,
     write_steps,
 )
+from prefkit.errors import DatasetError
 
 IDS = torch.tensor([[1, 17, 200, 33, 45]])
 
@@ -47,7 +49,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_training_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(tmp_path: Path, tied: bool) -> None:
     model, optimizer = model_and_optimizer(tie_word_embeddings=tied)
     step(model, optimizer, 3)
-    save_checkpoint(tmp_path, 3, model, optimizer, limit=2)
+    save_checkpoint(tmp_path, 3, model, optimizer)
     saved = weights(model)
     step(model, optimizer, 2)
     other, other_optimizer = model_and_optimizer(seed=7, tie_word_embeddings=tied)
@@ -60,30 +62,85 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(tmp_path:
 
 
 def test_a_checkpoint_has_its_files_and_leaves_none_beside_it(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, 20, *model_and_optimizer(), limit=2)
+    save_checkpoint(tmp_path, 20, *model_and_optimizer())
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000020"]
-    names = sorted(path.name for path in (tmp_path / "checkpoints" / "step-000020").iterdir())
-    assert names == ["checkpoint.json", "model.safetensors", "optimizer.pt"]
+    files = sorted(path.name for path in (tmp_path / "checkpoints" / "step-000020").iterdir())
+    assert files == ["checkpoint.json", "model.safetensors", "optimizer.pt"]
+
+
+def names(run: Path) -> list[str]:
+    return [path.name for path in list_checkpoints(run)]
 
 
 def test_only_the_newest_are_kept_in_order(tmp_path: Path) -> None:
     model, optimizer = model_and_optimizer()
-    for number in (5, 10, 100, 20):
-        save_checkpoint(tmp_path, number, model, optimizer, limit=2)
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000020", "step-000100"]
+    for number in (5, 10, 100, 20, 1_000_000):
+        save_checkpoint(tmp_path, number, model, optimizer)
+        prune_checkpoints(tmp_path, 5, 2)
+    assert names(tmp_path) == ["step-000100", "step-1000000"]
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+def test_the_checkpoint_of_an_interruption_goes_when_a_newer_one_is_there_or_the_run_is_finished(
+    tmp_path: Path,
+) -> None:
+    model, optimizer = model_and_optimizer()
+    for number, left in [
+        (10, ["step-000010"]),
+        (13, ["step-000010", "step-000013"]),
+        (17, ["step-000010", "step-000017"]),
+        (20, ["step-000010", "step-000020"]),
+        (24, ["step-000010", "step-000020", "step-000024"]),
+    ]:
+        save_checkpoint(tmp_path, number, model, optimizer)
+        prune_checkpoints(tmp_path, 10, 2)
+        assert names(tmp_path) == left
+    prune_checkpoints(tmp_path, 10, 2, finished=True)
+    assert names(tmp_path) == ["step-000010", "step-000020"]
+
+
+def test_a_run_that_keeps_no_checkpoints_ends_without_their_folder(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 4, *model_and_optimizer())
+    prune_checkpoints(tmp_path, None, 2)
+    assert names(tmp_path) == ["step-000004"]
+    prune_checkpoints(tmp_path, None, 2, finished=True)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_settings_are_no_state_but_the_random_state_is(tmp_path: Path) -> None:
+    model, optimizer = model_and_optimizer()
+    step(model, optimizer)
+    torch.manual_seed(5)
+    save_checkpoint(tmp_path, 1, model, optimizer)
+    drawn = torch.rand(3)
+    other, _ = model_and_optimizer(seed=1)
+    changed = torch.optim.AdamW(other.parameters(), lr=0.5, weight_decay=0.25)
+    load_checkpoint(list_checkpoints(tmp_path)[0], other, changed)
+    assert (changed.param_groups[0]["lr"], changed.param_groups[0]["weight_decay"]) == (0.5, 0.25)
+    assert torch.equal(torch.rand(3), drawn)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])
+def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path: Path, file: str) -> None:
+    save_checkpoint(tmp_path, 3, *model_and_optimizer())
+    (place,) = list_checkpoints(tmp_path)
+    (place / file).write_bytes((place / file).read_bytes()[:100])
+    with pytest.raises(DatasetError, match="the checkpoint cannot be read: ") as caught:
+        load_checkpoint(place, *model_and_optimizer(seed=1))
+    assert caught.value.where == str(place)
+    assert caught.value.hint == f"delete {place} to go on from the checkpoint before it"
 
 
 def test_a_checkpoint_that_a_kill_tore_is_none_and_is_written_over(tmp_path: Path) -> None:
     model, optimizer = model_and_optimizer()
-    save_checkpoint(tmp_path, 5, model, optimizer, limit=9)
+    save_checkpoint(tmp_path, 5, model, optimizer)
     torn, half = tmp_path / "checkpoints" / ".step-000010.tmp", tmp_path / "checkpoints" / "step-000015"
     for folder in (torn, half):
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"half")
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000005"]
-    save_checkpoint(tmp_path, 10, model, optimizer, limit=9)
-    save_checkpoint(tmp_path, 15, model, optimizer, limit=9)
+    save_checkpoint(tmp_path, 10, model, optimizer)
+    save_checkpoint(tmp_path, 15, model, optimizer)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000005", "step-000010", "step-000015"]
     assert not torn.exists()
     for place in list_checkpoints(tmp_path):
@@ -135,9 +192,8 @@ def test_pair_dynamics_are_cut_by_whole_parts(tmp_path: Path) -> None:
     write_dynamics(tmp_path, rows(0, 1, 2))
     write_dynamics(tmp_path, rows(3, 4))
     write_dynamics(tmp_path, [])
-    cut_dynamics(tmp_path, 3)
-    names = [path.name for path in (tmp_path / "pair_dynamics").iterdir()]
-    assert names == ["part-00000.parquet"]
+    assert cut_dynamics(tmp_path, 3, closed=True) == []
+    assert [path.name for path in (tmp_path / "pair_dynamics").iterdir()] == ["part-00000.parquet"]
     table = pl.read_parquet(tmp_path / "pair_dynamics" / "part-00000.parquet")
     assert table.rows() == [(number, f"p{number}", 1.5, 0.5, 1.0) for number in (0, 1, 2)]
     assert table.schema == {
@@ -147,5 +203,25 @@ def test_pair_dynamics_are_cut_by_whole_parts(tmp_path: Path) -> None:
         "rewards_rejected": pl.Float32,
         "margin": pl.Float32,
     }
-    cut_dynamics(tmp_path, 0)
+    assert cut_dynamics(tmp_path, 0, closed=False) == []
     assert list((tmp_path / "pair_dynamics").iterdir()) == []
+
+
+def test_the_open_part_of_an_interruption_is_gone_on_with_and_stays_on_disk_until_then(tmp_path: Path) -> None:
+    values = {"rewards_chosen": 1.5, "rewards_rejected": 0.5, "margin": 1.0}
+    rows = [{"step": number, "pair_id": f"p{number}", **values} for number in range(6)]
+    write_dynamics(tmp_path, rows[:2])
+    write_dynamics(tmp_path, rows[2:6])
+    assert cut_dynamics(tmp_path, 4, closed=False) == rows[2:4]
+    part = tmp_path / "pair_dynamics" / "part-00002.parquet"
+    assert part.exists()
+    write_dynamics(tmp_path, [*rows[2:4], {"step": 4, "pair_id": "p4", **values}])
+    assert pl.read_parquet(part)["step"].to_list() == [2, 3, 4]
+
+
+def test_a_full_part_is_closed_wherever_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefkit.checkpoint.DYNAMICS_ROWS", 2)
+    values = {"rewards_chosen": 1.5, "rewards_rejected": 0.5, "margin": 1.0}
+    write_dynamics(tmp_path, [{"step": number, "pair_id": f"p{number}", **values} for number in (0, 1)])
+    assert cut_dynamics(tmp_path, 2, closed=False) == []
+    assert [row["step"] for row in cut_dynamics(tmp_path, 1, closed=False)] == [0]

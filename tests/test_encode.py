@@ -1,5 +1,6 @@
 """Every token of a pair is one that the template, the tokenizer or the text put there, and none is put there twice."""
 
+import datetime as dt
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -327,6 +328,15 @@ def test_a_template_comes_from_the_tokenizer_a_file_or_our_own_and_is_none_for_t
     assert resolve_template("text", None, tokenizer) is None
     with pytest.raises(ModelError, match=r"no template missing\.jinja"):
         resolve_template("chat", "missing.jinja", tokenizer)
+
+
+def test_a_template_that_prints_today_prints_the_same_day_every_day() -> None:
+    form = "%A %-d %B %Y, %a %d %b %y, %Y-%m-%d %H:%M:%S %j"
+    dated = f"{{% if strftime_now is defined %}}{{{{ strftime_now('{form}') }}}}{{% endif %}}" + CHAT_TEMPLATE
+    tokenizer = tiny_tokenizer()
+    row = encode(chat_rows(1), tokenizer, "chat", template=dated).pairs.to_dicts()[0]
+    day = dt.datetime(2024, 7, 26, tzinfo=dt.UTC).strftime(form)
+    assert tokenizer.decode(row["prompt_ids"]).startswith(f"{day}<s>")
 
 
 def test_the_transcript_template_renders_turns_as_in_hh(test_data: Path) -> None:

@@ -5,6 +5,7 @@ Tests of content rewrite the part AND its recorded hash: the hash alone would ca
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -15,15 +16,17 @@ import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import built, chat_rows, snapshot, text_rows, tiny_llama, write_rows
+from tiny import built, chat_rows, plain_logps, snapshot, text_rows, tiny_llama, write_rows
 
 from prefkit.build import build_dataset
+from prefkit.cli import main
 from prefkit.config import Pipeline
 from prefkit.errors import DatasetError, GateError
 from prefkit.gate import sample_rows
 from prefkit.models import load_model, load_tokenizer
 from prefkit.reference import precompute_reference
 from prefkit.run import Trained
+from prefkit.target import pipeline_of
 from prefkit.train import train_dpo
 
 Change: TypeAlias = Callable[[pl.DataFrame], pl.DataFrame]
@@ -269,10 +272,10 @@ def test_the_same_weights_at_another_path_and_in_other_shards_are_the_policy(rea
 
 
 def test_several_references_are_listed_with_what_sets_them_apart(ready: Ready) -> None:
-    first_key, second_key = ready.reference.name, ready.precompute(max_length=100)
+    first_key, second_key = ready.reference.name, ready.precompute(dtype="bfloat16")
     error = ready.refuses("several references are this policy's")
-    assert re.search(rf"{first_key}: max_length 128", error.message)
-    assert re.search(rf"{second_key}: max_length 100", error.message)
+    assert re.search(rf"{first_key}: max_length 128, dtype float32", error.message)
+    assert re.search(rf"{second_key}: max_length 128, dtype bfloat16", error.message)
     assert error.hint == "--reference KEY"
     for key in (first_key, second_key):
         run = Path(ready.train(reference=key, out=str(ready.folder / key)).run)
@@ -378,6 +381,248 @@ def test_bfloat16_is_scored_with_its_own_tolerance(ready: Ready) -> None:
     ready.rewrite(lambda frame: frame.with_columns(scale))
     error = ready.refuses("the policy's own scores are not the table's")
     assert error.expected == "RMS at most 0.05, mean at most 0.005"
+
+
+# --- what the pipeline says of the reference, and another model on purpose
+
+
+def said(ready: Ready, *changes: str) -> Pipeline:
+    """The pipeline of `prefkit train DATASET --set ...`: only the changes are said in so many words."""
+    return pipeline_of(str(ready.folder / "dataset"), [f"train.model={ready.model}", "train.max_steps=1", *changes])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("precompute.max_length=64", "max_length: 128 and 64"),
+        ("precompute.dtype=bfloat16", "dtype: float32 and bfloat16"),
+        ("precompute.long_prompt=cut", "truncation.long_prompt: drop and cut"),
+        ("precompute.min_completion_tokens=5", "truncation.min_completion_tokens: 4 and 5"),
+    ],
+)
+def test_a_setting_said_to_training_must_be_the_references(ready: Ready, change: str, message: str) -> None:
+    with pytest.raises(GateError) as caught:
+        train_dpo(said(ready, change))
+    assert message in caught.value.message
+    assert "--set precompute" in caught.value.hint
+    value = change.rpartition("=")[2].replace("64", "128").replace("bfloat16", "float32").replace("cut", "drop")
+    same = f"{change.partition('=')[0]}={value.replace('5', '4')}"
+    assert train_dpo(said(ready, same)).steps == 1
+
+
+def test_what_only_the_manifest_says_is_left_to_the_reference(ready: Ready) -> None:
+    ready.precompute(max_length=100)
+    shutil.rmtree(ready.folder / "dataset" / "reference" / ready_key(ready, 128))
+    assert train_dpo(said(ready)).steps == 1  # the manifest says 128
+
+
+def ready_key(ready: Ready, max_length: int) -> str:
+    recorded = [json.loads((path / "reference.json").read_text(encoding="utf-8")) for path in ready.references]
+    return next(str(ref["key"]) for ref in recorded if ref["identity"]["max_length"] == max_length)
+
+
+def test_a_setting_of_the_pipeline_picks_its_reference_among_several(ready: Ready) -> None:
+    short = ready.precompute(max_length=100)
+    settings = ready.pipeline.precompute.model_copy(update={"max_length": 100})
+    ready.pipeline = ready.pipeline.model_copy(update={"precompute": settings})
+    run = Path(ready.train().run)
+    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["reference"] == short
+
+
+def with_template(model: Path, template: str) -> None:
+    tokenizer = load_tokenizer(model)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(model)
+
+
+def test_a_tokenizer_whose_own_template_changed_is_refused_and_one_chosen_for_the_reference_is_not(
+    tmp_path: Path,
+) -> None:
+    model = tiny_llama(tmp_path / "model")
+    pipeline = built(tmp_path, chat_rows(8), model, kind="chat", train={"max_steps": 1})
+    precompute_reference(pipeline)
+    with_template(model, load_tokenizer(model).chat_template + " ")
+    with pytest.raises(GateError, match=r"chat_template_sha256: [0-9a-f]{16}\.\.\. and [0-9a-f]{16}\.\.\.") as caught:
+        train_dpo(pipeline)
+    assert not list(tmp_path.rglob("steps.jsonl"))
+    shutil.rmtree(tmp_path / "dataset" / "reference")
+    chosen = pipeline.precompute.model_copy(update={"chat_template": "transcript"})
+    precompute_reference(pipeline.model_copy(update={"precompute": chosen}))
+    with_template(model, load_tokenizer(model).chat_template + " ")
+    assert train_dpo(pipeline).steps == 1
+    other = pipeline.precompute.model_copy(update={"chat_template": str(tmp_path / "other.jinja")})
+    (tmp_path / "other.jinja").write_text("{{ messages[0]['content'] }}", encoding="utf-8")
+    with pytest.raises(GateError, match="chat_template_sha256"):
+        train_dpo(pipeline.model_copy(update={"precompute": other}))
+    assert caught.value.exit_code == 1
+
+
+def test_another_model_as_reference_on_purpose_is_trained_on_and_its_distance_is_kept(ready: Ready) -> None:
+    policy = tiny_llama(ready.folder / "policy", seed=9)
+    other = ready.pipeline.train.model_copy(update={"model": str(policy), "other_reference": True})
+    plain = other.model_copy(update={"other_reference": False})
+    ready.pipeline = ready.pipeline.model_copy(update={"train": plain})
+    ready.refuses("weights_sha256: [0-9a-f]{16}... and [0-9a-f]{16}...")
+    ready.pipeline = ready.pipeline.model_copy(update={"train": other})
+    run = json.loads((Path(ready.train().run) / "run.json").read_text(encoding="utf-8"))
+    assert run["gate"]["rms"] > 0.1
+    assert run["train"]["other_reference"]
+    # the loss at step 0 is that of the two models: of the margin of both log-ratios, by the plain code
+    table = ready.rows().sort("pair_id")
+    model, losses = load_model(policy, "float32", torch.device("cpu")), []
+    for row in table.iter_rows(named=True):
+        chosen, rejected = (
+            float(plain_logps(model, row["prompt_ids"], row[f"{side}_ids"]).detach().sum()) - row[f"ref_{side}_logps"]
+            for side in ("chosen", "rejected")
+        )
+        losses.append(math.log1p(math.exp(-0.1 * (chosen - rejected))))
+    first_loss = ready.train(out=str(ready.folder / "again")).first_loss
+    settings = ready.pipeline.train.model_copy(update={"batch_size": NUM_PAIRS})
+    whole = ready.pipeline.model_copy(update={"train": settings.model_copy(update={"max_steps": 1})})
+    assert train_dpo(whole, out=str(ready.folder / "whole")).first_loss == pytest.approx(
+        sum(losses) / NUM_PAIRS, abs=1e-5
+    )
+    assert abs(first_loss - math.log(2)) > 1e-3
+
+
+def test_another_model_on_purpose_must_have_the_same_tokenizer(ready: Ready) -> None:
+    policy = tiny_llama(ready.folder / "policy", seed=9)
+    tokenizer = load_tokenizer(policy)
+    tokenizer.add_tokens(["river stone"])
+    tokenizer.save_pretrained(policy)
+    settings = ready.pipeline.train.model_copy(update={"model": str(policy), "other_reference": True})
+    ready.pipeline = ready.pipeline.model_copy(update={"train": settings})
+    ready.refuses("tokenizer_sha256")
+
+
+def test_the_switch_takes_nothing_from_the_scoring_of_the_same_model(ready: Ready) -> None:
+    settings = ready.pipeline.train.model_copy(update={"other_reference": True})
+    ready.pipeline = ready.pipeline.model_copy(update={"train": settings})
+    nudge = set_first_token(-1.5)
+    ready.rewrite(lambda frame: summed(first(nudge, CHOSEN)(frame)))
+    ready.refuses("the policy's own scores are not the table's")
+
+
+def summed(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.with_columns(pl.col(CHOSEN).list.sum().alias("ref_chosen_logps"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda frame: frame.drop("ln_ches"), "ln_ches: Float32?"),
+        (lambda frame: frame.with_columns(pl.col("ref_chosen_logps").cast(pl.Float64)), "Float64 and Float32"),
+        (lambda frame: frame.with_columns(extra=pl.lit(1)), "extra: Int32"),
+    ],
+    ids=["a column lost", "a column of another type", "a column more"],
+)
+def test_a_part_with_other_columns_is_refused(ready: Ready, change: Change, message: str) -> None:
+    ready.rewrite(change)
+    error = ready.refuses("columns that no reference pass writes")
+    assert re.search(message.replace("Float32?", "None and Float32"), error.message)
+
+
+def test_a_part_that_is_no_parquet_is_refused_even_with_its_hash(ready: Ready) -> None:
+    part, record = ready.reference / "part-00000.parquet", ready.reference / "reference.json"
+    part.write_bytes(b"PAR1 and nothing more")
+    recorded = json.loads(record.read_text(encoding="utf-8"))
+    recorded["parts"][0]["sha256"] = hashlib.sha256(part.read_bytes()).hexdigest()
+    record.write_text(json.dumps(recorded), encoding="utf-8")
+    assert ready.refuses("cannot be read").where == str(part)
+
+
+# --- as a command
+
+COMMANDS: dict[str, tuple[Callable[[Ready], Any], str, str]] = {
+    "weights": (lambda ready: tiny_llama(ready.model, seed=3), "weights_sha256", "GateError"),
+    "tokenizer": (lambda ready: more_tokens(ready.model), "tokenizer_sha256", "GateError"),
+    "a shuffled column": (
+        lambda ready: ready.rewrite(lambda f: f.with_columns(pl.col("ref_chosen_logps").reverse())),
+        "is not the sum of",
+        "GateError",
+    ),
+    "zeros": (
+        lambda ready: ready.rewrite(SPOILED["zeros for unfilled rows"][0]),
+        "nothing but zeros",
+        "GateError",
+    ),
+    "nulls": (lambda ready: ready.rewrite(SPOILED["a null token"][0]), "with a", "GateError"),
+    "length-1 lists": (lambda ready: ready.rewrite(SPOILED["length-1 lists"][0]), "not as long as", "GateError"),
+    "mean for sum": (lambda ready: ready.rewrite(SPOILED["a mean for a sum"][0]), "is not the sum of", "GateError"),
+    "missing rows": (lambda ready: ready.rewrite(SPOILED["missing rows"][0]), "2 pairs missing", "GateError"),
+    "an edited part with its hash": (
+        lambda ready: ready.rewrite(lambda f: summed(first(set_first_token(-1.5), CHOSEN)(f))),
+        "the policy's own scores are not the table's",
+        "GateError",
+    ),
+    "an edited part": (
+        lambda ready: ready.rows().head(3).write_parquet(ready.reference / "part-00000.parquet"),
+        "its sha256 is not the recorded one",
+        "GateError",
+    ),
+    "a newer format": (
+        lambda ready: newer(ready.folder / "dataset" / "manifest.json"),
+        "format_version",
+        "DatasetError",
+    ),
+    "an edited identity": (lambda ready: shorter(ready.reference / "reference.json"), "was changed", "GateError"),
+    "no reference": (lambda ready: shutil.rmtree(ready.reference), "no finished reference", "DatasetError"),
+}
+SAID = {"max_length": "64", "dtype": "bfloat16", "long_prompt": "cut"}
+
+
+def more_tokens(model: Path) -> None:
+    tokenizer = load_tokenizer(model)
+    tokenizer.add_tokens(["river stone"])
+    tokenizer.save_pretrained(model)
+
+
+def newer(manifest: Path) -> None:
+    recorded = json.loads(manifest.read_text(encoding="utf-8"))
+    manifest.write_text(json.dumps(recorded | {"format_version": recorded["format_version"] + 1}), encoding="utf-8")
+
+
+def shorter(reference: Path) -> None:
+    recorded = json.loads(reference.read_text(encoding="utf-8"))
+    recorded["identity"]["max_length"] = 64
+    reference.write_text(json.dumps(recorded), encoding="utf-8")
+
+
+def refused(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[Any, Any]:
+    """Exit code and error object of `prefkit train ... --json`."""
+    monkeypatch.setattr("sys.argv", ["prefkit", "train", *words, "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    return ended.value.code, json.loads(printed.out.splitlines()[-1])["error"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_command_refuses_by_name_before_the_first_step(
+    name: str, ready: Ready, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil, message, kind = COMMANDS[name]
+    spoil(ready)
+    code, error = refused([str(ready.folder / "dataset"), "--model", str(ready.model)], monkeypatch, capsys)
+    assert message in error["message"]
+    assert (error["kind"], code) == (kind, {"GateError": 1, "DatasetError": 2}[kind])
+    assert not list(ready.folder.rglob("steps.*"))
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_the_command_refuses_settings_that_are_not_the_references(
+    name: str, ready: Ready, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(ready.folder / "dataset"), "--model", str(ready.model), "--set", f"precompute.{name}={SAID[name]}"]
+    code, error = refused(words, monkeypatch, capsys)
+    assert (code, error["kind"]) == (1, "GateError")
+    assert f"{name}: " in error["message"]
+    assert f" and {SAID[name]}" in error["message"]
+    assert not list(ready.folder.rglob("steps.*"))
+
+
+# --- the sample
 
 
 def test_the_sample_is_the_16_longest_and_48_others_by_seed_alone() -> None:

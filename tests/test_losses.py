@@ -1,11 +1,11 @@
-"""Losses and gradients against values derived by hand from arXiv 2305.18290, equation 7."""
+"""Losses and gradients against values derived by hand: arXiv 2305.18290 (eq. 7), 2310.12036 (eq. 17), 2305.10425."""
 
 import math
 
 import pytest
 import torch
 
-from prefkit.losses import LOSSES, sigmoid_loss, weighted_mean
+from prefkit.losses import LOSSES, hinge_loss, ipo_loss, sigmoid_loss, weighted_mean
 
 
 def ratios(*values: float) -> torch.Tensor:
@@ -61,8 +61,35 @@ def test_extreme_ratios_stay_finite() -> None:
     assert gradients(chosen, rejected, loss)[0] == pytest.approx([0.0, -0.1])
 
 
-def test_losses_are_one_a_pair_in_float32() -> None:
-    loss = LOSSES["sigmoid"](torch.zeros(3), torch.zeros(3), 0.1, 0.0)
+def test_ipo_is_the_squared_distance_from_half_the_inverse_of_beta() -> None:
+    # beta .25: target 2. (3 - 1 - 2)^2 = 0; (-1 - 4 - 2)^2 = 49; equal ratios cost 2^2
+    chosen, rejected = ratios(3.0, -1.0, 0.5), ratios(1.0, 4.0, 0.5)
+    loss = ipo_loss(chosen, rejected, 0.25)
+    assert loss.tolist() == pytest.approx([0.0, 49.0, 4.0])
+    # d/dchosen = 2 (margin - 2)
+    pull, push = gradients(chosen, rejected, loss)
+    assert pull == pytest.approx([0.0, -14.0, -4.0])
+    assert push == pytest.approx([0.0, 14.0, 4.0])
+
+
+def test_hinge_is_flat_above_the_inverse_of_beta_and_pulls_by_beta_below_it() -> None:
+    # beta .5: margins 4, 1.5, -2, 0 give max(0, 1 - 2), 1 - .75, 1 + 1, 1
+    chosen, rejected = ratios(5.0, 1.0, -1.0, 0.0), ratios(1.0, -0.5, 1.0, 0.0)
+    loss = hinge_loss(chosen, rejected, 0.5)
+    assert loss.tolist() == pytest.approx([0.0, 0.25, 2.0, 1.0])
+    pull, push = gradients(chosen, rejected, loss)
+    assert pull == pytest.approx([0.0, -0.5, -0.5, -0.5])
+    assert push == pytest.approx([0.0, 0.5, 0.5, 0.5])
+
+
+def test_only_the_token_averaged_ipo_asks_for_averages() -> None:
+    assert {name for name, loss in LOSSES.items() if loss.token_averaged} == {"ipo"}
+    assert LOSSES["ipo"].function is LOSSES["ipo_sum"].function
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_are_one_a_pair_in_float32(name: str) -> None:
+    loss = LOSSES[name].function(torch.zeros(3), torch.zeros(3), 0.1, 0.0)
     assert loss.shape == (3,)
     assert loss.dtype == torch.float32
 

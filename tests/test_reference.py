@@ -585,7 +585,7 @@ def limit_rows(monkeypatch: pytest.MonkeyPatch, most_rows: int, error: Exception
         return forward(self, batch)
 
     monkeypatch.setattr(CompletionLogps, "forward", refuse)
-    monkeypatch.setattr("prefkit.reference.choose_layout", lambda *_args: Layout(True, ""))
+    monkeypatch.setattr("prefkit.scoring.choose_layout", lambda *_args: Layout(True, ""))
 
 
 @pytest.mark.parametrize("place", SHORT_OF_MEMORY)

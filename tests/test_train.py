@@ -40,7 +40,8 @@ from prefkit.encode import TRANSCRIPT
 from prefkit.errors import DatasetError, InputError
 from prefkit.reference import precompute_reference
 from prefkit.run import Trained
-from prefkit.train import learning_rate_at, num_updates, pair_order, step_batches, train_dpo
+from prefkit.schedule import learning_rate_at, num_updates, pair_order, step_batches
+from prefkit.train import train_dpo
 
 CONFIGS: dict[str, Callable[..., Any]] = {"llama": llama_config, "gpt2": gpt2_config, "gemma2": gemma2_config}
 SPLIT = {"test_share": 0.3, "seed": 1}
@@ -580,7 +581,10 @@ def test_other_settings_do_not_go_on_with_a_run_and_are_named(ready: Pipeline, t
         train(ready, tmp_path / "run", watch=killed_at(1), max_steps=2, beta=0.1)
     with pytest.raises(DatasetError) as caught:
         train(ready, tmp_path / "run", max_steps=2, beta=0.2)
-    assert caught.value.message == "was started with other settings: train.beta: 0.1 and 0.2"
+    assert caught.value.message == (
+        "is unfinished and was started with other settings (then and now): train.beta: 0.1 and 0.2"
+    )
+    assert caught.value.hint == "--go-on goes on with it under the new settings; --out RUN starts another run"
 
 
 def test_a_folder_of_something_else_is_not_written_into(ready: Pipeline, tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ def is_chat(row: Row, columns: Columns) -> bool:
         where = columns.get(name, name)
         try:
             value = dig(row, where if isinstance(where, str) else where[0])
-            first = value[0] if name == "responses" and isinstance(where, str) and value else value
-            if isinstance(first, list):
+            several = name == "responses" and isinstance(where, str) and isinstance(value, list) and value
+            if isinstance(value[0] if several else value, list) and (several or name != "responses"):
                 return True
         except KeyError:
             continue
