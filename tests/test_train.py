@@ -37,10 +37,11 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from prefkit.config import Pipeline, TrainConfig
 from prefkit.documents import Run
 from prefkit.encode import TRANSCRIPT
-from prefkit.errors import DatasetError, InputError
+from prefkit.errors import DatasetError, InputError, Interrupted
 from prefkit.reference import precompute_reference
 from prefkit.run import Trained
 from prefkit.schedule import learning_rate_at, num_updates, pair_order, step_batches
+from prefkit.store import locked
 from prefkit.train import train_dpo
 
 CONFIGS: dict[str, Callable[..., Any]] = {"llama": llama_config, "gpt2": gpt2_config, "gemma2": gemma2_config}
@@ -130,7 +131,8 @@ def plain_dpo(pipeline: Pipeline, order: list[list[str]], settings: TrainConfig)
     """arXiv 2305.18290, one pair at a time with the plain code, the reference scored anew: a row a step, the model."""
     table, folder = table_of(pipeline), str(pipeline.precompute.model)
     policy, reference = (AutoModelForCausalLM.from_pretrained(folder) for _ in range(2))
-    optimizer = torch.optim.AdamW(policy.parameters(), weight_decay=0.0)
+    kind = {"adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}[settings.optimizer]
+    optimizer = kind(policy.parameters(), weight_decay=0.0)
     smooth, beta = settings.label_smoothing, settings.beta
     for number, ids in enumerate(order):
         losses, rewards = [], []
@@ -141,7 +143,15 @@ def plain_dpo(pipeline: Pipeline, order: list[list[str]], settings: TrainConfig)
                     before = plain_logps(reference, row["prompt_ids"], row[f"{side}_ids"]).sum()
                 ratios.append(plain_logps(policy, row["prompt_ids"], row[f"{side}_ids"]).sum() - before)
             margin = beta * (ratios[0] - ratios[1])
-            loss = -logsigmoid(margin) * (1 - smooth) - logsigmoid(-margin) * smooth
+            mean_ratios = [
+                r / row[f"num_{side}_tokens"] for r, side in zip(ratios, ("chosen", "rejected"), strict=True)
+            ]
+            loss = {
+                "sigmoid": -logsigmoid(margin) * (1 - smooth) - logsigmoid(-margin) * smooth,
+                "hinge": torch.clamp(1 - margin, min=0),
+                "ipo_sum": (margin / beta - 1 / (2 * beta)) ** 2,
+                "ipo": (mean_ratios[0] - mean_ratios[1] - 1 / (2 * beta)) ** 2,
+            }[settings.loss]
             losses.append(loss * row["weight"])
             rewards.append([beta * ratio.item() for ratio in ratios])
         loss = sum(losses, torch.zeros(())) / sum(table[pair]["weight"] for pair in ids)
@@ -179,8 +189,11 @@ def closest(one: Any, other: Any) -> tuple[float, float]:
         {"batch_size": 4},
         {"batch_size": 2, "gradient_accumulation_steps": 3, "beta": 0.5, "label_smoothing": 0.1},
         {"batch_size": 8, "max_grad_norm": None},
+        {"batch_size": 4, "loss": "ipo", "beta": 0.5},
+        {"batch_size": 2, "gradient_accumulation_steps": 2, "loss": "ipo_sum", "beta": 0.5},
+        {"batch_size": 4, "loss": "hinge", "optimizer": "rmsprop", "learning_rate": 1e-4},
     ],
-    ids=["one batch a step", "accumulation, smoothing", "no clipping, an uneven last batch"],
+    ids=["one batch a step", "accumulation, smoothing", "no clipping, an uneven last batch", "ipo", "ipo_sum", "hinge"],
 )
 def test_every_step_is_that_of_plain_dpo(ready: Pipeline, tmp_path: Path, changes: dict[str, Any]) -> None:
     settings = {"learning_rate": 1e-3, "max_steps": 5} | changes
@@ -564,6 +577,122 @@ def test_runs_are_numbered_and_an_unfinished_one_of_the_same_settings_is_finishe
     assert train(own, None, max_steps=2).run == str(runs / "5")
     (runs / "5").rename(runs / "10")
     assert train(own, None, max_steps=1).run == str(runs / "11")
+
+
+def interrupted(pipeline: Pipeline, out: Path | None, at: int, **changes: Any) -> Interrupted:
+    """Train until a stop is asked for after the update `at`."""
+    made: list[int] = []
+    with pytest.raises(Interrupted) as caught:
+        train_dpo(
+            with_train(pipeline, **changes),
+            out=None if out is None else str(out),
+            watch=lambda done, _total, _row: made.append(done),
+            stop=lambda: made[-1] == at,
+        )
+    assert made[-1] == at
+    return caught.value
+
+
+@pytest.mark.parametrize("changes", [{}, {"save_steps": None}], ids=["checkpoints are due", "no checkpoints are due"])
+@pytest.mark.parametrize("stops", [[1], [3], [5], [4, 5, 8]], ids=str)
+def test_an_interrupted_run_has_a_checkpoint_at_that_very_step_and_ends_as_the_unbroken_one(
+    ready: Pipeline, tmp_path: Path, stops: list[int], changes: dict[str, Any]
+) -> None:
+    settings = BUSY | changes
+    train(ready, tmp_path / "unbroken", **settings)
+    for stop in stops:
+        error = interrupted(ready, tmp_path / "run", stop, **settings)
+        assert error.message == f"stopped after {stop} of 10 updates; a checkpoint is written"
+        assert error.where == str(tmp_path / "run")
+        assert (tmp_path / "run" / "checkpoints" / f"step-{stop:06d}" / "checkpoint.json").exists()
+        assert steps_of(tmp_path / "run")["step"].max() < stop  # type: ignore[operator]
+    with pytest.raises(KeyboardInterrupt):  # and a kill after it changes nothing
+        train(ready, tmp_path / "run", watch=killed_at(stops[-1] + 1), **settings)
+    made: list[int] = []
+    train(ready, tmp_path / "run", watch=lambda done, _total, _row: made.append(done), **settings)
+    assert made[0] in (stops[-1] + 1, stops[-1] + 2)
+    one, other = snapshot(tmp_path / "run"), snapshot(tmp_path / "unbroken")
+    assert one.keys() == other.keys()
+    assert [name for name in one if one[name] != other[name]] == []
+
+
+def test_a_stop_asked_for_in_the_last_step_comes_too_late(ready: Pipeline, tmp_path: Path) -> None:
+    assert train_dpo(with_train(ready, max_steps=1), out=str(tmp_path / "run"), stop=lambda: True).steps == 1
+
+
+def test_an_unfinished_run_with_other_settings_is_not_left_behind_in_silence(own: Pipeline) -> None:
+    runs = Path(own.dataset) / "runs"
+    interrupted(own, None, 2, max_steps=4, beta=0.1)
+    with pytest.raises(DatasetError) as caught:
+        train(own, None, max_steps=4, beta=0.2, learning_rate=1e-3)
+    assert caught.value.message == (
+        "is unfinished and was started with other settings (then and now): "
+        "train.beta: 0.1 and 0.2; train.learning_rate: 1e-06 and 0.001"
+    )
+    assert caught.value.where == str(runs / "1")
+    assert caught.value.hint == (
+        f"--go-on goes on with it under the new settings; --out {runs / '2'} starts another run"
+    )
+    assert [path.name for path in runs.iterdir()] == ["1"]
+    assert train(own, runs / "2", max_steps=4, beta=0.2).run == str(runs / "2")
+
+
+def test_going_on_with_other_settings_is_noted_and_they_have_their_effect(own: Pipeline) -> None:
+    run = Path(own.dataset) / "runs" / "1"
+    interrupted(own, None, 2, max_steps=4, beta=0.1)
+    told: list[str] = []
+    changed = with_train(own, max_steps=5, beta=0.5)
+    done = train_dpo(changed, go_on=True, tell=told.append)
+    assert done.run == str(run)
+    assert any("going on from step 2" in line and "changed: train.beta: 0.1 and 0.5" in line for line in told)
+    recorded = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    lines = ["train.beta: 0.1 and 0.5", "train.max_steps: 4 and 5"]
+    assert recorded["changes"] == [{"step": 2, "settings": lines}]
+    assert recorded["train"]["beta"] == 0.5
+    steps = steps_of(run)
+    assert steps["step"].to_list() == [0, 1, 2, 3, 4, 5]
+    # the learning rate follows the new length: 1e-6 (1 - step / 5)
+    assert steps["learning_rate"].to_list()[2:5] == pytest.approx([6e-7, 4e-7, 2e-7])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"optimizer": "rmsprop"}, "train.optimizer: adamw and rmsprop"), ({"other_reference": True}, "other_reference")],
+)
+def test_what_a_run_never_changes_is_refused_even_then(own: Pipeline, changes: dict[str, Any], named: str) -> None:
+    interrupted(own, None, 2, max_steps=4)
+    with pytest.raises(DatasetError, match=named) as caught:
+        train_dpo(with_train(own, max_steps=4, beta=0.7, **changes), go_on=True)
+    assert "beta" not in caught.value.message
+    assert caught.value.hint.startswith("--out ")
+
+
+def test_there_must_be_a_run_to_go_on_with(own: Pipeline, tmp_path: Path) -> None:
+    for out in (None, str(tmp_path / "new")):
+        with pytest.raises(DatasetError, match="no unfinished run to go on with"):
+            train_dpo(with_train(own, max_steps=1), out=out, go_on=True)
+    train(own, None, max_steps=1)
+    with pytest.raises(DatasetError, match="no unfinished run to go on with"):
+        train_dpo(with_train(own, max_steps=1), go_on=True)
+
+
+def test_an_unfinished_run_that_somebody_is_at_work_on_is_left_to_them(own: Pipeline) -> None:
+    interrupted(own, None, 2, max_steps=4)
+    with locked(Path(own.dataset) / "runs" / "1"):
+        assert train(own, None, max_steps=4).run == str(Path(own.dataset) / "runs" / "2")
+
+
+def test_weight_decay_of_a_changed_setting_has_its_effect_after_a_resume(own: Pipeline) -> None:
+    """Optimisers keep their settings in their state: taken from there, a changed one would be ignored."""
+    decayed = []
+    for decay in (0.0, 0.9):
+        out = Path(own.dataset).parent / f"run {decay}"
+        interrupted(own, out, 1, max_steps=3, learning_rate=0.1)
+        done = train_dpo(
+            with_train(own, max_steps=3, learning_rate=0.1, weight_decay=decay), out=str(out), go_on=bool(decay)
+        )
+        decayed.append(float(model_of(Path(done.run)).lm_head.weight.detach().square().sum()))
+    assert decayed[1] < 0.95 * decayed[0]
 
 
 def test_a_finished_run_is_not_written_over(ready: Pipeline, tmp_path: Path) -> None:
