@@ -1,0 +1,143 @@
+"""Several processes score one reference: the bytes of one process, one voice, one outcome."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import built, snapshot, text_rows, tiny_llama
+
+from prefkit.config import Pipeline
+from prefkit.errors import DatasetError
+from prefkit.processes import Team, join_team, num_processes, process_rank
+
+ONE = [sys.executable, "-m", "prefkit"]
+
+
+def launcher(count: int) -> list[str]:
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+    return [
+        *launch,
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--num_processes",
+        str(count),
+        "-m",
+        "prefkit",
+    ]
+
+
+def torchrun(count: int) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(count),
+        "-m",
+        "prefkit",
+    ]
+
+
+def command(words: Sequence[str], **environment: str) -> Any:
+    told = os.environ | {"PYTHONWARNINGS": "default"} | environment
+    return subprocess.run(words, env=told, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    folder = tmp_path_factory.mktemp("ready")
+    rows = text_rows(400, low=2, high=30)
+    settings = {"max_batch_tokens": 300, "max_length": 100}
+    return built(folder, rows, tiny_llama(folder / "model"), precompute=settings)
+
+
+def copied(pipeline: Pipeline, folder: Path) -> str:
+    import shutil
+
+    shutil.copytree(pipeline.dataset, folder)
+    return str(folder)
+
+
+@pytest.mark.slow
+def test_two_and_three_processes_write_the_bytes_of_one(ready: Pipeline, tmp_path: Path) -> None:
+    model = ["--model", str(ready.precompute.model)]
+    alone = copied(ready, tmp_path / "alone")
+    done = command([*ONE, "precompute", alone, *model], OMP_NUM_THREADS="2")
+    assert done.returncode == 0, done.stderr
+    expected = snapshot(tmp_path / "alone")
+    assert sum("part-" in name and "reference" in name for name in expected) >= 3
+    for name, words in {"2": launcher(2), "3": launcher(3), "torchrun": torchrun(2)}.items():
+        dataset = copied(ready, tmp_path / name)
+        done = command([*words, "precompute", dataset, *model, "--json"])
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count('"key"') == 1  # one of them speaks
+        assert done.stderr.count("scored now") == 1
+        found = snapshot(tmp_path / name)
+        assert found.keys() == expected.keys()
+        assert [file for file in found if found[file] != expected[file]] == []
+
+
+@pytest.mark.slow
+def test_a_failure_of_all_is_told_once_and_nobody_waits_for_it(ready: Pipeline, tmp_path: Path) -> None:
+    dataset = copied(ready, tmp_path / "dataset")
+    done = command([*torchrun(2), "precompute", dataset, "--model", str(tmp_path / "none")])
+    assert done.returncode != 0
+    assert done.stderr.count("no such model folder") == 1
+    assert not (tmp_path / "dataset" / "reference").exists()
+    done = command([*torchrun(2), "train", dataset, "--model", str(ready.precompute.model)])
+    assert done.stderr.count("training runs in one process so far") == 1
+
+
+def test_alone_a_team_is_a_plain_call() -> None:
+    with join_team() as team:
+        assert (team.rank, team.size, team.is_main) == (0, 1, True)
+        assert team.on_main(lambda: 5) == 5
+        assert team.on_each(lambda: 5) == [5]
+        with pytest.raises(DatasetError, match="gone"):
+            team.on_each(lambda: fail(DatasetError("gone")))
+    assert (process_rank(), num_processes()) == (0, 1)
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+def test_only_the_first_process_is_main() -> None:
+    assert [Team(rank, 3).is_main for rank in range(3)] == [True, False, False]
+
+
+@pytest.mark.slow
+def test_what_one_process_cannot_do_fails_all_of_them_by_name(tmp_path: Path) -> None:
+    """Process 1 runs out of memory, then meets a bug; process 0 is told, and none is left waiting."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from prefkit.errors import MachineError\n"
+        "from prefkit.processes import join_team\n"
+        "def work():\n"
+        "    if team.rank == 1:\n"
+        "        raise error\n"
+        "    return team.rank\n"
+        "with join_team() as team, Path(f'{__file__}.{team.rank}').open('w') as out:\n"
+        "    for error in (MachineError('no memory', where='here', hint='less'), KeyError('a bug')):\n"
+        "        try:\n"
+        "            team.on_each(work)\n"
+        "        except Exception as caught:\n"
+        "            text = str(caught).splitlines()[0]\n"
+        "            print(type(caught).__name__, text, getattr(caught, 'hint', ''), file=out)\n"
+        "    print(team.on_main(lambda: team.rank + 10), team.on_each(lambda: team.rank), file=out)\n",
+        encoding="utf-8",
+    )
+    done = command([*torchrun(2)[:-2], str(script)])
+    assert done.returncode == 0, done.stderr
+    expected = "MachineError here: no memory less\nRuntimeError Traceback (most recent call last): \n10 [0, 1]\n"
+    for rank in (0, 1):
+        assert Path(f"{script}.{rank}").read_text(encoding="utf-8") == expected
