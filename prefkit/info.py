@@ -57,7 +57,11 @@ def _reference(recorded: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(path: Path) -> dict[str, Any]:
-    recorded = read_document(path, Run)
+    """One line of a run; a damaged run.json says so, and hides no other run."""
+    try:
+        recorded = read_document(path, Run)
+    except DatasetError as error:
+        return {"run": path.parent.name, "damaged": error.message}
     evaluated = recorded.get("eval") or {}
     return {
         "run": path.parent.name,

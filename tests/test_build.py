@@ -470,7 +470,9 @@ def kill_at() -> Iterator[Callable[[int], pytest.MonkeyPatch]]:
     patch.undo()
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6])  # three tables, the card, the views, the manifest
+# a draft of each source: three tables, its facts, the folder itself; then three tables, the card, the views and the
+# manifest; then these, all but the manifest, in their places
+@pytest.mark.parametrize("number", range(1, 3 * 5 + 6 + 5 + 1))
 def test_a_build_that_was_killed_at_any_file_is_finished_by_the_next_one(
     number: int, mixed: Pipeline, tmp_path: Path, kill_at: Callable[[int], pytest.MonkeyPatch]
 ) -> None:
@@ -483,3 +485,44 @@ def test_a_build_that_was_killed_at_any_file_is_finished_by_the_next_one(
     unbroken = tmp_path / "unbroken"
     build_dataset(mixed.model_copy(update={"dataset": str(unbroken)}))
     assert contents(Path(mixed.dataset)) == contents(unbroken)
+
+
+def test_a_build_that_was_stopped_does_not_read_a_source_again_unless_it_changed(
+    mixed: Pipeline, tmp_path: Path, kill_at: Callable[[int], pytest.MonkeyPatch]
+) -> None:
+    patch = kill_at(3 * 5 + 1)
+    with pytest.raises(Killed):
+        build_dataset(mixed)
+    patch.undo()
+    last = Path(mixed.sources[2].path)
+    last.write_text(last.read_text(encoding="utf-8") + "\n", encoding="utf-8")  # a blank line: the same rows
+    told: list[str] = []
+    build_dataset(mixed, tell=told.append)
+    before = [f"{source.path} was read before the build was stopped" for source in mixed.sources[:2]]
+    assert told[:3] == [*before, f"reading {last}"]
+    unbroken = mixed.model_copy(update={"dataset": str(tmp_path / "unbroken")})
+    build_dataset(unbroken)
+    assert contents(Path(mixed.dataset)) == contents(tmp_path / "unbroken")
+
+
+def test_what_a_kill_left_behind_after_the_manifest_goes_with_the_next_call(small: Pipeline) -> None:
+    build_dataset(small)
+    before = contents(Path(small.dataset))
+    (Path(small.dataset) / ".drafts" / "0123").mkdir(parents=True)
+    (Path(small.dataset) / ".lock").write_text("process 7 on elsewhere")
+    assert build_dataset(small).unchanged
+    assert contents(Path(small.dataset)) == before
+    assert (Path(small.dataset) / ".lock").read_bytes() == b""
+
+
+def test_a_build_that_fails_before_it_has_anything_leaves_no_directory(
+    write_jsonl: WriteJsonl, pipeline_of: PipelineOf
+) -> None:
+    pipeline = pipeline_of({"path": str(write_jsonl("rows.jsonl", ["no json"])), "format": "pairs"})
+    with pytest.raises(SourceError):
+        build_dataset(pipeline)
+    assert not Path(pipeline.dataset).exists()
+    Path(pipeline.dataset).mkdir()  # one that somebody made is not ours to remove
+    with pytest.raises(SourceError):
+        build_dataset(pipeline)
+    assert Path(pipeline.dataset).exists()

@@ -29,12 +29,14 @@ from tiny import (
 )
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, LlamaModel
 
+from prefkit.batches import BATCHES_PER_PART
 from prefkit.build import build_dataset
 from prefkit.config import Pipeline
 from prefkit.documents import Reference
 from prefkit.encode import TRANSCRIPT
-from prefkit.errors import CheckError, DatasetError, InputError, MachineError, ModelError
+from prefkit.errors import CheckError, DatasetError, InputError, Interrupted, MachineError, ModelError
 from prefkit.logps import CompletionLogps, Layout
+from prefkit.models import load_tokenizer
 from prefkit.reference import Precomputed, dry_run, precompute_reference
 from prefkit.train import train_dpo
 
@@ -438,6 +440,90 @@ def test_a_kill_between_the_drops_of_appended_pairs_and_their_reference_json_is_
     precompute_reference(pipeline)
     assert snapshot(folder) == before
     assert train_dpo(pipeline).steps == 1
+
+
+def test_an_edited_part_is_not_laundered_by_appending(tmp_path: Path, model: Path) -> None:
+    """reference.json gets new hashes when pairs are appended: of parts that are still what was written."""
+    rows = text_rows(20)
+    pipeline = built(tmp_path, rows[:12], model)
+    folder = folder_of(pipeline, precompute_reference(pipeline))
+    part = folder / "part-00000.parquet"
+    rows_of(folder).with_columns(pl.col("ref_chosen_logps") - 1).write_parquet(part)
+    rebuilt(pipeline, rows)
+    before = snapshot(folder)
+    with pytest.raises(DatasetError, match="part was changed: its sha256 is not the recorded one") as caught:
+        precompute_reference(pipeline)
+    assert caught.value.where == str(part)
+    assert caught.value.hint == f"delete {folder} and type prefkit precompute again"
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "plan.parquet").unlink(), "holds other pairs than plan.parquet says"),
+        (lambda folder: (folder / "plan.parquet").write_bytes(b"PAR1"), "cannot be read: "),
+        (lambda folder: (folder / "part-00000.parquet").write_bytes(b"PAR1"), "cannot be read: "),
+    ],
+    ids=["no plan", "a torn plan", "a torn part"],
+)
+def test_what_a_damaged_reference_holds_is_refused_with_the_way_out(
+    tmp_path: Path, model: Path, spoil: Callable[[Path], Any], message: str
+) -> None:
+    pipeline = built(tmp_path, text_rows(12), model)
+    folder = folder_of(pipeline, precompute_reference(pipeline))
+    (folder / "reference.json").unlink()  # as a kill while appending leaves it
+    spoil(folder)
+    with pytest.raises(DatasetError, match=message) as caught:
+        precompute_reference(pipeline)
+    assert caught.value.hint == f"delete {folder} and type prefkit precompute again"
+
+
+def test_a_stop_ends_the_pass_after_its_part_and_the_next_call_scores_the_rest(tmp_path: Path, model: Path) -> None:
+    rows = text_rows(3 * BATCHES_PER_PART)
+    pipeline = built(tmp_path / "stopped", rows, model, precompute=A_PAIR_A_BATCH)
+    with pytest.raises(Interrupted) as caught:
+        precompute_reference(pipeline, stop=lambda: True)
+    folder = the_folder(pipeline)
+    assert caught.value.message == f"stopped: {BATCHES_PER_PART} pairs scored and written, 2 parts left"
+    assert caught.value.where == str(folder)
+    assert [path.name for path in folder.glob("part-*")] == ["part-00000.parquet"]
+    assert precompute_reference(pipeline, stop=lambda: False).scored == 2 * BATCHES_PER_PART
+    unbroken = built(tmp_path / "unbroken", rows, model, precompute=A_PAIR_A_BATCH)
+    precompute_reference(unbroken)
+    assert snapshot(folder) == snapshot(the_folder(unbroken))
+
+
+def test_the_boundary_table_says_how_many_tokens_prompts_lose(tmp_path: Path, model: Path) -> None:
+    # "river" is one token of the tiny tokenizer: a prompt cut inside it loses its last piece, more or less of it
+    rows = [*text_rows(4), {"prompt": "a riv", "chosen": "er stone", "rejected": "er letter"}]
+    pipeline = built(tmp_path, rows, model, precompute={"max_boundary_share": 1.0})
+    tokenizer = load_tokenizer(model)
+    lost = len(tokenizer("a riv")["input_ids"]) - len(tokenizer("a")["input_ids"])
+    told, done = dry_run(pipeline), precompute_reference(pipeline)
+    assert told.boundary == done.boundary == {"0": 4, str(lost): 1}
+    recorded = json.loads((folder_of(pipeline, done) / "reference.json").read_text(encoding="utf-8"))
+    assert recorded["boundary"] == done.boundary
+
+
+def test_a_dry_run_counts_the_pairs_that_are_there_and_no_others(tmp_path: Path, model: Path) -> None:
+    rows = [*text_rows(6), {"prompt": "river " * 150, "chosen": " yes", "rejected": " no"}]
+    pipeline = built(tmp_path, rows, model)
+    precompute_reference(pipeline)
+    rebuilt(pipeline, rows[2:6])
+    told = dry_run(pipeline)
+    assert (told.pairs, told.dropped, told.disk_bytes, told.seconds) == (4, {}, 0, 0.0)
+
+
+def test_the_largest_batch_is_that_of_the_plan_whatever_the_setting_says_later(tmp_path: Path, model: Path) -> None:
+    pipeline = built(tmp_path, text_rows(12), model, precompute={"max_batch_tokens": 200})
+    folder = folder_of(pipeline, precompute_reference(pipeline))
+    sizes = pl.read_parquet(folder / "plan.parquet").group_by("batch").agg(pl.len(), pl.col("num_tokens").max())
+    largest = max(count * longest for _, count, longest in sizes.iter_rows())
+    (folder / "reference.json").unlink()
+    precompute_reference(with_precompute(pipeline, max_batch_tokens=4000))
+    recorded = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
+    assert recorded["provenance"]["largest_batch"] == largest <= 200
 
 
 def test_reordered_and_dropped_pairs_score_nothing(tmp_path: Path, model: Path, calls: Calls) -> None:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from prefkit import store
 from prefkit.errors import DatasetError, MachineError
 from prefkit.format import FORMAT_VERSION, TABLES, Kind, schema
 from prefkit.store import (
+    as_write_error,
     atomic_path,
     claim_directory,
+    folder_beside,
+    is_locked,
     locked,
     read_manifest,
     read_table,
@@ -289,3 +293,57 @@ def test_json_is_written_the_same_whatever_the_order_of_keys(tmp_path: Path) -> 
     write_json(tmp_path / "other.json", {"a": {"c": None, "d": "é"}, "b": 1})
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "other.json").read_bytes()
     assert json.loads((tmp_path / "one.json").read_text("utf-8")) == {"b": 1, "a": {"d": "é", "c": None}}
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    def half() -> None:
+        with folder_beside(tmp_path / "model") as beside:
+            (beside / "one").write_text("new")
+            raise ValueError("stop")
+
+    (tmp_path / ".model.tmp").mkdir()
+    (tmp_path / ".model.tmp" / "torn").write_text("of a kill")
+    with pytest.raises(ValueError, match="stop"):
+        half()
+    assert list(tmp_path.iterdir()) == []
+    for text in ("first", "second"):
+        with folder_beside(tmp_path / "model") as beside:
+            (beside / text).write_text(text)
+        assert [path.name for path in (tmp_path / "model").iterdir()] == [text]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "the disk quota is used up"),
+        (errno.EFBIG, "a limit on the size of files is reached (ulimit -f)"),
+    ],
+)
+def test_no_room_is_the_machines_fault_and_says_which_room(number: int, message: str, tmp_path: Path) -> None:
+    error = as_write_error(OSError(number, os.strerror(number)), tmp_path)
+    assert isinstance(error, MachineError)
+    assert (error.message, error.where) == (message, str(tmp_path))
+    assert error.hint == "make room and type the same command"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR])
+def test_a_place_that_cannot_be_written_to_is_named_with_the_way_out(number: int, tmp_path: Path) -> None:
+    error = as_write_error(OSError(number, os.strerror(number)), tmp_path)
+    assert isinstance(error, DatasetError)
+    assert error.message == f"cannot be written: {os.strerror(number)}"
+    assert error.hint == "make it writable, or choose another directory (dataset:, --out)"
+
+
+def test_any_other_failure_stays_what_it_is(tmp_path: Path) -> None:
+    error = OSError(errno.EIO, "I/O error")
+    assert as_write_error(error, tmp_path) is error
+
+
+def test_whether_somebody_is_writing_can_be_asked(tmp_path: Path) -> None:
+    assert not is_locked(tmp_path)
+    with locked(tmp_path):
+        assert is_locked(tmp_path)
+        assert (tmp_path / ".lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+    assert not is_locked(tmp_path)
