@@ -4,7 +4,7 @@
       manifest.json                    written last: a directory without one is an unfinished build
       README.md                        dataset card
       views.sql                        the DuckDB views, relative paths
-      .lock                            one writer at a time
+      .lock                            one writer at a time; .building/ and .drafts/: of a build that is not finished
       pairs/part-00000.parquet         only pairs fit to train on
       dropped/part-00000.parquet       what a named rule removed, and why
       rejects/part-00000.parquet       lines that could not become a record, raw
