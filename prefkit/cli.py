@@ -48,7 +48,9 @@ def console(*, as_json: bool = False) -> "Console":
 
 def speaks() -> bool:
     """Whether this process is the one that prints."""
-    return os.environ.get("RANK", "0") == "0"
+    from prefkit.processes import process_rank
+
+    return process_rank() == 0
 
 
 def emit(value: dict[str, Any], *, as_json: bool) -> None:

@@ -16,41 +16,20 @@ import polars as pl
 import torch
 
 from prefkit import __version__
-from prefkit.batches import extend_plan, largest_batch, read_plan
-from prefkit.config import Pipeline, require_model
+from prefkit.batches import largest_batch
+from prefkit.config import Pipeline
 from prefkit.documents import Reference
-from prefkit.encode import EncodeSettings, check_boundary, encode_pairs, resolve_template
-from prefkit.errors import CheckError, DatasetError, Interrupted
-from prefkit.format import (
-    REFERENCE_DROPPED,
-    REFERENCE_JSON,
-    REFERENCE_PLAN,
-    REFERENCES,
-    part_name,
-    reference_key,
-    schema,
-)
-from prefkit.identity import policy_identity, reference_identity
+from prefkit.errors import Interrupted
+from prefkit.format import REFERENCE_DROPPED, REFERENCE_JSON, REFERENCES, part_name, schema
 from prefkit.logps import KERNEL_VERSION, CompletionLogps, Layout
-from prefkit.models import load_tokenizer
 from prefkit.processes import Team, join_team
 from prefkit.scoring import assemble_part, layout_name, load_scorer, score_batches, score_pairs_of
 from prefkit.sources import file_sha256
-from prefkit.store import (
-    check_parts,
-    locked,
-    read_document,
-    read_manifest,
-    read_table,
-    write_json,
-    write_parquet,
-    write_text,
-    write_views,
-)
+from prefkit.store import locked, read_document, read_manifest, write_json, write_parquet, write_views
+from prefkit.work import Work, drop_reasons, prepare_work, write_plan
 
 Tell = Callable[[str], None]
 Watch = Callable[[int, int, int], None]  # tokens done, tokens in all, pairs done
-TEMPLATE_FILE = "chat_template.jinja"
 
 
 class Precomputed(NamedTuple):
@@ -84,21 +63,6 @@ class DryRun(NamedTuple):
     seconds: float
 
 
-class _Work(NamedTuple):
-    """Everything about a reference pass that is known before the model runs."""
-
-    key: str
-    folder: Path
-    identity: dict[str, Any]
-    template: str | None
-    plan: pl.DataFrame
-    dropped: pl.DataFrame
-    encoded: pl.DataFrame
-    missing_parts: list[int]
-    present: list[str]
-    current: bool
-
-
 def precompute_reference(
     pipeline: Pipeline,
     *,
@@ -125,10 +89,10 @@ def precompute_reference(
     dataset = Path(pipeline.dataset)
     with join_team() as team, contextlib.ExitStack() as held:
 
-        def prepare() -> _Work:
+        def prepare() -> Work:
             read_manifest(dataset)
             held.enter_context(locked(dataset))
-            return _prepare(pipeline, tell)
+            return prepare_work(pipeline, tell)
 
         work = team.on_main(prepare)
         scored = 0
@@ -137,28 +101,38 @@ def precompute_reference(
         return team.on_main(lambda: _precomputed(work, scored, time.monotonic() - started))
 
 
-def _score(pipeline: Pipeline, work: _Work, team: Team, tell: Tell, watch: Watch, stop: Callable[[], bool]) -> int:
+def _score(pipeline: Pipeline, work: Work, team: Team, tell: Tell, watch: Watch, stop: Callable[[], bool]) -> int:
     """Score and write the missing parts, then reference.json; returns the pairs scored."""
     dataset, scored = Path(pipeline.dataset), 0
     scorer = _scorer(pipeline, team, tell)  # before anything is written: a model that does not fit leaves nothing
     team.on_main(lambda: write_plan(work))
+    seen = _watched(work.plan, watch)
     for number in work.missing_parts:
-        rows = work.plan.filter(pl.col("part") == number)
-        seen = _watched(work.plan, watch)
-
-        def share(rows: pl.DataFrame = rows, seen: Callable[[int], None] = seen) -> tuple[pl.DataFrame, bool]:
-            return score_batches(scorer, rows, work.encoded, team, seen, tell), stop()
-
-        shares = team.on_each(share)
-        part = assemble_part(rows, work.encoded, [scores for scores, _ in shares])
-        team.on_main(lambda part=part, number=number: write_parquet(work.folder / part_name(number), part))  # type: ignore[misc]
-        scored += part.height
-        if any(stopped for _, stopped in shares) and number != work.missing_parts[-1]:
-            left = sum(1 for missing in work.missing_parts if missing > number)
+        pairs, stopped = _score_part(work, number, scorer, team, seen, tell, stop)
+        scored += pairs
+        if stopped and number != work.missing_parts[-1]:
+            left = sum(missing > number for missing in work.missing_parts)
             raise Interrupted(f"stopped: {scored} pairs scored and written, {left} parts left", where=str(work.folder))
     team.on_main(lambda: write_reference_json(work, scorer, pipeline.precompute.chat_template))
     team.on_main(lambda: write_views(dataset, work.identity["kind"]))
     return scored
+
+
+def _score_part(
+    work: Work,
+    number: int,
+    scorer: CompletionLogps,
+    team: Team,
+    seen: Callable[[int], None],
+    tell: Tell,
+    stop: Callable[[], bool],
+) -> tuple[int, bool]:
+    """Score and write one part, all processes together; its pairs, and whether any of them was asked to stop."""
+    rows = work.plan.filter(pl.col("part") == number)
+    shares = team.on_each(lambda: (score_batches(scorer, rows, work.encoded, team, seen, tell), stop()))
+    part = assemble_part(rows, work.encoded, [scores for scores, _ in shares])
+    team.on_main(lambda: write_parquet(work.folder / part_name(number), part))
+    return part.height, any(stopped for _, stopped in shares)
 
 
 def _scorer(pipeline: Pipeline, team: Team, tell: Tell) -> CompletionLogps:
@@ -182,7 +156,7 @@ def _watched(plan: pl.DataFrame, watch: Watch) -> Callable[[int], None]:
     return lambda batch: watch(tokens[batch], total, pairs[batch])
 
 
-def _precomputed(work: _Work, scored: int, seconds: float) -> Precomputed:
+def _precomputed(work: Work, scored: int, seconds: float) -> Precomputed:
     here = pl.col("pair_id").is_in(work.present)
     plan, rows = work.plan.filter(here), read_parts(work.folder).filter(here)
     reasons = drop_reasons(work.dropped.filter(here))
@@ -192,15 +166,10 @@ def _precomputed(work: _Work, scored: int, seconds: float) -> Precomputed:
     )
 
 
-def drop_reasons(dropped: pl.DataFrame) -> dict[str, int]:
-    """How many pairs encoding dropped, by reason."""
-    return {row["reason"]: row["len"] for row in dropped.group_by("reason").len().sort("reason").to_dicts()}
-
-
 def dry_run(pipeline: Pipeline, *, tell: Tell = lambda _text: None) -> DryRun:
     """Encode, plan, time the middle batch, and write nothing."""
     read_manifest(Path(pipeline.dataset))
-    work = _prepare(pipeline, tell)
+    work = prepare_work(pipeline, tell)
     scorer = load_scorer(pipeline, tell)
     todo = work.plan.filter(pl.col("part").is_in(work.missing_parts))
     estimate = 0.0
@@ -228,68 +197,6 @@ def dry_run(pipeline: Pipeline, *, tell: Tell = lambda _text: None) -> DryRun:
         layout_name(scorer.layout),
         estimate,
     )
-
-
-def _prepare(pipeline: Pipeline, tell: Tell) -> _Work:
-    """Hash the model, find what is there, encode what is not, and plan it."""
-    settings = pipeline.precompute
-    dataset, model = Path(pipeline.dataset), Path(require_model(settings.model, "precompute.model"))
-    manifest = read_manifest(dataset)
-    tokenizer = load_tokenizer(model)
-    kind = manifest["kind"]
-    encoding = EncodeSettings(
-        kind,
-        settings.max_length,
-        settings.min_completion_tokens,
-        settings.long_prompt,
-        resolve_template(kind, settings.chat_template, tokenizer),
-    )
-    tell(f"hashing the weights of {model}")
-    identity = reference_identity(policy_identity(model, tokenizer), encoding, settings.dtype)
-    key = reference_key(identity)
-    folder = dataset / REFERENCES / key
-    pairs = read_table(dataset, "pairs", manifest)
-    plan, dropped = read_plan(folder, set(pairs["pair_id"]))
-    new = pairs.filter(~pl.col("pair_id").is_in(plan["pair_id"].to_list() + dropped["pair_id"].to_list()))
-    check_written(folder, plan)
-    unwritten = [part for part in plan["part"].unique().sort() if not (folder / part_name(part)).exists()]
-    waiting = plan.filter(pl.col("part").is_in(unwritten))["pair_id"].to_list()
-    tell(f"encoding {new.height + len(waiting)} pairs")
-    encoded = encode_pairs(
-        pairs.filter(pl.col("pair_id").is_in(waiting + new["pair_id"].to_list())), tokenizer, encoding
-    )
-    plan, dropped = extend_plan(plan, dropped, encoded, set(new["pair_id"]), settings.max_batch_tokens)
-    if pairs.height and plan.is_empty():
-        raise CheckError(
-            f"encoding drops every pair: {', '.join(f'{n} {r}' for r, n in drop_reasons(dropped).items())}",
-            where=str(dataset),
-            hint="another precompute.max_length or chat template",
-        )
-    check_boundary(plan.filter(pl.col("num_boundary_tokens") > 0).height, plan.height, settings.max_boundary_share)
-    missing = [part for part in plan["part"].unique().sort() if not (folder / part_name(part)).exists()]
-    return _Work(
-        key,
-        folder,
-        identity,
-        encoding.chat_template,
-        plan,
-        dropped,
-        encoded.pairs,
-        missing,
-        pairs["pair_id"].to_list(),
-        is_current(folder, plan, dropped),
-    )
-
-
-def write_plan(work: _Work) -> None:
-    """Put the plan, the drops and the template on disk before anything is scored."""
-    (work.folder / REFERENCE_JSON).unlink(missing_ok=True)  # its hashes will not be those of the new parts
-    if work.template is not None and not (work.folder / TEMPLATE_FILE).exists():
-        write_text(work.folder / TEMPLATE_FILE, work.template)
-    for name, frame in ((REFERENCE_DROPPED, work.dropped), (REFERENCE_PLAN, work.plan)):
-        path = work.folder / name
-        if not path.exists() or not pl.read_parquet(path, glob=False).equals(frame):
-            write_parquet(path, frame)
 
 
 def read_parts(folder: Path) -> pl.DataFrame:
@@ -329,39 +236,7 @@ def boundary_table(plan: pl.DataFrame) -> dict[str, int]:
     return {str(tokens): count for tokens, count in counted.iter_rows()}
 
 
-def check_written(folder: Path, plan: pl.DataFrame) -> None:
-    """Check what an earlier call left: parts hold the pairs of the plan, and are those that reference.json lists.
-
-    Raises:
-        DatasetError: a part is changed, unreadable, or does not hold what was planned for it.
-    """
-    hint = f"delete {folder} and type prefkit precompute again"
-    try:
-        if (folder / REFERENCE_JSON).exists():
-            recorded = read_document(folder / REFERENCE_JSON, Reference)["parts"]
-            check_parts(folder, [part for part in recorded if (folder / part["file"]).exists()])
-        for path in sorted(folder.glob("part-*.parquet")):
-            planned = plan.filter(pl.col("part") == int(path.stem.removeprefix("part-")))
-            if not planned["pair_id"].equals(pl.read_parquet(path, columns=["pair_id"], glob=False)["pair_id"]):
-                raise DatasetError("holds other pairs than plan.parquet says", where=str(path))
-    except DatasetError as error:
-        raise DatasetError(error.message, where=error.where, hint=hint) from None
-    except (pl.exceptions.PolarsError, ValueError) as error:
-        raise DatasetError(f"cannot be read: {error}", where=str(folder), hint=hint) from None
-
-
-def is_current(folder: Path, plan: pl.DataFrame, dropped: pl.DataFrame) -> bool:
-    """Whether reference.json is there and says what plan and drops say: a kill may have come just before it."""
-    drops = folder / REFERENCE_DROPPED
-    if not (folder / REFERENCE_JSON).exists() or not drops.exists():
-        return False
-    recorded = read_document(folder / REFERENCE_JSON, Reference)
-    listed = [part["file"] for part in recorded["parts"]]
-    known = file_sha256(drops) == recorded["dropped"]["sha256"] and dropped.equals(pl.read_parquet(drops, glob=False))
-    return known and listed == [part_name(number) for number in plan["part"].unique().sort()]
-
-
-def write_reference_json(work: _Work, scorer: CompletionLogps, template: str | None) -> None:
+def write_reference_json(work: Work, scorer: CompletionLogps, template: str | None) -> None:
     """Write what the reference is and the hash of every part; its being there and complete is what readers trust."""
     files = [work.folder / part_name(number) for number in work.plan["part"].unique().sort()]
     write_json(

@@ -20,8 +20,8 @@ from prefkit.format import AUDIT_JSON, LOCK, MODEL, REFERENCES, RUN_JSON, RUNS, 
 from prefkit.gate import GateFigures
 from prefkit.identity import differing
 from prefkit.models import quiet_transformers
-from prefkit.reference import TEMPLATE_FILE
 from prefkit.store import as_write_error, folder_beside, is_locked, read_document, write_json, write_text
+from prefkit.work import TEMPLATE_FILE
 
 FIXED = ("reference:", "policy_sha256:", "train.optimizer:", "train.other_reference:")  # a run never changes these
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from prefkit.processes import process_rank
+
 # a terminal, and accelerate's launcher after it, may both pass on one Ctrl-C: that is one request
 SAME_REQUEST = 1.0  # seconds
 
@@ -27,7 +29,8 @@ def stop_on_signals(until: str) -> Iterator[Callable[[], bool]]:
         now = time.monotonic()
         if not asked:
             asked.append(now)
-            sys.stderr.write(f"\nfinishing {until}, then stopping; press Ctrl-C again to stop at once\n")
+            if process_rank() == 0:
+                sys.stderr.write(f"\nfinishing {until}, then stopping; press Ctrl-C again to stop at once\n")
         elif now - asked[0] > SAME_REQUEST:
             raise KeyboardInterrupt
 

@@ -155,7 +155,7 @@ def _progress() -> Progress:
         TextColumn("{task.fields[rate]}"),
         console=Console(stderr=True),
         transient=True,
-        disable=process_rank() > 0,
+        disable=process_rank() > 0,  # of several processes the first one speaks
     )
 
 

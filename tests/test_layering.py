@@ -47,6 +47,7 @@ BELOW = [
     "models",
     "logps",
     "batches",
+    "work",
     "processes",
     "scoring",
     "reference",
