@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from prefkit.config import SourceConfig
 from prefkit.errors import SourceError
-from prefkit.sources import Loaded, load_source, read_rows
+from prefkit.rows import read_rows
+from prefkit.sources import Loaded, load_source
 
 PROPERTY = settings(deadline=None, max_examples=100, derandomize=True, database=None)
 ROWS = [
