@@ -29,6 +29,7 @@ FRAMES = [
 FILES = [
     "documents",
     "config",
+    "rows",
     "sources",
     "views",
     "store",
