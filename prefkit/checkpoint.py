@@ -20,7 +20,7 @@ from torch import nn
 
 from prefkit.errors import DatasetError
 from prefkit.format import CHECKPOINTS, DYNAMICS, STEPS, STEPS_LIVE, part_name, schema
-from prefkit.store import folder_beside, read_json, write_json, write_parquet, write_text
+from prefkit.store import folder_beside, read_json, write_json, write_parquet, write_text, written
 
 DYNAMICS_ROWS = 50_000  # pairs seen before they are written as a part: what memory holds of them
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "checkpoint.json"
@@ -30,7 +30,7 @@ def save_checkpoint(run: Path, step: int, model: nn.Module, optimizer: torch.opt
     """Write checkpoints/step-<step>/ whole or not at all."""
     with folder_beside(run / CHECKPOINTS / f"step-{step:06d}") as beside:
         save_tensors(model, str(beside / WEIGHTS))
-        with (beside / OPTIMIZER).open("wb") as file:  # a file of Python's: a full disk is an OSError then
+        with (beside / OPTIMIZER).open("wb") as file:  # a file of Python's: its OSError is the cause of torch's error
             torch.save({"optimizer": optimizer.state_dict(), "random": _random_states()}, file)
         write_json(beside / STATE, {"step": step})
 
@@ -93,7 +93,7 @@ def load_checkpoint(place: Path, model: nn.Module, optimizer: torch.optim.Optimi
 
 def append_step(run: Path, row: Mapping[str, Any]) -> None:
     """Add a line to steps.jsonl, for whoever watches the run."""
-    with (run / STEPS_LIVE).open("a", encoding="utf-8") as file:
+    with written(run / STEPS_LIVE), (run / STEPS_LIVE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 

@@ -5,10 +5,11 @@ stderr. Exit codes: 0 done, 1 a check failed, 2 bad input, 3 the machine ran out
 own, 130 interrupted. Of several processes started together the first one speaks.
 """
 
-import errno
+import io
 import json
 import os
 import shlex
+import signal
 import sys
 import traceback
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,6 +18,8 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from prefkit.errors import MachineError
 
 app = typer.Typer(
     name="prefkit",
@@ -39,11 +42,28 @@ def console(*, as_json: bool = False) -> "Console":
     """Where a person reads: stdout, or stderr beside --json. Data and paths are never markup."""
     from rich.console import Console
 
+    from prefkit.text import printable
+
     class Screen(Console):
         def on_broken_pipe(self) -> None:  # rich would end with 1, which says here that a check failed
-            raise BrokenPipeError
+            raise ReaderGone
+
+        def print(self, *objects: Any, **options: Any) -> None:  # names of files are data: no escape sequences
+            super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
 
     return Screen(stderr=as_json, quiet=not speaks(), markup=False, highlight=False, soft_wrap=True)
+
+
+class ReaderGone(Exception):  # noqa: N818 - nothing went wrong
+    """Whoever reads stdout has seen enough. No OSError: typer would end with 1 at that."""
+
+
+def put(text: str) -> None:
+    """Write to stdout, whole."""
+    try:
+        sys.stdout.write(text)
+    except BrokenPipeError:
+        raise ReaderGone from None
 
 
 def speaks() -> bool:
@@ -56,7 +76,12 @@ def speaks() -> bool:
 def emit(value: dict[str, Any], *, as_json: bool) -> None:
     """The one JSON line of a command."""
     if as_json and speaks():
-        sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # a file name that is no UTF-8
+            text = json.dumps(value, allow_nan=False)
+        put(text + "\n")
 
 
 def changed(changes: list[str] | None, **options: object) -> list[str]:
@@ -205,7 +230,7 @@ def query(
     if form == "table" and out is None:
         print_relation(relation, console())
     else:
-        rows = write_result(relation, "csv" if form == "table" else form, out, sys.stdout.write)
+        rows = write_result(relation, "csv" if form == "table" else form, out, put)
         if out is not None:
             console().print(f"{rows} rows in {out}")
 
@@ -246,40 +271,42 @@ def demo(
 
 def main() -> None:
     """The entry point: every failure is a message and an exit code; only a bug of our own shows a traceback."""
-    from prefkit.errors import Interrupted, PrefkitError
-
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # asked to stop is asked to stop
     as_json = "--json" in sys.argv
+    if isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase):  # PYTHONUNBUFFERED: a short write would be lost
+        sys.stdout = open(1, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, closefd=False)  # noqa: SIM115
     try:
         code = app(standalone_mode=False) or 0
         if code == 130:  # typer turns an interrupt into this exit code, without a word
             raise KeyboardInterrupt
-    except (KeyboardInterrupt, typer.Abort):
-        error = Interrupted("interrupted; what is finished is on disk", hint=same_command())
-        fail(error.as_dict(), str(error), as_json=as_json)
-        sys.exit(error.exit_code)
-    except PrefkitError as error:
-        if isinstance(error, Interrupted):
-            error.hint = same_command()
-        fail(error.as_dict(), str(error), as_json=as_json)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:  # the reader has seen enough (`prefkit query ... | head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stdout.flush()  # here a full disk, or a reader that is gone, is still ours to answer
+    except (ReaderGone, BrokenPipeError):  # `prefkit query ... | head`
+        close_stdout()
         sys.exit(0)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(answer(None, as_json=as_json))
     except Exception as error:
-        sys.exit(fail_unforeseen(error, as_json=as_json))
+        sys.exit(answer(error, as_json=as_json))
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def same_command() -> str:
-    """The hint after an interruption."""
-    return f"{shlex.join(['prefkit', *sys.argv[1:]])} goes on from there"
+def close_stdout() -> None:
+    """Nothing more can be written there, not even what Python still holds."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def fail_unforeseen(error: Exception, *, as_json: bool) -> int:
-    """The exit code of a failure that is not prefkit's own kind: the machine, the command line, or a bug."""
-    if (reason := machine_failure(error)) is not None:
-        fail({"kind": "MachineError", "message": reason}, reason, as_json=as_json)
-        return 3
+def answer(error: Exception | None, *, as_json: bool) -> int:
+    """Say what went wrong (None: somebody interrupted); returns the exit code."""
+    from prefkit.errors import Interrupted, PrefkitError
+
+    if error is None:
+        error = Interrupted("interrupted; what is finished is on disk")
+    known = error if isinstance(error, PrefkitError) else machine_failure(error)
+    if known is not None:
+        if isinstance(known, Interrupted):
+            known.hint = shlex.join(["prefkit", *sys.argv[1:]])
+        fail(known.as_dict(), str(known), as_json=as_json)
+        return known.exit_code
     show = getattr(error, "show", None)  # a usage error knows how to show itself
     if show is not None:
         show()
@@ -291,18 +318,13 @@ def fail_unforeseen(error: Exception, *, as_json: bool) -> int:
     return 70
 
 
-def machine_failure(error: Exception) -> str | None:
-    """What the machine ran out of, if that is what an error says; torch has its own ways to say it."""
-    from prefkit.errors import is_out_of_memory
+def machine_failure(error: Exception) -> "MachineError | None":
+    """What the machine ran out of, if that is what an error says."""
+    from prefkit.errors import MachineError, is_out_of_memory, no_room
 
-    full = ("No space left on device", "os error 28", "Disk quota exceeded")  # as safetensors and torch say it
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full: {error.filename or 'while writing'}; make room and type the same command"
-    if any(word in str(error) for word in full):
-        return "the disk is full; make room and type the same command"
     if is_out_of_memory(error):
-        return "out of memory; a smaller batch_size or max_length, or another dtype, needs less"
-    return None
+        return MachineError("out of memory", hint="a smaller batch_size or max_length, or another dtype, needs less")
+    return no_room(error)
 
 
 def fail(value: dict[str, Any], message: str, *, as_json: bool) -> None:
@@ -311,4 +333,8 @@ def fail(value: dict[str, Any], message: str, *, as_json: bool) -> None:
         from prefkit.text import printable
 
         sys.stderr.write(f"error: {printable(message)}\n")
-    emit({"error": value}, as_json=as_json)
+    try:
+        emit({"error": value}, as_json=as_json)
+        sys.stdout.flush()
+    except (ReaderGone, OSError):  # stdout itself may be what has no room
+        close_stdout()

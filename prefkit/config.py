@@ -313,7 +313,9 @@ def _explain(error: ValidationError, name: str, lines: Mapping[Path_, int], chan
     if problem["type"] == "missing":
         return ConfigError(f"key {_dotted(loc)} is missing", where=where, expected=_doc_of(loc))
     if problem["type"] == "value_error":
-        return ConfigError(str(problem["ctx"]["error"]), where=where)
+        message = str(problem["ctx"]["error"])
+        named = any(change.partition("=")[0].strip() in message for change in changes)  # of two keys that do not agree
+        return ConfigError(message, where="--set" if named else where)
     got = f"{_dotted(loc)} = {problem['input']!r}"
     return ConfigError(f"{got} does not fit", where=where, expected=_plain(problem["msg"]))
 

@@ -100,7 +100,7 @@ def resolve_template(kind: Kind, setting: str | None, tokenizer: Any) -> str | N
     try:
         tokenizer.apply_chat_template([{"role": "user", "content": "?"}], chat_template=template, tokenize=False)
     except jinja2.TemplateSyntaxError as error:
-        where = f"{setting or 'the tokenizer'}:{error.lineno}"
+        where = f"{setting or tokenizer.name_or_path or 'the tokenizer'}:{error.lineno}"
         raise ModelError(f"the chat template is no jinja: {error.message}", where=where) from None
     except (jinja2.TemplateError, TypeError, ValueError):
         pass  # it may refuse this conversation, and take those of the dataset: rows are judged one by one

@@ -16,6 +16,12 @@ A message says what is wrong; `where` names file, line, row or field; `expected`
 next command to type. Own invariants use assert, never these.
 """
 
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
 
 class PrefkitError(Exception):
     """The root: a message for a person, and the parts it is made of."""
@@ -27,7 +33,8 @@ class PrefkitError(Exception):
         super().__init__(message)
 
     def __str__(self) -> str:
-        head = f"{self.where}: {self.message}" if self.where else self.message
+        where = self.where.replace("\n", "\\n")  # a name with a line break must not pass for a line of ours
+        head = f"{where}: {self.message}" if where else self.message
         tail = f"\n  expected: {self.expected}" if self.expected else ""
         return head + tail + (f"\n  next: {self.hint}" if self.hint else "")
 
@@ -83,8 +90,50 @@ class Interrupted(PrefkitError):  # noqa: N818 - nothing went wrong
     exit_code = 130
 
 
+@contextlib.contextmanager
+def located(where: str) -> Iterator[None]:
+    """Give an error that does not say where it happened the place that the caller knows."""
+    try:
+        yield
+    except PrefkitError as error:
+        error.where = error.where or where
+        raise
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out; torch has a kind of its own, and on a CPU a plain RuntimeError."""
     words = ("can't allocate memory", "not enough memory")
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or any(word in str(error) for word in words)
+
+
+class _Room(NamedTuple):
+    """A way to run out of room: what it is called, and what makes room."""
+
+    message: str
+    hint: str
+
+
+_MAKE_ROOM = "make room and type the same command"
+NO_ROOM = {
+    errno.ENOSPC: _Room("the disk is full", _MAKE_ROOM),
+    errno.EDQUOT: _Room("the disk quota is used up", _MAKE_ROOM),
+    errno.EFBIG: _Room("a limit on the size of files is reached (ulimit -f)", "raise it and type the same command"),
+}
+
+
+def no_room(error: BaseException, where: str = "") -> MachineError | None:
+    """The error of a disk that is full, if that is what an error says, by its number, its words or its cause.
+
+    Libraries have their own ways: safetensors and Polars put the number into a text, torch hides the cause.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        number = seen.errno if isinstance(seen, OSError) else None
+        for known, room in NO_ROOM.items():
+            words = (f"os error {known})", f"[Errno {known}]", os.strerror(known))
+            if number == known or any(word in str(seen) for word in words):
+                place = where or str(getattr(seen, "filename", None) or "")
+                return MachineError(room.message, where=place, hint=room.hint)
+        seen = seen.__cause__ or seen.__context__
+    return None

@@ -30,6 +30,7 @@ from prefkit.logps import CompletionLogps, make_batch
 from prefkit.reference import read_reference
 from prefkit.store import check_parts
 
+AGAIN = "delete the reference and type prefkit precompute again"
 NUM_LONGEST, NUM_RANDOM = 16, 48
 MAX_TOKEN_LOGP = 1e-6  # a float32 log_softmax may round a hair above 0
 MAX_ABS = 1e-4  # float32: largest difference of one token, in nats
@@ -98,7 +99,9 @@ def find_reference(
     for key, ref in looked_at.items():
         if not key == ref["key"] == reference_key(ref["identity"]):
             where = str(dataset / REFERENCES / key / REFERENCE_JSON)
-            raise GateError("its identity is not the one that its key was made from: it was changed", where=where)
+            raise GateError(
+                "its identity is not the one that its key was made from: it was changed", where=where, hint=AGAIN
+            )
     apart = {key: _apart(ref, policy, other=other) for key, ref in looked_at.items()}
     same = [key for key, lines in apart.items() if not lines]
     if not same:
@@ -170,9 +173,9 @@ def check_table(dataset: Path, key: str, reference: Mapping[str, Any], pair_ids:
     try:
         check_parts(folder, [*reference["parts"], reference["dropped"]])
     except DatasetError as error:
-        raise GateError(error.message, where=error.where, hint="delete it and type prefkit precompute again") from None
+        raise GateError(error.message, where=error.where, hint=AGAIN) from None
     if not reference["parts"]:
-        raise GateError("the reference has no rows", where=str(folder))
+        raise GateError("the reference has no rows", where=str(folder), hint=AGAIN)
     table = pl.concat([_part(folder / part["file"]) for part in reference["parts"]])
     dropped = set(pl.read_parquet(folder / REFERENCE_DROPPED, glob=False)["pair_id"])
     _refuse(folder, "scored twice", table["pair_id"].filter(table["pair_id"].is_duplicated()).to_list())
@@ -194,17 +197,16 @@ def _part(path: Path) -> pl.DataFrame:
         GateError: it has other columns or types, or is no Parquet.
     """
     wanted = schema("reference", "text")
-    hint = "delete the reference and type prefkit precompute again"
     try:
         part = pl.read_parquet(path, glob=False)
     except pl.exceptions.PolarsError as error:
-        raise GateError(f"cannot be read: {error}", where=str(path), hint=hint) from None
+        raise GateError(f"cannot be read: {error}", where=str(path), hint=AGAIN) from None
     lines = differing({n: str(t) for n, t in part.schema.items()}, {n: str(t) for n, t in wanted.items()})
     if lines:
         raise GateError(
             "columns that no reference pass writes (found and expected): " + "; ".join(lines),
             where=str(path),
-            hint=hint,
+            hint=AGAIN,
         )
     return part.select(wanted.names())
 
@@ -242,7 +244,7 @@ def _refuse(
     folder: Path,
     what: str,
     pair_ids: Sequence[str],
-    hint: str = "delete it and type prefkit precompute again",
+    hint: str = AGAIN,
 ) -> None:
     if pair_ids:
         first = ", ".join(pair[:12] for pair in pair_ids[:10])
@@ -303,6 +305,6 @@ def check_scores(
             f"{worst[1][:12]}), RMS {figures.rms:.3g}, mean {figures.mean:.3g}, over {figures.tokens} tokens",
             where=where,
             expected=f"at most {MAX_ABS:g}" if exact else f"RMS at most {MAX_RMS:g}, mean at most {MAX_MEAN:g}",
-            hint="delete the reference and type prefkit precompute again",
+            hint=AGAIN,
         )
     return figures

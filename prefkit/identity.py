@@ -44,8 +44,13 @@ def weight_files(folder: Path) -> list[Path]:
             expected="a folder with config.json and model.safetensors",
         )
     if (folder / INDEX).exists() and not (folder / SINGLE).exists():  # where both are, the single file is loaded
-        names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-        files = [folder / name for name in sorted(set(names))]
+        try:
+            names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+            files = [folder / name for name in sorted(set(names))]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ModelError(
+                "no index of safetensors files", where=str(folder / INDEX), expected="a weight_map"
+            ) from None
     else:
         files = [folder / SINGLE]
     for file in files:
@@ -62,14 +67,15 @@ def tensor_places(path: Path) -> dict[str, TensorPlace]:
         try:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
-        except (struct.error, ValueError, MemoryError, OverflowError):
+            header.pop("__metadata__", None)
+            return {name: _place(path, 8 + length, entry) for name, entry in header.items()}
+        except (struct.error, ValueError, MemoryError, OverflowError, KeyError, TypeError, AttributeError, IndexError):
             raise ModelError("no safetensors file", where=str(path)) from None
-    base = 8 + length
-    header.pop("__metadata__", None)
-    return {
-        name: TensorPlace(path, t["dtype"], tuple(t["shape"]), base + t["data_offsets"][0], base + t["data_offsets"][1])
-        for name, t in header.items()
-    }
+
+
+def _place(path: Path, base: int, entry: Mapping[str, Any]) -> TensorPlace:
+    start, end = entry["data_offsets"]
+    return TensorPlace(path, str(entry["dtype"]), tuple(entry["shape"]), base + start, base + end)
 
 
 def weights_sha256(folder: Path) -> str:
@@ -114,6 +120,8 @@ def model_config(folder: Path) -> dict[str, Any]:
         ) from None
     except ValueError:
         raise ModelError("config.json is no JSON", where=str(folder)) from None
+    if not isinstance(config, dict):
+        raise ModelError("config.json is no JSON object", where=str(folder))
     return {key: value for key, value in config.items() if key not in CONFIG_NOISE}
 
 

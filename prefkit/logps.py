@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from prefkit.encode import Sides
-from prefkit.errors import ModelError
+from prefkit.errors import ModelError, is_out_of_memory
 from prefkit.models import REGIMES, autocast
 
 KERNEL_VERSION = 1
@@ -278,7 +278,7 @@ def choose_layout(model: nn.Module, dtype: str, max_length: int) -> Layout:
             with torch.no_grad():
                 found.append(scorer(make_batch(pairs, shared=shared).to(device)).token_logps)
         except Exception as error:  # a model that cannot take the mask is no error, it is a reason
-            if not shared:
+            if not shared or is_out_of_memory(error):  # the layout must not depend on free memory
                 raise
             return Layout(False, f"it does not take the shared-prefix mask ({type(error).__name__})")
     if not bool(found[0].isfinite().all()):

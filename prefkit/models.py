@@ -76,6 +76,8 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise ModelError(
             "no tokenizer in it", where=str(folder), expected="tokenizer.json, as written by save_pretrained"
         )
+    if (Path(folder) / "config.json").exists():
+        model_config(Path(folder))  # a damaged one would be laid to the tokenizer
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever transformers raises, the user needs the folder and the reason

@@ -9,7 +9,7 @@ import polars as pl
 
 from prefkit.errors import DatasetError, InputError
 from prefkit.format import REFERENCE_JSON, REFERENCES
-from prefkit.store import atomic_path, read_json, read_manifest
+from prefkit.store import REMAKE, atomic_path, read_json, read_manifest
 from prefkit.views import VIEW_FILES, view_sql
 
 
@@ -28,7 +28,8 @@ def connect_dataset(dataset: str | Path) -> duckdb.DuckDBPyConnection:
         try:
             connection.execute(view_sql(view, manifest["kind"], files))
         except duckdb.Error as error:
-            raise DatasetError(f"the files of {view} cannot be read: {error}", where=str(dataset)) from None
+            reason = f"the files of {view} cannot be read: {str(error).splitlines()[0]}"
+            raise DatasetError(reason, where=str(dataset), hint=REMAKE) from None
     connection.execute(f"SET allowed_directories=['{str(root).replace(chr(39), chr(39) * 2)}/']")
     connection.execute("SET enable_external_access=false")
     connection.execute("SET lock_configuration=true")
@@ -50,7 +51,7 @@ def view_files(root: Path, manifest: Mapping[str, Any], view: str) -> list[Path]
         found = sorted(root.glob(VIEW_FILES[view][1]))
     for path in found:
         if not path.exists():
-            raise DatasetError("part is missing", where=str(path), hint="prefkit build, or prefkit precompute, again")
+            raise DatasetError("part is missing", where=str(path), hint=REMAKE)
     return found
 
 
@@ -97,11 +98,17 @@ def write_result(relation: duckdb.DuckDBPyRelation, form: str, out: str | None, 
     if form == "parquet" and out is None:
         raise InputError("--format parquet needs a file", hint="--out FILE.parquet")
     try:
-        frame: pl.DataFrame = relation.pl()
+        return _write_result(relation, form, out, write)
     except duckdb.Error as error:
         raise as_input_error(error) from None
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"the result cannot be written: {error}", hint="cast the column in the query") from None
+    # Polars panics at what it cannot hold or write (binary as json, years above 262,000), which is no Exception
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"the result cannot be written: {reason}", hint="cast the column in the query") from None
+
+
+def _write_result(relation: duckdb.DuckDBPyRelation, form: str, out: str | None, write: Any) -> int:
+    frame: pl.DataFrame = relation.pl()
     nested = [name for name, dtype in frame.schema.items() if dtype.is_nested()]
     if form == "csv" and nested:
         raise InputError(f"csv holds no lists: {', '.join(nested)}", hint="--format json or parquet")

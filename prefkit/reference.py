@@ -7,6 +7,7 @@ costs one part at most. Several processes (accelerate launch, torchrun) share th
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from prefkit import __version__
 from prefkit.batches import largest_batch
 from prefkit.config import Pipeline
 from prefkit.documents import Reference
-from prefkit.errors import Interrupted
+from prefkit.errors import Interrupted, located
 from prefkit.format import REFERENCE_DROPPED, REFERENCE_JSON, REFERENCES, part_name, schema
 from prefkit.logps import KERNEL_VERSION, CompletionLogps, Layout
 from prefkit.processes import Team, join_team
@@ -91,6 +92,10 @@ def precompute_reference(
 
         def prepare() -> Work:
             read_manifest(dataset)
+            if not os.access(dataset, os.W_OK):  # where nothing can be written, nothing may be to do
+                work = prepare_work(pipeline, tell)
+                if work.current and not work.missing_parts:
+                    return work
             held.enter_context(locked(dataset))
             return prepare_work(pipeline, tell)
 
@@ -113,8 +118,8 @@ def _score(pipeline: Pipeline, work: Work, team: Team, tell: Tell, watch: Watch,
         if stopped and number != work.missing_parts[-1]:
             left = sum(missing > number for missing in work.missing_parts)
             raise Interrupted(f"stopped: {scored} pairs scored and written, {left} parts left", where=str(work.folder))
-    team.on_main(lambda: write_reference_json(work, scorer, pipeline.precompute.chat_template))
     team.on_main(lambda: write_views(dataset, work.identity["kind"]))
+    team.on_main(lambda: write_reference_json(work, scorer, pipeline.precompute.chat_template))
     return scored
 
 
@@ -129,7 +134,12 @@ def _score_part(
 ) -> tuple[int, bool]:
     """Score and write one part, all processes together; its pairs, and whether any of them was asked to stop."""
     rows = work.plan.filter(pl.col("part") == number)
-    shares = team.on_each(lambda: (score_batches(scorer, rows, work.encoded, team, seen, tell), stop()))
+
+    def share() -> tuple[pl.DataFrame, bool]:
+        with located(work.model):
+            return score_batches(scorer, rows, work.encoded, team, seen, tell), stop()
+
+    shares = team.on_each(share)
     part = assemble_part(rows, work.encoded, [scores for scores, _ in shares])
     team.on_main(lambda: write_parquet(work.folder / part_name(number), part))
     return part.height, any(stopped for _, stopped in shares)
@@ -177,7 +187,8 @@ def dry_run(pipeline: Pipeline, *, tell: Tell = lambda _text: None) -> DryRun:
         batches = todo["batch"].unique().sort()
         batch = todo.filter(pl.col("batch") == batches[len(batches) // 2])
         started = time.monotonic()
-        score_pairs_of(scorer, work.encoded, batch["pair_id"].to_list(), tell)
+        with located(work.model):
+            score_pairs_of(scorer, work.encoded, batch["pair_id"].to_list(), tell)
         estimate = (time.monotonic() - started) / int(batch["num_tokens"].sum()) * int(todo["num_tokens"].sum())
     completion = work.encoded.select(pl.col("num_chosen_tokens") + pl.col("num_rejected_tokens")).sum().item() or 0
     # 4 bytes an id, 4 a log-prob, and the rows' own columns; measured files are within a factor of two

@@ -66,7 +66,8 @@ def read_rows(path: str) -> Iterator[RawRow]:
     except SourceError:
         raise
     except (OSError, EOFError, zlib.error, csv.Error, ValueError, RecursionError) as error:
-        raise SourceError(f"cannot be read: {error}", where=f"{path}:{line + 1}", expected="a whole file") from None
+        reason = getattr(error, "strerror", None) or error
+        raise SourceError(f"cannot be read: {reason}", where=f"{path}:{line + 1}", expected="a whole file") from None
 
 
 def _opened(name: Path, packed: str) -> Any:

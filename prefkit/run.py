@@ -5,8 +5,9 @@
 A run goes on only with the settings, the reference and the very pairs it was started with.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +16,22 @@ import polars as pl
 from prefkit import __version__
 from prefkit.checkpoint import list_checkpoints
 from prefkit.documents import Audit, Run
-from prefkit.errors import DatasetError
+from prefkit.errors import DatasetError, PrefkitError
 from prefkit.format import AUDIT_JSON, LOCK, MODEL, REFERENCES, RUN_JSON, RUNS, canonical_json
 from prefkit.gate import GateFigures
 from prefkit.identity import differing
 from prefkit.models import quiet_transformers
-from prefkit.store import as_write_error, folder_beside, is_locked, read_document, write_json, write_text
+from prefkit.store import (
+    folder_beside,
+    give_lock,
+    leave_no_empty_directory,
+    locked,
+    read_document,
+    take_lock,
+    write_json,
+    write_text,
+    written,
+)
 from prefkit.work import TEMPLATE_FILE
 
 FIXED = ("reference:", "policy_sha256:", "train.optimizer:", "train.other_reference:")  # a run never changes these
@@ -42,14 +53,15 @@ def data_sha256(rows: pl.DataFrame) -> str:
     return hashlib.sha256(canonical_json(listed).encode()).hexdigest()
 
 
-def claim_run(
+@contextlib.contextmanager
+def claimed_run(
     dataset: Path, out: str | None, settings: Mapping[str, Any], *, go_on: bool = False
-) -> tuple[Path, list[str]]:
-    """The run directory: a new one, or an unfinished one of the same settings.
+) -> Iterator[tuple[Path, list[str]]]:
+    """The run directory, locked while the block runs: a new one, or an unfinished one of the same settings.
 
     Args:
         dataset: whose runs/ it lies in where `out` is None.
-        out: the directory, or None for the newest unfinished run or the next free number.
+        out: the directory, or None for the newest unfinished run that nobody is at work on, or the next free number.
         settings: what a run that is gone on with must agree in.
         go_on: other train settings and other pairs are wanted; reference, policy and optimiser never change.
 
@@ -57,18 +69,44 @@ def claim_run(
         the directory, and the settings that are not those it was started with (empty without `go_on`).
 
     Raises:
-        DatasetError: the run is finished, or was started with other settings, named one by one; or `go_on` finds none.
+        DatasetError: the run is finished, is being written, or was started with other settings, named one by one; or
+            `go_on` finds none. A directory that was made for nothing is removed.
     """
-    run = _newest_unfinished(dataset) if out is None else Path(out)
-    if run is not None and run.exists():
-        _refuse_foreign(run, finished_is_wrong=out is not None)
-    if run is None or not (run / RUN_JSON).exists():
-        if go_on:
-            raise DatasetError("no unfinished run to go on with", where=str(run or dataset / RUNS))
-        return run or _new_run(dataset), []
+    with contextlib.ExitStack() as held:
+        run = _newest_unfinished(dataset, held) if out is None else Path(out)
+        existed = run is not None and run.exists()
+        if out is not None:
+            _refuse_foreign(Path(out))
+            held.enter_context(locked(Path(out)))
+        if run is None or not (run / RUN_JSON).exists():
+            changed: list[str] = []
+            if go_on:
+                _leave(held, run if not existed else None)
+                raise DatasetError("no unfinished run to go on with", where=str(run or dataset / RUNS))
+        else:
+            changed = _changed(run, dataset, out, settings, go_on=go_on)
+            if changed and not go_on:  # nothing would be lost
+                run = None
+        run = run or _new_run(dataset, held)
+        try:
+            yield run, changed if go_on else []
+        except PrefkitError:
+            if not existed:
+                _leave(held, run)
+            raise
+
+
+def _leave(held: contextlib.ExitStack, run: Path | None) -> None:
+    held.close()
+    if run is not None:
+        leave_no_empty_directory(run)
+
+
+def _changed(run: Path, dataset: Path, out: str | None, settings: Mapping[str, Any], *, go_on: bool) -> list[str]:
+    """The settings that an unfinished run was not started with, if it may be gone on with or left behind."""
     apart = _apart(run, settings)
-    if apart and out is None and not list_checkpoints(run):
-        return _new_run(dataset), []  # nothing would be lost
+    if apart and out is None and not go_on and not list_checkpoints(run):
+        return apart
     fixed = [line for line in apart if line.startswith(FIXED)]
     if fixed or (apart and not go_on):
         elsewhere = f"--out {_next_run(dataset) if out is None else 'RUN'} starts another run"
@@ -77,13 +115,15 @@ def claim_run(
             where=str(run),
             hint=elsewhere if fixed else f"--go-on goes on with it under the new settings; {elsewhere}",
         )
-    return run, apart
+    return apart
 
 
-def _refuse_foreign(run: Path, *, finished_is_wrong: bool) -> None:
+def _refuse_foreign(run: Path) -> None:
+    if not run.is_dir():
+        return
     if not (run / RUN_JSON).exists() and any(path.name not in (LOCK, f".{RUN_JSON}.tmp") for path in run.iterdir()):
         raise DatasetError("holds something that is no run", where=str(run), hint="choose another --out")
-    if finished_is_wrong and not _unfinished(run):
+    if not _unfinished(run):
         raise DatasetError("is a finished run", where=str(run), hint="choose another --out")
 
 
@@ -95,24 +135,29 @@ def _next_run(dataset: Path) -> Path:
     return dataset / RUNS / str(max(_numbered(dataset), default=0) + 1)
 
 
-def _newest_unfinished(dataset: Path) -> Path | None:
-    """The newest run, if it is unfinished and nobody is at work on it."""
+def _newest_unfinished(dataset: Path, held: contextlib.ExitStack) -> Path | None:
+    """The newest run, if it is unfinished and nobody is at work on it; locked from now on."""
     numbered = _numbered(dataset)
     run = dataset / RUNS / str(numbered[-1]) if numbered else None
-    return run if run is not None and _unfinished(run) and not is_locked(run) else None
+    if run is None or not _unfinished(run) or (lock := take_lock(run)) is None:
+        return None
+    held.callback(give_lock, run, lock)
+    return run if _unfinished(run) else None  # it may have been finished just now
 
 
-def _new_run(dataset: Path) -> Path:
-    """The next free number, taken: two trainings that start at once get two."""
+def _new_run(dataset: Path, held: contextlib.ExitStack) -> Path:
+    """The next free number, made and locked: trainings that start at once get one each."""
     while True:
         run = _next_run(dataset)
-        try:
-            run.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise as_write_error(error, run) from None
-        return run
+        with written(run):
+            run.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                run.mkdir()
+            except FileExistsError:
+                continue
+        if (lock := take_lock(run)) is not None:
+            held.callback(give_lock, run, lock)
+            return run
 
 
 def _unfinished(run: Path) -> bool:

@@ -13,7 +13,7 @@ import torch
 
 from prefkit.config import Pipeline, require_model
 from prefkit.encode import Sides
-from prefkit.errors import MachineError, ModelError, is_out_of_memory
+from prefkit.errors import MachineError, ModelError, is_out_of_memory, located
 from prefkit.format import REFERENCE, schema
 from prefkit.logps import CompletionLogps, Layout, choose_layout, make_batch
 from prefkit.models import check_fits, load_model, load_tokenizer, pick_device
@@ -30,8 +30,9 @@ def load_scorer(pipeline: Pipeline, tell: Tell) -> CompletionLogps:
     folder = require_model(settings.model, "precompute.model")
     device = pick_device()
     model = load_model(folder, settings.dtype, device, settings.attention)
-    check_fits(model, load_tokenizer(folder), settings.max_length, folder)
-    layout = choose_layout(model, settings.dtype, settings.max_length)
+    with located(folder):
+        check_fits(model, load_tokenizer(folder), settings.max_length, folder)
+        layout = choose_layout(model, settings.dtype, settings.max_length)
     tell(f"scoring on {device} in {settings.dtype}, {layout_name(layout)}")
     return CompletionLogps(model, settings.dtype, layout)
 

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from prefkit.documents import Manifest
-from prefkit.errors import DatasetError, MachineError
+from prefkit.errors import DatasetError, PrefkitError, no_room
 from prefkit.format import (
     CARD,
     FORMAT_VERSION,
@@ -41,12 +41,10 @@ from prefkit.views import VIEW_FILES, views_sql
 
 OWN_NAMES = {MANIFEST, CARD, VIEWS, LOCK, "pairs", "dropped", "rejects", "audit", REFERENCES, RUNS}
 BUILDING, DRAFTS = ".building", ".drafts"  # what a build makes before it is finished
-NO_ROOM = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "a limit on the size of files is reached (ulimit -f)",
-}
 NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+
+
+REMAKE = "prefkit build, or prefkit precompute, makes it again"
 
 
 class Part(NamedTuple):
@@ -67,26 +65,44 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     beside = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-        with beside.open("rb+") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        raise as_write_error(error, path) from None
+        with written(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield beside
+            with beside.open("rb+") as file:
+                os.fsync(file.fileno())
+            beside.replace(path)
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
 
 
-def as_write_error(error: OSError, path: Path) -> Exception:
+def as_write_error(error: Exception, path: Path) -> Exception:
     """What a failed write means: the disk is full, the folder may not be written to, or the error as it is."""
-    if error.errno in NO_ROOM:
-        return MachineError(NO_ROOM[error.errno], where=str(path), hint="make room and type the same command")
-    if error.errno in NOT_WRITABLE:
+    if (full := no_room(error, str(path))) is not None:
+        return full
+    if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
         hint = "make it writable, or choose another directory (dataset:, --out)"
         return DatasetError(f"cannot be written: {error.strerror}", where=str(path), hint=hint)
     return error
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Whatever fails to be written in the block is an error that names `path`.
+
+    Raises:
+        MachineError: the disk is full.
+        DatasetError: the place cannot be written to.
+    """
+    try:
+        yield
+    except PrefkitError:
+        raise
+    except Exception as error:
+        meant = as_write_error(error, path)
+        if meant is error:
+            raise
+        raise meant from None
 
 
 @contextlib.contextmanager
@@ -99,13 +115,12 @@ def folder_beside(path: Path) -> Iterator[Path]:
     """
     beside = path.with_name(f".{path.name}.tmp")
     try:
-        shutil.rmtree(beside, ignore_errors=True)  # of an earlier kill
-        beside.mkdir(parents=True)
-        yield beside
-        shutil.rmtree(path, ignore_errors=True)
-        beside.replace(path)
-    except OSError as error:
-        raise as_write_error(error, path) from None
+        with written(path):
+            shutil.rmtree(beside, ignore_errors=True)  # of an earlier kill
+            beside.mkdir(parents=True)
+            yield beside
+            shutil.rmtree(path, ignore_errors=True)
+            beside.replace(path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -153,45 +168,51 @@ def write_table(folder: Path, name: str, frame: pl.DataFrame, kind: Kind) -> lis
     return parts
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Be the only writer of a dataset or run directory.
+def take_lock(folder: Path) -> FileLock | None:
+    """Become the only writer of a dataset or run directory; None if somebody else is. `give_lock` ends it.
 
     Raises:
-        DatasetError: somebody else holds it, named by process id and host.
+        DatasetError: the directory cannot be written to.
         MachineError: the disk is full.
     """
-    path = folder / LOCK
-    lock = FileLock(path, timeout=0)
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        with written(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+            (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
     except Timeout:
-        holder = path.read_text(encoding="utf-8").strip() or "unknown"
-        raise DatasetError(
-            f"is being written by another prefkit ({holder})", where=str(folder), hint="wait for it to end"
-        ) from None
-    except OSError as error:
+        return None
+    except PrefkitError:
         lock.release()
-        raise as_write_error(error, folder) from None
+        raise
+    return lock
+
+
+def give_lock(folder: Path, lock: FileLock) -> None:
+    """Let others write."""
+    with contextlib.suppress(OSError):  # an empty file needs no room
+        (folder / LOCK).write_text("", encoding="utf-8")
+    lock.release()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only writer of a dataset or run directory while the block runs.
+
+    Raises:
+        DatasetError: somebody else holds it, named by process id and host; or it cannot be written to.
+        MachineError: the disk is full.
+    """
+    lock = take_lock(folder)
+    if lock is None:
+        holder = (folder / LOCK).read_text(encoding="utf-8").strip() or "unknown"
+        message = f"is being written by another prefkit ({holder})"
+        raise DatasetError(message, where=str(folder), hint="wait for it to end")
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # an empty file needs no room
-            path.write_text("", encoding="utf-8")
-        lock.release()
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether somebody is writing to a dataset or run directory right now."""
-    if not (folder / LOCK).exists():
-        return False
-    try:
-        with FileLock(folder / LOCK, timeout=0):
-            return False
-    except Timeout:
-        return True
+        give_lock(folder, lock)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -203,11 +224,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DatasetError("is missing", where=str(path)) from None
+        raise DatasetError("is missing", where=str(path), hint=REMAKE) from None
     except (OSError, ValueError) as error:
-        raise DatasetError(f"cannot be read: {error}", where=str(path)) from None
+        raise DatasetError(f"cannot be read: {error}", where=str(path), hint=REMAKE) from None
     if not isinstance(value, dict):
-        raise DatasetError("is no JSON object", where=str(path))
+        raise DatasetError("is no JSON object", where=str(path), hint=REMAKE)
     return value
 
 
@@ -231,7 +252,7 @@ def read_document(path: Path, document: type[BaseModel]) -> dict[str, Any]:
         document.model_validate(value)
     except ValidationError as error:
         field = ".".join(str(step) for step in error.errors()[0]["loc"])
-        raise DatasetError(f"is damaged at {field}", where=str(path)) from None
+        raise DatasetError(f"is damaged at {field}", where=str(path), hint=REMAKE) from None
     return value
 
 
@@ -270,9 +291,9 @@ def check_parts(folder: Path, parts: list[Mapping[str, Any]]) -> None:
     for part in parts:
         path = folder / part["file"]
         if not path.exists():
-            raise DatasetError("part is missing", where=str(path))
+            raise DatasetError("part is missing", where=str(path), hint=REMAKE)
         if file_sha256(path) != part["sha256"]:
-            raise DatasetError("part was changed: its sha256 is not the recorded one", where=str(path))
+            raise DatasetError("part was changed: its sha256 is not the recorded one", where=str(path), hint=REMAKE)
 
 
 def read_table(dataset: Path, name: str, manifest: Mapping[str, Any]) -> pl.DataFrame:
@@ -311,7 +332,11 @@ def built_beside(dataset: Path) -> Iterator[Path]:
     beside = dataset / BUILDING
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
-    yield beside
+    try:
+        yield beside
+    except Exception:
+        shutil.rmtree(beside, ignore_errors=True)  # nobody uses half of it, and it takes room
+        raise
     (dataset / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(dataset / "audit", ignore_errors=True)
     for path in sorted(beside.iterdir(), key=lambda path: path.name == MANIFEST):
@@ -333,12 +358,18 @@ def clear_left_behind(dataset: Path) -> None:
         shutil.rmtree(dataset / name, ignore_errors=True)
 
 
-def leave_no_empty_directory(dataset: Path) -> None:
-    """Remove what a build made that failed before it had anything to keep."""
-    if dataset.is_dir() and {path.name for path in dataset.iterdir()} <= {LOCK} and not is_locked(dataset):
+def leave_no_empty_directory(folder: Path) -> None:
+    """Remove a dataset or run directory of a command that failed before it had anything to keep."""
+    if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= {LOCK}:
+        return
+    with contextlib.suppress(OSError):
+        folder.rmdir()  # there may not even have been room for the lock
+        return
+    if (lock := take_lock(folder)) is not None:
         with contextlib.suppress(OSError):
-            (dataset / LOCK).unlink(missing_ok=True)
-            dataset.rmdir()
+            (folder / LOCK).unlink(missing_ok=True)
+            folder.rmdir()
+        lock.release()
 
 
 def write_views(dataset: Path, kind: Kind) -> None:

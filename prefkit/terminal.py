@@ -1,6 +1,8 @@
 """How results look on a terminal: plain lines and small tables, and progress with a rate and an ETA on stderr."""
 
 import contextlib
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +146,9 @@ def _cell(value: object) -> str:
     return "" if value is None else printable(str(value))
 
 
+LINE_EVERY = 30.0  # seconds between lines of progress where stderr is no terminal: a log of a batch system
+
+
 def _progress() -> Progress:
     return Progress(
         TextColumn("{task.description}"),
@@ -155,28 +160,45 @@ def _progress() -> Progress:
         TextColumn("{task.fields[rate]}"),
         console=Console(stderr=True),
         transient=True,
-        disable=process_rank() > 0,  # of several processes the first one speaks
+        disable=not sys.stderr.isatty() or process_rank() > 0,
     )
+
+
+class _Pace:
+    """How fast work goes, counted from its first report, and when to say so in a log."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.started, self.said = what, time.monotonic(), time.monotonic()
+        self.first: tuple[int, ...] | None = None
+
+    def rates(self, *done: int) -> list[float] | None:
+        """Units a second since the first report, None while that is too short to tell."""
+        if self.first is None:
+            self.first, self.started = done, time.monotonic()
+        elapsed = time.monotonic() - self.started
+        return [(now - first) / elapsed for now, first in zip(done, self.first, strict=True)] if elapsed > 0.5 else None
+
+    def log(self, done: int, total: int, per_second: float, text: str) -> None:
+        """A line on stderr now and then, if nobody watches a bar there."""
+        now = time.monotonic()
+        if now - self.said < LINE_EVERY or sys.stderr.isatty() or process_rank() > 0:
+            return
+        self.said = now
+        left = f"{(total - done) / per_second / 60:.0f} min left" if per_second else ""
+        sys.stderr.write(f"{self.what} {done / total:.0%}  {left}  {text}\n")
 
 
 @contextlib.contextmanager
 def token_progress() -> Iterator[Callable[[int, int, int], None]]:
-    """A progress line for a reference pass: pairs done, tokens a second, time left."""
+    """A progress line for a reference pass: pairs and tokens a second, time left."""
     with _progress() as progress:
-        task = progress.add_task("scoring", total=None, rate="")
-        first: list[int] = []
+        task, pace = progress.add_task("scoring", total=None, rate=""), _Pace("scoring")
 
         def watch(done: int, total: int, pairs: int) -> None:
-            if not first:
-                first.extend((done, pairs))
-                progress.reset(task, total=total - done)
-            elapsed = progress.tasks[0].elapsed or 0.0
-            rate = (
-                f"{(pairs - first[1]) / elapsed:,.1f} pairs/s  {(done - first[0]) / elapsed:,.0f} tokens/s"
-                if elapsed > 0.5
-                else ""
-            )
-            progress.update(task, completed=done - first[0], rate=rate)
+            rates = pace.rates(done, pairs)
+            text = f"{rates[1]:,.1f} pairs/s  {rates[0]:,.0f} tokens/s" if rates else ""
+            progress.update(task, total=total, completed=done, rate=text)
+            pace.log(done, total, rates[0] if rates else 0.0, text)
 
         yield watch
 
@@ -185,16 +207,14 @@ def token_progress() -> Iterator[Callable[[int, int, int], None]]:
 def step_progress(what: str = "training") -> Iterator[Callable[[int, int, Mapping[str, Any]], None]]:
     """A progress line for training: loss, accuracy and margin of the last step, updates a second, time left."""
     with _progress() as progress:
-        task = progress.add_task(what, total=None, rate="")
-        first: list[int] = []
+        task, pace = progress.add_task(what, total=None, rate=""), _Pace(what)
 
         def watch(done: int, total: int, row: Mapping[str, Any]) -> None:
-            elapsed = progress.tasks[0].elapsed or 0.0
-            if not first:
-                first.append(done - 1)
-            rate = f"{(done - first[0]) / elapsed:.2f} steps/s" if elapsed > 0.5 else ""
+            rates = pace.rates(done)
             names = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
-            shown = "  ".join([*(f"{name} {row[key]:.4f}" for name, key in names.items() if key in row), rate])
-            progress.update(task, total=total, completed=done, rate=shown)
+            shown = [f"{name} {row[key]:.4f}" for name, key in names.items() if key in row]
+            text = "  ".join([*shown, f"{rates[0]:.2f} steps/s" if rates else ""])
+            progress.update(task, total=total, completed=done, rate=text)
+            pace.log(done, total, rates[0] if rates else 0.0, text)
 
         yield watch

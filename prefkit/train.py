@@ -31,7 +31,7 @@ from prefkit.checkpoint import (
 )
 from prefkit.config import Pipeline, TrainConfig, require_model
 from prefkit.encode import Sides
-from prefkit.errors import CheckError, DatasetError, InputError, Interrupted
+from prefkit.errors import CheckError, DatasetError, InputError, Interrupted, located
 from prefkit.format import RUNS
 from prefkit.gate import check_scores, check_table, find_reference, policy_of
 from prefkit.identity import identity_sha256
@@ -39,9 +39,9 @@ from prefkit.logps import CompletionLogps, choose_layout, make_batch
 from prefkit.losses import LOSSES, weighted_mean
 from prefkit.models import check_fits, checkpoint_activations, load_model, load_tokenizer, pick_device
 from prefkit.processes import num_processes
-from prefkit.run import Trained, begin_run, claim_run, data_sha256, finish_run
+from prefkit.run import Trained, begin_run, claimed_run, data_sha256, finish_run
 from prefkit.schedule import epochs_made, learning_rate_at, make_optimizer, num_updates, step_batches
-from prefkit.store import locked, read_manifest, read_table, write_views
+from prefkit.store import read_manifest, read_table, write_views
 
 Tell = Callable[[str], None]
 Watch = Callable[[int, int, Mapping[str, Any]], None]  # updates made, updates in all, the row just logged
@@ -109,11 +109,11 @@ def train_dpo(
         "train": settings.model_dump(mode="json"),
         "data_sha256": data_sha256(pl.concat([data.train, data.test])),
     }
-    run, changed = claim_run(dataset, out, claim, go_on=go_on)
-    with locked(run):
+    with claimed_run(dataset, out, claim, go_on=go_on) as (run, changed):
         model = load_model(folder, identity["dtype"], accelerator.device, pipeline.precompute.attention)
-        check_fits(model, tokenizer, identity["max_length"], folder)
-        layout = choose_layout(model, identity["dtype"], identity["max_length"])
+        with located(folder):
+            check_fits(model, tokenizer, identity["max_length"], folder)
+            layout = choose_layout(model, identity["dtype"], identity["max_length"])
         scorer = CompletionLogps(model, identity["dtype"], layout)
         resume = list_checkpoints(run)
         figures = None
@@ -121,7 +121,8 @@ def train_dpo(
             both = pl.concat([data.train, data.test])
             figures = check_scores(scorer, both, settings.seed, f"reference {key}", same_model=same_model)
         if settings.gradient_checkpointing:
-            checkpoint_activations(model)
+            with located(folder):
+                checkpoint_activations(model)
         torch.manual_seed(settings.seed)
         optimizer = make_optimizer(scorer, settings)
         start = load_checkpoint(resume[-1], scorer, optimizer) if resume else 0
@@ -129,7 +130,8 @@ def train_dpo(
             tell(f"going on from step {start} of {run}" + "".join(f"\n  changed: {line}" for line in changed))
         begin_run(run, dataset, manifest["counts"]["pairs"], claim, figures, start, changed)
         wrapped, optimizer = accelerator.prepare(scorer, optimizer)
-        rows = _loop(accelerator, wrapped, optimizer, data, settings, run, start, watch, stop)
+        with located(str(run)):
+            rows = _loop(accelerator, wrapped, optimizer, data, settings, run, start, watch, stop)
         if run.parent == dataset / RUNS:
             write_views(dataset, manifest["kind"])
         return finish_run(run, dataset, manifest, model, tokenizer, rows, key)

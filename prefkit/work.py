@@ -14,7 +14,7 @@ from prefkit.batches import extend_plan, read_plan
 from prefkit.config import Pipeline, require_model
 from prefkit.documents import Reference
 from prefkit.encode import EncodeSettings, check_boundary, encode_pairs, resolve_template
-from prefkit.errors import CheckError, DatasetError
+from prefkit.errors import CheckError, DatasetError, located
 from prefkit.format import REFERENCE_DROPPED, REFERENCE_JSON, REFERENCE_PLAN, REFERENCES, part_name, reference_key
 from prefkit.identity import policy_identity, reference_identity
 from prefkit.models import load_tokenizer
@@ -34,6 +34,7 @@ class Work(NamedTuple):
     """Everything about a reference pass that is known before the model runs."""
 
     key: str
+    model: str
     folder: Path
     identity: dict[str, Any]
     template: str | None
@@ -70,9 +71,10 @@ def prepare_work(pipeline: Pipeline, tell: Tell) -> Work:
     unwritten = [part for part in plan["part"].unique().sort() if not (folder / part_name(part)).exists()]
     waiting = plan.filter(pl.col("part").is_in(unwritten))["pair_id"].to_list()
     tell(f"encoding {new.height + len(waiting)} pairs")
-    encoded = encode_pairs(
-        pairs.filter(pl.col("pair_id").is_in(waiting + new["pair_id"].to_list())), tokenizer, encoding
-    )
+    with located(str(model)):
+        encoded = encode_pairs(
+            pairs.filter(pl.col("pair_id").is_in(waiting + new["pair_id"].to_list())), tokenizer, encoding
+        )
     plan, dropped = extend_plan(plan, dropped, encoded, set(new["pair_id"]), settings.max_batch_tokens)
     if pairs.height and plan.is_empty():
         raise CheckError(
@@ -84,6 +86,7 @@ def prepare_work(pipeline: Pipeline, tell: Tell) -> Work:
     missing = [part for part in plan["part"].unique().sort() if not (folder / part_name(part)).exists()]
     return Work(
         key,
+        str(model),
         folder,
         identity,
         encoding.chat_template,

@@ -24,6 +24,7 @@ from prefkit import sources
 from prefkit.build import Built, build_dataset
 from prefkit.config import Pipeline
 from prefkit.errors import SourceError
+from prefkit.rows import RawRow, read_rows
 
 PipelineOf = Callable[..., Pipeline]
 ALL = {"max_reject_share": 1.0}  # any share of rejects: what becomes of a row is what is tested
@@ -1090,9 +1091,8 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     path = tmp_path / f"rows{suffix}"
     path.write_bytes({".jsonl": distinct(2000), ".jsonl.gz": GZ, ".parquet": PARQUET}[suffix])
     os.utime(path, (1, 1))  # so that a clock of any grain shows a write
-    read_rows = sources.read_rows
 
-    def read_and_change(name: str) -> Iterator[sources.RawRow]:
+    def read_and_change(name: str) -> Iterator[RawRow]:
         for number, found in enumerate(read_rows(name)):
             if number == 1:
                 change(path)

@@ -126,4 +126,4 @@ def test_frames_touch_no_files(name: str) -> None:
 
 def test_the_command_line_imports_nothing_heavy_before_a_handler_runs() -> None:
     imported = {whole.split(".")[0] for whole in top_imports(ast.parse(MODULES["cli"].read_text(encoding="utf-8")))}
-    assert imported <= {"errno", "json", "os", "shlex", "sys", "traceback", "typing", "typer"}
+    assert imported <= {"io", "json", "os", "shlex", "signal", "sys", "traceback", "typing", "typer"}

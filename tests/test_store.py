@@ -20,10 +20,12 @@ from prefkit.store import (
     atomic_path,
     claim_directory,
     folder_beside,
-    is_locked,
+    give_lock,
+    leave_no_empty_directory,
     locked,
     read_manifest,
     read_table,
+    take_lock,
     write_json,
     write_parquet,
     write_table,
@@ -325,7 +327,8 @@ def test_no_room_is_the_machines_fault_and_says_which_room(number: int, message:
     error = as_write_error(OSError(number, os.strerror(number)), tmp_path)
     assert isinstance(error, MachineError)
     assert (error.message, error.where) == (message, str(tmp_path))
-    assert error.hint == "make room and type the same command"
+    hints = {errno.EFBIG: "raise it and type the same command"}
+    assert error.hint == hints.get(number, "make room and type the same command")
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR])
@@ -341,9 +344,47 @@ def test_any_other_failure_stays_what_it_is(tmp_path: Path) -> None:
     assert as_write_error(error, tmp_path) is error
 
 
-def test_whether_somebody_is_writing_can_be_asked(tmp_path: Path) -> None:
-    assert not is_locked(tmp_path)
-    with locked(tmp_path):
-        assert is_locked(tmp_path)
-        assert (tmp_path / ".lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
-    assert not is_locked(tmp_path)
+def test_a_lock_is_taken_or_not_and_says_by_whom(tmp_path: Path) -> None:
+    lock = take_lock(tmp_path / "new")
+    assert lock is not None
+    assert (tmp_path / "new" / ".lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+    assert take_lock(tmp_path / "new") is None
+    give_lock(tmp_path / "new", lock)
+    assert (tmp_path / "new" / ".lock").read_bytes() == b""
+    with locked(tmp_path / "new"):
+        pass
+
+
+def test_an_empty_directory_is_removed_unless_somebody_is_at_work_in_it(tmp_path: Path) -> None:
+    with locked(tmp_path / "busy"):
+        leave_no_empty_directory(tmp_path / "busy")
+    assert (tmp_path / "busy").exists()
+    leave_no_empty_directory(tmp_path / "busy")
+    assert not (tmp_path / "busy").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes").write_text("mine")
+    leave_no_empty_directory(tmp_path / "full")
+    leave_no_empty_directory(tmp_path / "gone")
+    assert [path.name for path in tmp_path.rglob("*")] == ["full", "notes"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "full"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 5440 vs 5332"),
+    ],
+    ids=["Python", "safetensors", "torch"],
+)
+def test_a_full_disk_is_recognised_in_the_words_and_causes_of_libraries(error: Exception, tmp_path: Path) -> None:
+    def write() -> None:
+        with atomic_path(tmp_path / "file"):
+            try:
+                raise OSError(errno.ENOSPC, "full")
+            except OSError:
+                raise error  # noqa: B904 - as torch does: the cause is only the context
+
+    with pytest.raises(MachineError, match="the disk is full") as caught:
+        write()
+    assert caught.value.where == str(tmp_path / "file")
