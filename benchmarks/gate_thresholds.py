@@ -45,7 +45,8 @@ def trained(model: torch.nn.Module, pairs: Pairs, rate: float, steps: int, devic
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     scorer = CompletionLogps(model, "float32", Layout(shared=True, reason=""))
     for step in range(steps):
-        (-scorer(make_batch(pairs[step : step + 4], shared=True).to(device)).token_logps.mean()).backward()
+        batch = make_batch([pairs[(4 * step + i) % len(pairs)] for i in range(4)], shared=True)
+        (-scorer(batch.to(device)).token_logps.mean()).backward()
         optimizer.step()
         optimizer.zero_grad()
 

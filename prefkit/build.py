@@ -25,11 +25,13 @@ from prefkit.store import (
     check_parts,
     claim_directory,
     clear_left_behind,
+    give_lock,
     leave_no_empty_directory,
     left_behind,
     locked,
     newer_format,
     read_manifest,
+    take_lock,
     write_json,
     write_table,
     write_text,
@@ -224,11 +226,13 @@ def _same_build(dataset: Path, pipeline: Pipeline, kind: Kind) -> Built | None:
     if recorded != [(path, source_sha256(path)) for source in pipeline.sources for path in expand(source.path)]:
         return None
     later = manifest["pipeline"] != wanted  # settings of later steps only: the data stays, the manifest learns them
-    if later or left_behind(dataset):
+    if later:
         with locked(dataset):
-            clear_left_behind(dataset)
-            if later:
-                write_json(dataset / MANIFEST, manifest | {"pipeline": wanted})
+            write_json(dataset / MANIFEST, manifest | {"pipeline": wanted})
+    if left_behind(dataset) and (lock := take_lock(dataset)) is not None:  # of a kill, not of somebody at work
+        clear_left_behind(dataset)
+        write_views(dataset, kind)
+        give_lock(dataset, lock)
     return Built(pipeline.dataset, kind, manifest["counts"], manifest["reasons"], manifest["unused"], True, False)
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_model as load_tensors
 from safetensors.torch import save_model as save_tensors
 from torch import nn
 
-from prefkit.errors import DatasetError
+from prefkit.errors import DatasetError, is_out_of_memory
 from prefkit.format import CHECKPOINTS, DYNAMICS, STEPS, STEPS_LIVE, part_name, schema
 from prefkit.store import folder_beside, read_json, write_json, write_parquet, write_text, written
 
@@ -49,9 +49,9 @@ def prune_checkpoints(run: Path, every: int | None, limit: int, *, finished: boo
     there = list_checkpoints(run)
     due = [path for path in there if every and _step(path) % every == 0]
     kept = {*due[-limit:], *([] if finished else there[-1:])}
-    for path in there:
-        if path not in kept:
-            shutil.rmtree(path)
+    torn = (run / CHECKPOINTS).glob(".step-*.tmp")  # of a kill
+    for path in [*torn, *(path for path in there if path not in kept)]:
+        shutil.rmtree(path)
     if finished and not kept:
         shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
 
@@ -79,7 +79,10 @@ def load_checkpoint(place: Path, model: nn.Module, optimizer: torch.optim.Optimi
         load_tensors(model, str(place / WEIGHTS), device=device)
         state = torch.load(place / OPTIMIZER, map_location="cpu", weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
-    except Exception as error:  # whatever safetensors and torch raise, the user needs the folder and a way out
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        # whatever else safetensors and torch raise, the user needs the folder and a way out
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         hint = f"delete {place} to go on from the checkpoint before it"
         raise DatasetError(f"the checkpoint cannot be read: {reason}", where=str(place), hint=hint) from None
@@ -137,14 +140,18 @@ def cut_dynamics(run: Path, step: int, *, closed: bool) -> list[dict[str, Any]]:
     Returns:
         the rows of the open part, to go on with. Its file stays until it is written again, with them in it.
     """
-    parts = sorted((run / DYNAMICS).glob("part-*.parquet"))
-    begins = [int(path.stem.removeprefix("part-")) for path in parts]
+    parts = sorted((run / DYNAMICS).glob("part-*.parquet"), key=_begin)
+    begins = [_begin(path) for path in parts]
     for path, begin in zip(parts, begins, strict=True):
         if begin >= step:
             path.unlink()
     earlier = [path for path, begin in zip(parts, begins, strict=True) if begin < step]
-    if closed or not earlier:
+    if not earlier:
         return []
     last = pl.read_parquet(earlier[-1], glob=False)
-    full = last.height >= DYNAMICS_ROWS and last["step"][-1] < step
-    return [] if full else last.filter(pl.col("step") < step).to_dicts()
+    ends_here = (closed or last.height >= DYNAMICS_ROWS) and last["step"][-1] < step
+    return [] if ends_here else last.filter(pl.col("step") < step).to_dicts()
+
+
+def _begin(part: Path) -> int:
+    return int(part.stem.removeprefix("part-"))

@@ -303,7 +303,7 @@ def answer(error: Exception | None, *, as_json: bool) -> int:
         error = Interrupted("interrupted; what is finished is on disk")
     known = error if isinstance(error, PrefkitError) else machine_failure(error)
     if known is not None:
-        if isinstance(known, Interrupted):
+        if isinstance(known, Interrupted):  # without the launcher of several processes, which nobody can know
             known.hint = shlex.join(["prefkit", *sys.argv[1:]])
         fail(known.as_dict(), str(known), as_json=as_json)
         return known.exit_code

@@ -226,8 +226,12 @@ def pipeline_from_manifest(settings: Mapping[str, Any], dataset: str, changes: S
     (`model_fields_set`): the gate compares that with the reference.
     """
     pipeline = _checked(dict(settings) | {"dataset": dataset}, changes, f"{dataset}/{MANIFEST}", {})
-    keys = [change.partition("=")[0].strip().split(".") for change in changes]
-    told = {key[1] for key in keys if key[0] == "precompute" and len(key) > 1}
+    told: set[str] = set()
+    for change in changes:
+        key, _, value = change.partition("=")
+        section, *inner = key.strip().split(".")
+        if section == "precompute":
+            told |= set(inner or (yaml.safe_load(value) or {}))
     precompute = PrecomputeConfig.model_construct(told, **dict(pipeline.precompute))
     return pipeline.model_copy(update={"precompute": precompute})
 

@@ -10,10 +10,11 @@ and trained on, and a drop with a reason for every pair that cannot be. The trai
 * text that spells a control token is encoded as text, never as the token.
 """
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jinja2
 import polars as pl
@@ -38,8 +39,9 @@ TRANSCRIPT = (
 FIXED_DATE = {"%Y": "2024", "%y": "24", "%m": "07", "%d": "26", "%-d": "26", "%B": "July", "%b": "Jul", "%A": "Friday"}
 FIXED_DATE |= {"%a": "Fri", "%H": "00", "%I": "12", "%M": "00", "%S": "00", "%p": "AM", "%j": "208"}
 REPLACED = "".join(f" | replace('{code}', '{text}')" for code, text in FIXED_DATE.items())
-FIXED_STRFTIME = "{% macro strftime_now(format) %}{{ format" + REPLACED + " }}{% endmacro %}"
+FIXED_STRFTIME = "{% macro strftime_now(format) %}{{ format" + REPLACED + " }}{% endmacro %}{{ '' }}"
 OWN_TEMPLATES = {"transcript": TRANSCRIPT}
+ShadowOf: TypeAlias = Callable[[], Shadow | None]
 CHUNK = 2_000  # pairs tokenised at once
 END_WINDOW = 3  # an end token may be followed by a newline or two of the template
 
@@ -137,23 +139,24 @@ def encode_pairs(pairs: pl.DataFrame, tokenizer: Any, settings: EncodeSettings) 
     if settings.kind == "text" and tokenizer.eos_token_id is None:
         raise ModelError("the tokenizer has no eos_token", expected="one: a text completion ends with it")
     controls = control_tokens(tokenizer)
-    chunks = [
-        _encode_chunk(pairs.slice(at, CHUNK), tokenizer, settings, controls) for at in range(0, pairs.height, CHUNK)
-    ]
-    chunks = chunks or [_encode_chunk(pairs, tokenizer, settings, controls)]
+    shadow = functools.cache(lambda: make_shadow(tokenizer))  # once, and only if a text spells a control token
+    starts = range(0, max(pairs.height, 1), CHUNK)
+    chunks = [_encode_chunk(pairs.slice(at, CHUNK), tokenizer, settings, controls, shadow) for at in starts]
     lengths = [pl.col(f"{s}_ids").list.len().cast(pl.Int32).alias(f"num_{s}_tokens") for s in Sides._fields]
     frame = pl.concat([chunk.pairs for chunk in chunks]).with_columns(lengths)
     return Encoded(frame, pl.concat([chunk.dropped for chunk in chunks]))
 
 
-def _encode_chunk(pairs: pl.DataFrame, tokenizer: Any, settings: EncodeSettings, controls: dict[int, str]) -> Encoded:
+def _encode_chunk(
+    pairs: pl.DataFrame, tokenizer: Any, settings: EncodeSettings, controls: dict[int, str], shadow: ShadowOf
+) -> Encoded:
     """A chunk at a time: ids as Python numbers take 70 bytes a token, in a frame 4."""
     flags = _spells_control(pairs, settings.kind, [t for t in controls.values() if t])
     kept: list[dict[str, Any]] = []
     dropped: list[dict[str, str]] = []
     if pairs.height:
         rows = pairs.select("pair_id", "prompt", "chosen", "rejected").to_dicts()
-        for row, flag, tokens in zip(rows, flags, _tokenise(rows, flags, tokenizer, settings), strict=True):
+        for row, flag, tokens in zip(rows, flags, _tokenise(rows, flags, tokenizer, settings, shadow), strict=True):
             if isinstance(tokens, str):
                 dropped.append({"pair_id": row["pair_id"], "reason": tokens})
                 continue
@@ -200,7 +203,7 @@ def _side_by_side(column: str, kind: Kind, strip: bool) -> pl.Expr:  # noqa: FBT
 
 
 def _tokenise(
-    rows: list[dict[str, Any]], spelled: list[bool], tokenizer: Any, settings: EncodeSettings
+    rows: list[dict[str, Any]], spelled: list[bool], tokenizer: Any, settings: EncodeSettings, shadow: ShadowOf
 ) -> list[Sides | str]:
     """Token ids of (prompt, prompt + chosen, prompt + rejected) a row, or the reason why there are none."""
     plain = [row for row, flag in zip(rows, spelled, strict=True) if not flag]
@@ -209,7 +212,6 @@ def _tokenise(
     ids = tokenizer(flat, add_special_tokens=settings.kind == "text")["input_ids"] if flat else []
     triples = iter(zip(ids[::3], ids[1::3], ids[2::3], strict=True))
     ordinary = iter([three if isinstance(three, str) else Sides(*next(triples)) for three in texts])
-    shadow = make_shadow(tokenizer) if any(spelled) and settings.kind == "chat" else None
     return [
         _tokenise_guarded(row, tokenizer, shadow, settings) if flag else next(ordinary)
         for row, flag in zip(rows, spelled, strict=True)
@@ -237,16 +239,14 @@ def _apply(messages: list[dict[str, str]], tokenizer: Any, settings: EncodeSetti
     return str(tokenizer.apply_chat_template(messages, chat_template=dated, add_generation_prompt=ask, tokenize=False))
 
 
-def _tokenise_guarded(
-    row: dict[str, Any], tokenizer: Any, shadow: Shadow | None, settings: EncodeSettings
-) -> Sides | str:
+def _tokenise_guarded(row: dict[str, Any], tokenizer: Any, shadow: ShadowOf, settings: EncodeSettings) -> Sides | str:
     """Text that spells a control token: it is tokenised as text, and only the template gives control tokens."""
     if settings.kind == "text":
         texts = [row["prompt"], row["prompt"] + row["chosen"], row["prompt"] + row["rejected"]]
         ids = tokenizer(texts, split_special_tokens=True)["input_ids"]
         return Sides(*ids)
     try:
-        found = [_guarded(messages, tokenizer, shadow, settings, ask=ask) for messages, ask in _conversations(row)]
+        found = [_guarded(messages, tokenizer, shadow(), settings, ask=ask) for messages, ask in _conversations(row)]
     except (jinja2.TemplateError, TypeError, ValueError):
         return "template_refused"
     return "control_token_in_text" if any(ids is None for ids in found) else Sides(*found)  # type: ignore[arg-type]

@@ -102,7 +102,7 @@ def located(where: str) -> Iterator[None]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out; torch has a kind of its own, and on a CPU a plain RuntimeError."""
-    words = ("can't allocate memory", "not enough memory")
+    words = ("can't allocate memory", "not enough memory", "CUDA error: out of memory")
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or any(word in str(error) for word in words)
 

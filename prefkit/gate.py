@@ -13,6 +13,7 @@ meant. A run may say that its reference is another model on purpose (train.other
 and the template are compared, and the policy's scores are recorded, not judged.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ import torch
 
 from prefkit.config import PrecomputeConfig
 from prefkit.encode import Sides, resolve_template
-from prefkit.errors import DatasetError, GateError
+from prefkit.errors import DatasetError, GateError, ModelError
 from prefkit.format import REFERENCE_DROPPED, REFERENCE_JSON, REFERENCES, Kind, reference_key, schema
 from prefkit.identity import differing, policy_identity, template_sha256
 from prefkit.logps import CompletionLogps, make_batch
@@ -70,7 +71,7 @@ def policy_of(folder: Path, tokenizer: Any, settings: PrecomputeConfig, kind: Ki
         if settings.chat_template is not None and "chat_template" in explicit:
             template = resolve_template(kind, settings.chat_template, tokenizer)
             told["chat_template_sha256"] = template_sha256(template)
-        if tokenizer.chat_template is not None:
+        with contextlib.suppress(ModelError):  # it may have none, and the reference another
             own = template_sha256(resolve_template(kind, None, tokenizer))
     return Policy(policy_identity(folder, tokenizer), own, told)
 
@@ -90,12 +91,12 @@ def find_reference(
         DatasetError: there is no reference, or the wanted one is not among them.
         GateError: none is this policy's, or several are; the message lists them and what differs.
     """
-    found = {path.parent.name: read_reference(dataset, path.parent.name) for path in _listed(dataset)}
-    if not found:
+    keys = [path.parent.name for path in _listed(dataset)]
+    if not keys:
         raise DatasetError("no finished reference", where=str(dataset), hint="prefkit precompute TARGET --model M")
-    if wanted is not None and wanted not in found:
-        raise DatasetError(f"no reference {wanted}", where=str(dataset), expected="one of " + ", ".join(found))
-    looked_at = {wanted: found[wanted]} if wanted is not None else found
+    if wanted is not None and wanted not in keys:
+        raise DatasetError(f"no reference {wanted}", where=str(dataset), expected="one of " + ", ".join(keys))
+    looked_at = {key: read_reference(dataset, key) for key in ([wanted] if wanted is not None else keys)}
     for key, ref in looked_at.items():
         if not key == ref["key"] == reference_key(ref["identity"]):
             where = str(dataset / REFERENCES / key / REFERENCE_JSON)
@@ -110,7 +111,7 @@ def find_reference(
         listed += "".join(f"\n  {key}: {len(apart[key])} settings differ" for key in nearest[1:])
         raise GateError(f"no reference is this policy's:{listed}", where=str(dataset), hint=_way_out(apart[nearest[0]]))
     if len(same) > 1:
-        shared = [f"{key}: " + _distinction(found[key]["identity"]) for key in same]
+        shared = [f"{key}: " + _distinction(looked_at[key]["identity"]) for key in same]
         raise GateError(
             "several references are this policy's:\n  " + "\n  ".join(shared),
             where=str(dataset),
@@ -232,7 +233,10 @@ def table_rules() -> dict[str, pl.Expr]:
         rules[f"with an empty {ids}"] = pl.col(ids).list.len() == 0
         rules[f"with a value in {total} or {tokens} that is not finite"] = ~pl.col(total).is_finite() | flat
         rules[f"with a log-prob above 0 in {tokens}"] = values.list.max() > MAX_TOKEN_LOGP
-        rules[f"with nothing but zeros in {tokens}"] = (values.list.min() == 0) & (values.list.max() == 0)
+        # a single token may be certain to float rounding; two in a row are a row that nobody filled
+        rules[f"with nothing but zeros in {tokens}"] = (
+            (values.list.len() > 1) & (values.list.min() == 0) & (values.list.max() == 0)
+        )
         summed = values.list.eval(pl.element().cast(pl.Float64)).list.sum()
         # one float32 rounding of the sum: spacing 2^-23 relative
         off = (pl.col(total).cast(pl.Float64) - summed).abs() > 1e-6 * summed.abs() + 1e-6

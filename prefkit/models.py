@@ -37,7 +37,10 @@ REGIMES = {
 
 def pick_device() -> torch.device:
     """A CUDA device where there is one (of several processes each has its own), else the CPU."""
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else CPU
+    if not torch.cuda.is_available():
+        return CPU
+    local = int(os.environ.get("LOCAL_RANK") or 0)
+    return torch.device("cuda", local % torch.cuda.device_count())  # some launchers show each process one device
 
 
 def autocast(regime: Regime, device: torch.device) -> contextlib.AbstractContextManager[Any]:

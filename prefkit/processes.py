@@ -6,24 +6,26 @@ Alone (the usual case) all of this is a plain function call, and torch.distribut
 """
 
 import contextlib
+import datetime as dt
 import os
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
-from prefkit.errors import PrefkitError
+from prefkit.errors import MachineError, PrefkitError, is_out_of_memory, no_room
 
 T = TypeVar("T")
+PATIENCE = dt.timedelta(days=7)
 
 
 def process_rank() -> int:
     """The number of this process among those that were started together; 0 alone."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ.get("RANK") or 0) if num_processes() > 1 else 0
 
 
 def num_processes() -> int:
     """How many processes were started together; 1 alone."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 class Team(NamedTuple):
@@ -62,6 +64,12 @@ def _outcome(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
     except PrefkitError as error:
         return None, error
     except Exception as error:  # it must reach the others, and not every exception can be pickled
+        if is_out_of_memory(error):
+            return None, MachineError(
+                "out of memory", hint="a smaller batch_size or max_length, or another dtype, needs less"
+            )
+        if (full := no_room(error)) is not None:
+            return None, full
         return None, RuntimeError("".join(traceback.format_exception(error)))
 
 
@@ -81,8 +89,12 @@ def join_team() -> Iterator[Team]:
     import torch
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.cuda.is_available())
+    ours = not torch.distributed.is_initialized()
+    # the others wait while process 0 hashes and encodes, which may take hours: the default gives up after minutes
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     try:
         yield Team(state.process_index, state.num_processes)
     finally:
-        state.destroy_process_group()  # left to the end of the process, gloo's threads abort it now and then
+        if ours:
+            state.destroy_process_group()  # left to the end of the process, gloo's threads abort it now and then
+            PartialState._reset_state()  # so that the next team can be joined

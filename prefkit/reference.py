@@ -87,28 +87,38 @@ def precompute_reference(
         Interrupted: `stop` said so.
     """
     started = time.monotonic()
-    dataset = Path(pipeline.dataset)
     with join_team() as team, contextlib.ExitStack() as held:
+        own: list[Work] = []  # of process 0, with the ids of all pairs: the others get them a part at a time
 
         def prepare() -> Work:
-            read_manifest(dataset)
-            if not os.access(dataset, os.W_OK):  # where nothing can be written, nothing may be to do
-                work = prepare_work(pipeline, tell)
-                if work.current and not work.missing_parts:
-                    return work
-            held.enter_context(locked(dataset))
-            return prepare_work(pipeline, tell)
+            own.append(_claimed_work(pipeline, held, tell))
+            return own[0]._replace(encoded=own[0].encoded.clear(), present=[])
 
         work = team.on_main(prepare)
+        work = own[0] if own else work
         scored = 0
         if work.missing_parts or not work.current:
             scored = _score(pipeline, work, team, tell if team.is_main else lambda _text: None, watch, stop)
         return team.on_main(lambda: _precomputed(work, scored, time.monotonic() - started))
 
 
+def _claimed_work(pipeline: Pipeline, held: contextlib.ExitStack, tell: Tell) -> Work:
+    """The work, and the dataset's lock; where nothing can be written, nothing may be to do."""
+    dataset = Path(pipeline.dataset)
+    read_manifest(dataset)
+    if not os.access(dataset, os.W_OK):
+        work = prepare_work(pipeline, tell)
+        if work.current and not work.missing_parts:
+            return work
+    held.enter_context(locked(dataset))
+    return prepare_work(pipeline, tell)
+
+
 def _score(pipeline: Pipeline, work: Work, team: Team, tell: Tell, watch: Watch, stop: Callable[[], bool]) -> int:
     """Score and write the missing parts, then reference.json; returns the pairs scored."""
     dataset, scored = Path(pipeline.dataset), 0
+    if any(team.on_each(stop)):
+        raise Interrupted("stopped before anything was scored", where=str(work.folder))
     scorer = _scorer(pipeline, team, tell)  # before anything is written: a model that does not fit leaves nothing
     team.on_main(lambda: write_plan(work))
     seen = _watched(work.plan, watch)
@@ -134,15 +144,17 @@ def _score_part(
 ) -> tuple[int, bool]:
     """Score and write one part, all processes together; its pairs, and whether any of them was asked to stop."""
     rows = work.plan.filter(pl.col("part") == number)
+    # the ids of this part only: they lie in process 0, and a batch is looked up in a part, not in all pairs
+    encoded = team.on_main(lambda: work.encoded.filter(pl.col("pair_id").is_in(rows["pair_id"].to_list())))
 
     def share() -> tuple[pl.DataFrame, bool]:
         with located(work.model):
-            return score_batches(scorer, rows, work.encoded, team, seen, tell), stop()
+            return score_batches(scorer, rows, encoded, team, seen, tell), stop()
 
     shares = team.on_each(share)
-    part = assemble_part(rows, work.encoded, [scores for scores, _ in shares])
-    team.on_main(lambda: write_parquet(work.folder / part_name(number), part))
-    return part.height, any(stopped for _, stopped in shares)
+    scores = [scored for scored, _ in shares]
+    team.on_main(lambda: write_parquet(work.folder / part_name(number), assemble_part(rows, encoded, scores)))
+    return rows.height, any(stopped for _, stopped in shares)
 
 
 def _scorer(pipeline: Pipeline, team: Team, tell: Tell) -> CompletionLogps:

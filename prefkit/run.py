@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from prefkit import __version__
-from prefkit.checkpoint import list_checkpoints
+from prefkit.checkpoint import list_checkpoints, prune_checkpoints
 from prefkit.documents import Audit, Run
 from prefkit.errors import DatasetError, PrefkitError
 from prefkit.format import AUDIT_JSON, LOCK, MODEL, REFERENCES, RUN_JSON, RUNS, canonical_json
@@ -73,13 +73,14 @@ def claimed_run(
             `go_on` finds none. A directory that was made for nothing is removed.
     """
     with contextlib.ExitStack() as held:
-        run = _newest_unfinished(dataset, held) if out is None else Path(out)
+        run = _unfinished_run(dataset, settings, held) if out is None else Path(out)
         existed = run is not None and run.exists()
         if out is not None:
             _refuse_foreign(Path(out))
             held.enter_context(locked(Path(out)))
+            _refuse_foreign(Path(out))  # it may have been finished just now
+        changed: list[str] = []
         if run is None or not (run / RUN_JSON).exists():
-            changed: list[str] = []
             if go_on:
                 _leave(held, run if not existed else None)
                 raise DatasetError("no unfinished run to go on with", where=str(run or dataset / RUNS))
@@ -135,14 +136,24 @@ def _next_run(dataset: Path) -> Path:
     return dataset / RUNS / str(max(_numbered(dataset), default=0) + 1)
 
 
-def _newest_unfinished(dataset: Path, held: contextlib.ExitStack) -> Path | None:
-    """The newest run, if it is unfinished and nobody is at work on it; locked from now on."""
-    numbered = _numbered(dataset)
-    run = dataset / RUNS / str(numbered[-1]) if numbered else None
-    if run is None or not _unfinished(run) or (lock := take_lock(run)) is None:
-        return None
-    held.callback(give_lock, run, lock)
-    return run if _unfinished(run) else None  # it may have been finished just now
+def _unfinished_run(dataset: Path, settings: Mapping[str, Any], held: contextlib.ExitStack) -> Path | None:
+    """The newest run that is unfinished and that nobody is at work on, of these settings if there is one; locked."""
+    free = [run for number in reversed(_numbered(dataset)) if _is_free(run := dataset / RUNS / str(number))]
+    same = [run for run in free if not (run / RUN_JSON).exists() or not _apart(run, settings)]
+    for run in [*same, *free]:
+        if (lock := take_lock(run)) is not None:
+            held.callback(give_lock, run, lock)
+            if _is_free(run):  # it may have been finished just now
+                return run
+    return None
+
+
+def _is_free(run: Path) -> bool:
+    """Whether a run is unfinished; a damaged one is nobody's to go on with."""
+    try:
+        return _unfinished(run)
+    except DatasetError:
+        return False
 
 
 def _new_run(dataset: Path, held: contextlib.ExitStack) -> Path:
@@ -166,7 +177,8 @@ def _unfinished(run: Path) -> bool:
 
 def _apart(run: Path, settings: Mapping[str, Any]) -> list[str]:
     recorded = read_document(run / RUN_JSON, Run)
-    return differing({name: recorded.get(name) for name in settings}, settings)
+    compared = {name: value for name, value in settings.items() if name != "model"}  # a path; policy_sha256 decides
+    return differing({name: recorded.get(name) for name in compared}, compared)
 
 
 def begin_run(
@@ -228,6 +240,8 @@ def finish_run(
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
         write_text(beside / "README.md", model_card(recorded, dataset, manifest, rows, evaluated))
+    train = recorded["train"]
+    prune_checkpoints(run, train["save_steps"], train["save_total_limit"], finished=True)  # now the model is safe
     summary = {"steps": rows[-1]["step"], "loss": rows[-2]["loss"], "eval": evaluated, "finished": True}
     write_json(run / RUN_JSON, recorded | summary)
     return Trained(str(run), rows[-1]["step"], rows[-2]["loss"], evaluated, rows[0]["loss"])

@@ -97,6 +97,7 @@ def sides_of(encoded: pl.DataFrame, pair_ids: Sequence[str]) -> list[Sides]:
 def _score_rows(scorer: CompletionLogps, pairs: list[Sides], tell: Tell) -> pl.DataFrame:
     """One forward pass; out of memory computes the same batch in halves."""
     device = next(scorer.parameters()).device
+    scored = None
     try:
         with torch.inference_mode():
             scored = scorer(make_batch(pairs, shared=scorer.layout.shared).to(device))
@@ -107,6 +108,9 @@ def _score_rows(scorer: CompletionLogps, pairs: list[Sides], tell: Tell) -> pl.D
             raise MachineError(
                 "out of memory on a single pair", hint="a smaller precompute.max_length, or another dtype"
             ) from None
+    if scored is None:  # only here: inside the except block the error would keep what the failed pass holds
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
         half = len(pairs) // 2
         tell(f"out of memory with {len(pairs)} pairs in a batch: computing it in two slices")
         return pl.concat([_score_rows(scorer, part, tell) for part in (pairs[:half], pairs[half:])])

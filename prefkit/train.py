@@ -41,7 +41,7 @@ from prefkit.models import check_fits, checkpoint_activations, load_model, load_
 from prefkit.processes import num_processes
 from prefkit.run import Trained, begin_run, claimed_run, data_sha256, finish_run
 from prefkit.schedule import epochs_made, learning_rate_at, make_optimizer, num_updates, step_batches
-from prefkit.store import read_manifest, read_table, write_views
+from prefkit.store import give_lock, read_manifest, read_table, take_lock, write_views
 
 Tell = Callable[[str], None]
 Watch = Callable[[int, int, Mapping[str, Any]], None]  # updates made, updates in all, the row just logged
@@ -117,23 +117,30 @@ def train_dpo(
         scorer = CompletionLogps(model, identity["dtype"], layout)
         resume = list_checkpoints(run)
         figures = None
+        if stop():
+            raise Interrupted("stopped before the first step", where=str(run))
         if not resume:
             both = pl.concat([data.train, data.test])
             figures = check_scores(scorer, both, settings.seed, f"reference {key}", same_model=same_model)
+        data = Data(*(rows.drop("ref_chosen_token_logps", "ref_rejected_token_logps") for rows in data))
         if settings.gradient_checkpointing:
             with located(folder):
                 checkpoint_activations(model)
         torch.manual_seed(settings.seed)
         optimizer = make_optimizer(scorer, settings)
         start = load_checkpoint(resume[-1], scorer, optimizer) if resume else 0
+        if start > (total := num_updates(data.train.height, settings)):
+            message = f"has made {start} updates, more than the {total} that are asked for"
+            raise DatasetError(message, where=str(run), hint="a larger train.max_steps or train.epochs")
         if resume:
             tell(f"going on from step {start} of {run}" + "".join(f"\n  changed: {line}" for line in changed))
         begin_run(run, dataset, manifest["counts"]["pairs"], claim, figures, start, changed)
         wrapped, optimizer = accelerator.prepare(scorer, optimizer)
         with located(str(run)):
             rows = _loop(accelerator, wrapped, optimizer, data, settings, run, start, watch, stop)
-        if run.parent == dataset / RUNS:
-            write_views(dataset, manifest["kind"])
+        if run.resolve().parent == (dataset / RUNS).resolve() and (lock := take_lock(dataset)) is not None:
+            write_views(dataset, manifest["kind"])  # whoever else holds the lock writes them in the end
+            give_lock(dataset, lock)
         return finish_run(run, dataset, manifest, model, tokenizer, rows, key)
 
 
@@ -197,12 +204,14 @@ def _loop(
             rows.append(row)
             append_step(run, row)
         made = step + 1
-        if every and made % every == 0 and made < total:
+        due = every is not None and made % every == 0 and made < total
+        if due:
             save(made)
             seen = []
         watch(made, total, row)
         if made < total and stop():
-            save(made)
+            if not due:
+                save(made)
             raise Interrupted(f"stopped after {made} of {total} updates; a checkpoint is written", where=str(run))
     last = {
         "step": total,
@@ -212,7 +221,6 @@ def _loop(
     append_step(run, last)
     write_dynamics(run, seen)
     write_steps(run, [*rows, last])
-    prune_checkpoints(run, every, settings.save_total_limit, finished=True)
     return [*rows, last]
 
 
@@ -242,6 +250,12 @@ def update(
         )
     limit = settings.max_grad_norm if settings.max_grad_norm is not None else math.inf
     norm = accelerator.clip_grad_norm_(policy.parameters(), limit)
+    if not math.isfinite(float(norm)):
+        raise CheckError(
+            f"the gradient is not finite at step {row['step']}",
+            expected="a number",
+            hint="a smaller train.learning_rate",
+        )
     for group in optimizer.param_groups:
         group["lr"] = row["learning_rate"]
     optimizer.step()

@@ -244,7 +244,7 @@ def is_text(value: Any, kind: str) -> bool:
 
 def is_score(value: Any) -> bool:
     try:
-        return isinstance(value, bool | int | float | str) and math.isfinite(float(value))
+        return isinstance(value, bool | int | float | str) and abs(float(value)) <= 1e30  # and no NaN
     except (ValueError, OverflowError):
         return False
 

@@ -531,6 +531,19 @@ def test_a_part_that_is_no_parquet_is_refused_even_with_its_hash(ready: Ready) -
     assert ready.refuses("cannot be read").where == str(part)
 
 
+def test_one_damaged_reference_does_not_stand_in_the_way_of_a_wanted_one(ready: Ready) -> None:
+    own = ready.reference.name
+    (ready.reference.parent / "0123456789abcdef").mkdir()
+    (ready.reference.parent / "0123456789abcdef" / "reference.json").write_text("{}", encoding="utf-8")
+    settings = ready.pipeline.train.model_copy(update={"max_steps": 1})
+    assert train_dpo(ready.pipeline.model_copy(update={"train": settings}), reference=own).steps == 1
+
+
+def test_a_whole_section_said_to_training_counts_as_said(ready: Ready) -> None:
+    with pytest.raises(GateError, match="max_length: 128 and 77"):
+        train_dpo(said(ready, "precompute={max_length: 77}"))
+
+
 # --- as a command
 
 COMMANDS: dict[str, tuple[Callable[[Ready], Any], str, str]] = {

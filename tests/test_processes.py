@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny import built, snapshot, text_rows, tiny_llama
 
+from prefkit import processes
 from prefkit.config import Pipeline
-from prefkit.errors import DatasetError
+from prefkit.errors import DatasetError, MachineError
 from prefkit.processes import Team, join_team, num_processes, process_rank
 
 ONE = [sys.executable, "-m", "prefkit"]
@@ -93,6 +95,27 @@ def test_a_failure_of_all_is_told_once_and_nobody_waits_for_it(ready: Pipeline, 
     assert not (tmp_path / "dataset" / "reference").exists()
     done = command([*torchrun(2), "train", dataset, "--model", str(ready.precompute.model)])
     assert done.stderr.count("training runs in one process so far") == 1
+
+
+def test_the_first_process_of_one_speaks_whatever_is_left_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank, size in (("1", "1"), ("", ""), ("3", "")):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", size)
+        assert (process_rank(), num_processes()) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "out of memory"),
+        (OSError(28, "No space left on device"), "the disk is full"),
+    ],
+    ids=["memory", "disk"],
+)
+def test_what_a_machine_lacks_keeps_its_kind_on_the_way_to_the_others(error: Exception, message: str) -> None:
+    _, carried = processes._outcome(lambda: fail(error))
+    assert isinstance(carried, MachineError)
+    assert carried.message == message
 
 
 def test_alone_a_team_is_a_plain_call() -> None:

@@ -482,8 +482,14 @@ def test_what_a_damaged_reference_holds_is_refused_with_the_way_out(
 def test_a_stop_ends_the_pass_after_its_part_and_the_next_call_scores_the_rest(tmp_path: Path, model: Path) -> None:
     rows = text_rows(3 * BATCHES_PER_PART)
     pipeline = built(tmp_path / "stopped", rows, model, precompute=A_PAIR_A_BATCH)
-    with pytest.raises(Interrupted) as caught:
+    with pytest.raises(Interrupted, match="stopped before anything was scored"):
         precompute_reference(pipeline, stop=lambda: True)
+    assert not (Path(pipeline.dataset) / "reference").exists()
+    scored: list[int] = []
+    with pytest.raises(Interrupted) as caught:
+        precompute_reference(
+            pipeline, watch=lambda _done, _total, pairs: scored.append(pairs), stop=lambda: bool(scored)
+        )
     folder = the_folder(pipeline)
     assert caught.value.message == f"stopped: {BATCHES_PER_PART} pairs scored and written, 2 parts left"
     assert caught.value.where == str(folder)

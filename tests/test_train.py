@@ -37,7 +37,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from prefkit.config import Pipeline, TrainConfig
 from prefkit.documents import Run
 from prefkit.encode import TRANSCRIPT
-from prefkit.errors import DatasetError, InputError, Interrupted
+from prefkit.errors import CheckError, DatasetError, InputError, Interrupted, MachineError
 from prefkit.reference import precompute_reference
 from prefkit.run import Trained
 from prefkit.schedule import learning_rate_at, num_updates, pair_order, step_batches
@@ -574,8 +574,8 @@ def test_runs_are_numbered_and_an_unfinished_one_of_the_same_settings_is_finishe
     assert train(own, None, max_steps=3).run == str(runs / "4")
     with pytest.raises(KeyboardInterrupt):
         train(own, None, watch=killed_at(1), max_steps=2)
-    assert train(own, None, max_steps=2).run == str(runs / "5")
-    (runs / "5").rename(runs / "10")
+    assert train(own, None, max_steps=2).run == str(runs / "3")
+    (runs / "4").rename(runs / "10")
     assert train(own, None, max_steps=1).run == str(runs / "11")
 
 
@@ -587,7 +587,7 @@ def interrupted(pipeline: Pipeline, out: Path | None, at: int, **changes: Any) -
             with_train(pipeline, **changes),
             out=None if out is None else str(out),
             watch=lambda done, _total, _row: made.append(done),
-            stop=lambda: made[-1] == at,
+            stop=lambda: made[-1:] == [at],
         )
     assert made[-1] == at
     return caught.value
@@ -617,7 +617,80 @@ def test_an_interrupted_run_has_a_checkpoint_at_that_very_step_and_ends_as_the_u
 
 
 def test_a_stop_asked_for_in_the_last_step_comes_too_late(ready: Pipeline, tmp_path: Path) -> None:
-    assert train_dpo(with_train(ready, max_steps=1), out=str(tmp_path / "run"), stop=lambda: True).steps == 1
+    made: list[int] = []
+    done = train_dpo(
+        with_train(ready, max_steps=1),
+        out=str(tmp_path / "run"),
+        watch=lambda step, _total, _row: made.append(step),
+        stop=lambda: bool(made),
+    )
+    assert done.steps == 1
+
+
+def test_a_stop_asked_for_before_the_first_step_leaves_nothing(own: Pipeline) -> None:
+    with pytest.raises(Interrupted, match="stopped before the first step"):
+        train_dpo(with_train(own, max_steps=2), stop=lambda: True)
+    assert list((Path(own.dataset) / "runs").iterdir()) == []
+
+
+def test_of_two_unfinished_runs_each_is_gone_on_with_by_its_own_command(own: Pipeline) -> None:
+    runs = Path(own.dataset) / "runs"
+    interrupted(own, None, 2, max_steps=4, beta=0.1)
+    interrupted(own, runs / "2", 2, max_steps=4, beta=0.5)
+    assert train(own, None, max_steps=4, beta=0.1).run == str(runs / "1")
+    assert train(own, None, max_steps=4, beta=0.5).run == str(runs / "2")
+
+
+def test_a_run_that_cannot_save_its_model_keeps_its_last_checkpoint(
+    own: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(own, None, 3, max_steps=4)
+    full = OSError(28, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(LlamaForCausalLM, "save_pretrained", lambda *_a, **_o: (_ for _ in ()).throw(full))
+        with pytest.raises(MachineError, match="the disk is full"):
+            train(own, None, max_steps=4)
+    made: list[int] = []
+    train(own, None, watch=lambda step, _total, _row: made.append(step), max_steps=4)
+    assert made == [4]
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_it_spoils_the_weights(
+    own: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = torch.nn.utils.clip_grad_norm_
+    calls = iter(range(100))
+
+    def spoil(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+        norm = clip(parameters, *args, **kwargs)
+        return norm * math.nan if next(calls) == 1 else norm
+
+    monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", spoil)
+    with pytest.raises(CheckError, match="the gradient is not finite at step 1") as caught:
+        train(own, None, max_steps=2)
+    assert caught.value.where == str(Path(own.dataset) / "runs" / "1")
+    assert not (Path(own.dataset) / "runs" / "1" / "model").exists()
+
+
+def test_fewer_updates_than_a_run_has_made_are_refused(own: Pipeline) -> None:
+    interrupted(own, None, 3, max_steps=5)
+    with pytest.raises(DatasetError, match="has made 3 updates, more than the 2 that are asked for") as caught:
+        train_dpo(with_train(own, max_steps=2), go_on=True)
+    assert caught.value.hint == "a larger train.max_steps or train.epochs"
+
+
+def test_what_a_kill_tore_of_a_checkpoint_is_gone_when_the_run_is_finished(own: Pipeline) -> None:
+    interrupted(own, None, 2, max_steps=4)
+    torn = Path(own.dataset) / "runs" / "1" / "checkpoints" / ".step-000003.tmp"
+    torn.mkdir()
+    train(own, None, max_steps=4)
+    assert not torn.parent.exists()
+
+
+def test_a_damaged_run_stands_in_nobodys_way(own: Pipeline) -> None:
+    train(own, None, max_steps=1)
+    (Path(own.dataset) / "runs" / "1" / "run.json").write_text("{")
+    assert train(own, None, max_steps=1).run == str(Path(own.dataset) / "runs" / "2")
 
 
 def test_an_unfinished_run_with_other_settings_is_not_left_behind_in_silence(own: Pipeline) -> None:
