@@ -299,7 +299,7 @@ def answer(error: Exception | None, *, as_json: bool) -> int:
     """Say what went wrong (None: somebody interrupted); returns the exit code."""
     from prefkit.errors import Interrupted, PrefkitError
 
-    if error is None:
+    if error is None or (type(error) is RuntimeError and "Query interrupted" in str(error)):  # as DuckDB says it
         error = Interrupted("interrupted; what is finished is on disk")
     known = error if isinstance(error, PrefkitError) else machine_failure(error)
     if known is not None:

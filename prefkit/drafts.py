@@ -24,6 +24,8 @@ from prefkit.store import DRAFTS, folder_beside, read_json, write_json, write_pa
 from prefkit.text import printable
 
 MAX_KEYS, MAX_KEY_CHARS = 12, 40  # of a row, named in a message
+DESCRIPTION = "check format: and columns: of this source, or prefkit formats"
+ENCODING = "save the file as UTF-8: iconv -f LATIN1 -t UTF-8 FILE > NEW_FILE, if it is Latin-1"
 FRAMES = ("pairs", "dropped", "rejects")
 
 
@@ -86,7 +88,7 @@ def _stop_at_rejects(source: SourceConfig, rejects: pl.DataFrame, num_records: i
         f"{bad} of {total} rows could not become a record: {listed}; first lines: {first}{found}",
         where=source.path,
         expected=f"{FORMATS[source.format].fields}; at most a share of {limit:g} rejects (validate.max_reject_share)",
-        hint="check format: and columns: of this source, or prefkit formats",
+        hint=ENCODING if reasons.most_common(1)[0][0].startswith("not_utf8") else DESCRIPTION,
     )
 
 

@@ -5,7 +5,7 @@
    must say the same, and a tokenizer's own template must still be the one that was used.
 2. The table, without a model: complete for the split, finite, log-probs <= 0, no all-zero row, lists as long as their
    ids, the sum column equal to the sum of the list column, every part as it was written.
-3. The policy itself scores the longest and some random rows, token by token.
+3. The policy itself scores the longest and some random rows, token by token, and their texts are tokenised again.
 
 So with the sigmoid loss step 0 has loss ln 2 and rewards 0 to float rounding. Peers' failures that this catches:
 changed weights at the same path, a shuffled column, zeros for unfilled rows, length-1 lists, a mean where a sum is
@@ -23,13 +23,14 @@ import polars as pl
 import torch
 
 from prefkit.config import PrecomputeConfig
-from prefkit.encode import Sides, resolve_template
+from prefkit.encode import EncodeSettings, Sides, encode_pairs, resolve_template
 from prefkit.errors import DatasetError, GateError, ModelError
 from prefkit.format import REFERENCE_DROPPED, REFERENCE_JSON, REFERENCES, Kind, reference_key, schema
 from prefkit.identity import differing, policy_identity, template_sha256
 from prefkit.logps import CompletionLogps, make_batch
 from prefkit.reference import read_reference
 from prefkit.store import check_parts
+from prefkit.work import TEMPLATE_FILE
 
 AGAIN = "delete the reference and type prefkit precompute again"
 NUM_LONGEST, NUM_RANDOM = 16, 48
@@ -179,7 +180,8 @@ def check_table(dataset: Path, key: str, reference: Mapping[str, Any], pair_ids:
         raise GateError("the reference has no rows", where=str(folder), hint=AGAIN)
     table = pl.concat([_part(folder / part["file"]) for part in reference["parts"]])
     dropped = set(pl.read_parquet(folder / REFERENCE_DROPPED, glob=False)["pair_id"])
-    _refuse(folder, "scored twice", table["pair_id"].filter(table["pair_id"].is_duplicated()).to_list())
+    twice = table["pair_id"].filter(table["pair_id"].is_duplicated()).unique(maintain_order=True)
+    _refuse(folder, "scored twice", twice.to_list())
     have = set(table["pair_id"])
     _refuse(folder, "both scored and dropped", sorted(have & dropped))
     missing = [pair for pair in pair_ids if pair not in have and pair not in dropped]
@@ -262,6 +264,60 @@ def sample_rows(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
     rest = ordered.slice(NUM_LONGEST)
     picked = np.random.default_rng(seed).permutation(rest.height)[:NUM_RANDOM]
     return pl.concat([ordered.head(NUM_LONGEST), rest[sorted(picked.tolist())]])
+
+
+def check_policy(
+    policy: CompletionLogps,
+    tokenizer: Any,
+    folder: Path,
+    identity: Mapping[str, Any],
+    rows: pl.DataFrame,
+    pairs: pl.DataFrame,
+    seed: int,
+    *,
+    same_model: bool,
+) -> GateFigures:
+    """`check_scores` and `check_ids`: what needs the model and the tokenizer."""
+    figures = check_scores(policy, rows, seed, f"reference {folder.name}", same_model=same_model)
+    check_ids(folder, identity, tokenizer, rows, pairs, seed)
+    return figures
+
+
+def check_ids(
+    folder: Path, identity: Mapping[str, Any], tokenizer: Any, rows: pl.DataFrame, pairs: pl.DataFrame, seed: int
+) -> None:
+    """Tokenise the sampled pairs again: the table's ids must be those of the pairs' own texts.
+
+    What the scores cannot show: whole rows under the wrong pair_id, or chosen and rejected in each other's place.
+
+    Args:
+        folder: of the reference, with its chat template.
+        identity: of the reference.
+        tokenizer: the policy's, which is the reference's.
+        rows: of the reference.
+        pairs: of the dataset, with their texts.
+        seed: of the sample.
+
+    Raises:
+        GateError: the ids are those of other texts.
+    """
+    sample = sample_rows(rows, seed)
+    template = folder / TEMPLATE_FILE
+    cut = identity["truncation"]
+    settings = EncodeSettings(
+        identity["kind"],
+        identity["max_length"],
+        cut["min_completion_tokens"],
+        cut["long_prompt"],
+        template.read_text(encoding="utf-8") if template.exists() else None,
+    )
+    mine = pairs.filter(pl.col("pair_id").is_in(sample["pair_id"].to_list()))
+    names = [f"{side}_ids" for side in Sides._fields]
+    encoded = {
+        row[0]: row[1:] for row in encode_pairs(mine, tokenizer, settings).pairs.select("pair_id", *names).rows()
+    }
+    apart = [row[0] for row in sample.select("pair_id", *names).rows() if encoded.get(row[0]) != row[1:]]
+    _refuse(folder, f"of {sample.height} looked at have ids that are not those of their text", apart)
 
 
 def check_scores(

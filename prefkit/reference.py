@@ -20,7 +20,7 @@ from prefkit import __version__
 from prefkit.batches import largest_batch
 from prefkit.config import Pipeline
 from prefkit.documents import Reference
-from prefkit.errors import Interrupted, located
+from prefkit.errors import DatasetError, Interrupted, located
 from prefkit.format import REFERENCE_DROPPED, REFERENCE_JSON, REFERENCES, part_name, schema
 from prefkit.logps import KERNEL_VERSION, CompletionLogps, Layout
 from prefkit.processes import Team, join_team
@@ -300,5 +300,14 @@ def _provenance(scorer: CompletionLogps, plan: pl.DataFrame) -> dict[str, Any]:
 
 
 def read_reference(dataset: Path, key: str) -> dict[str, Any]:
-    """reference.json of one reference of a dataset."""
-    return read_document(dataset / REFERENCES / key / REFERENCE_JSON, Reference)
+    """reference.json of one reference of a dataset.
+
+    Raises:
+        DatasetError: it is damaged.
+    """
+    folder = dataset / REFERENCES / key
+    try:
+        return read_document(folder / REFERENCE_JSON, Reference)
+    except DatasetError as error:
+        error.hint = f"delete {folder} and type prefkit precompute again"
+        raise

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from prefkit.errors import SourceError
 
 MAX_DIGITS = 4_000
+UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 JSON_SPACE = re.compile(r"[ \t\n\r]*")
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -57,6 +58,8 @@ def read_rows(path: str) -> Iterator[RawRow]:
     line = 0
     try:
         with _opened(name, packed) as file:
+            if reader is not _parquet and file.peek(4).startswith(UTF32_MARKS):
+                raise SourceError("is UTF-32", where=f"{path}:1", expected="UTF-8")
             if reader is not _parquet and file.peek(2).startswith(UTF16_MARKS):
                 hint = "iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE"
                 raise SourceError("is UTF-16", where=f"{path}:1", expected="UTF-8", hint=hint)

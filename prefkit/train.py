@@ -32,8 +32,8 @@ from prefkit.checkpoint import (
 from prefkit.config import Pipeline, TrainConfig, require_model
 from prefkit.encode import Sides
 from prefkit.errors import CheckError, DatasetError, InputError, Interrupted, located
-from prefkit.format import RUNS
-from prefkit.gate import check_scores, check_table, find_reference, policy_of
+from prefkit.format import REFERENCES, RUNS
+from prefkit.gate import check_policy, check_table, find_reference, policy_of
 from prefkit.identity import identity_sha256
 from prefkit.logps import CompletionLogps, choose_layout, make_batch
 from prefkit.losses import LOSSES, weighted_mean
@@ -100,8 +100,9 @@ def train_dpo(
     policy = policy_of(Path(folder), tokenizer, pipeline.precompute, manifest["kind"])
     key, recorded = find_reference(dataset, policy, reference, other=settings.other_reference)
     identity = recorded["identity"]
-    same_model = identity["weights_sha256"] == policy.identity["weights_sha256"]
-    data = load_data(dataset, manifest, key, recorded)
+    same = identity["weights_sha256"] == policy.identity["weights_sha256"]
+    pairs = read_table(dataset, "pairs", manifest)
+    data = load_data(dataset, pairs, key, recorded)
     claim = {
         "reference": key,
         "model": folder,
@@ -120,8 +121,10 @@ def train_dpo(
         if stop():
             raise Interrupted("stopped before the first step", where=str(run))
         if not resume:
+            folder_of = dataset / REFERENCES / key
             both = pl.concat([data.train, data.test])
-            figures = check_scores(scorer, both, settings.seed, f"reference {key}", same_model=same_model)
+            figures = check_policy(scorer, tokenizer, folder_of, identity, both, pairs, settings.seed, same_model=same)
+        del pairs
         data = Data(*(rows.drop("ref_chosen_token_logps", "ref_rejected_token_logps") for rows in data))
         if settings.gradient_checkpointing:
             with located(folder):
@@ -129,9 +132,7 @@ def train_dpo(
         torch.manual_seed(settings.seed)
         optimizer = make_optimizer(scorer, settings)
         start = load_checkpoint(resume[-1], scorer, optimizer) if resume else 0
-        if start > (total := num_updates(data.train.height, settings)):
-            message = f"has made {start} updates, more than the {total} that are asked for"
-            raise DatasetError(message, where=str(run), hint="a larger train.max_steps or train.epochs")
+        _refuse_fewer(run, start, num_updates(data.train.height, settings))
         if resume:
             tell(f"going on from step {start} of {run}" + "".join(f"\n  changed: {line}" for line in changed))
         begin_run(run, dataset, manifest["counts"]["pairs"], claim, figures, start, changed)
@@ -144,6 +145,13 @@ def train_dpo(
         return finish_run(run, dataset, manifest, model, tokenizer, rows, key)
 
 
+def _refuse_fewer(run: Path, start: int, total: int) -> None:
+    """A run that has made more updates than it is asked for cannot be made shorter."""
+    if start > total:
+        message = f"has made {start} updates, more than the {total} that are asked for"
+        raise DatasetError(message, where=str(run), hint="a larger train.max_steps or train.epochs")
+
+
 class Data(NamedTuple):
     """The reference rows of both splits with `weight`, sorted by pair_id: the order on disk has no say in training."""
 
@@ -151,9 +159,9 @@ class Data(NamedTuple):
     test: pl.DataFrame
 
 
-def load_data(dataset: Path, manifest: Mapping[str, Any], key: str, recorded: Mapping[str, Any]) -> Data:
+def load_data(dataset: Path, pairs: pl.DataFrame, key: str, recorded: Mapping[str, Any]) -> Data:
     """The scored pairs of both splits, checked as a table (the first half of the gate)."""
-    pairs = read_table(dataset, "pairs", manifest).select("pair_id", "split", "weight").sort("pair_id")
+    pairs = pairs.select("pair_id", "split", "weight").sort("pair_id")
     rows = check_table(dataset, key, recorded, pairs["pair_id"].to_list())
     joined = rows.join(pairs, on="pair_id", how="left", maintain_order="left")
     train, test = (joined.filter(pl.col("split") == split) for split in ("train", "test"))

@@ -65,6 +65,9 @@ def prepare_work(pipeline: Pipeline, tell: Tell) -> Work:
     key = reference_key(identity)
     folder = dataset / REFERENCES / key
     pairs = read_table(dataset, "pairs", manifest)
+    if pairs.is_empty():
+        hint = f'prefkit query {dataset} "select reason, count(*) from dropped group by all"'
+        raise DatasetError("holds no pairs", where=str(dataset), hint=hint)
     plan, dropped = read_plan(folder, set(pairs["pair_id"]))
     new = pairs.filter(~pl.col("pair_id").is_in(plan["pair_id"].to_list() + dropped["pair_id"].to_list()))
     check_written(folder, plan)
@@ -76,7 +79,7 @@ def prepare_work(pipeline: Pipeline, tell: Tell) -> Work:
             pairs.filter(pl.col("pair_id").is_in(waiting + new["pair_id"].to_list())), tokenizer, encoding
         )
     plan, dropped = extend_plan(plan, dropped, encoded, set(new["pair_id"]), settings.max_batch_tokens)
-    if pairs.height and plan.is_empty():
+    if plan.is_empty():
         raise CheckError(
             f"encoding drops every pair: {', '.join(f'{n} {r}' for r, n in drop_reasons(dropped).items())}",
             where=str(dataset),

@@ -457,3 +457,13 @@ def test_info_names_a_damaged_reference_and_its_field(prefkit: Prefkit, dataset:
     done = prefkit("info", dataset)
     assert done.code == 2
     assert "reference.json: is damaged at key" in done.err
+
+
+def test_an_interrupted_query_is_no_bug(prefkit: Prefkit, dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_arguments: Any) -> None:
+        raise RuntimeError("Query interrupted")  # what DuckDB makes of Ctrl-C
+
+    monkeypatch.setattr("prefkit.query.query_dataset", interrupt)
+    ended = prefkit("query", dataset, "from pairs")
+    assert ended.code == 130
+    assert "interrupted; what is finished is on disk" in ended.err

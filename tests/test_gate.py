@@ -173,7 +173,7 @@ SPOILED: dict[str, tuple[Change, str]] = {
     ),
     "missing rows": (lambda frame: frame.head(NUM_PAIRS - 2), "2 pairs missing"),
     "no rows": (lambda frame: frame.head(0), f"{NUM_PAIRS} pairs missing"),
-    "duplicate rows": (lambda frame: pl.concat([frame, frame.head(1)]), "2 pairs scored twice"),
+    "duplicate rows": (lambda frame: pl.concat([frame, frame.head(1)]), "1 pairs scored twice"),
 }
 
 
@@ -507,6 +507,23 @@ def summed(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.col(CHOSEN).list.sum().alias("ref_chosen_logps"))
 
 
+def swapped(frame: pl.DataFrame) -> pl.DataFrame:
+    """Chosen and rejected in each other's place, in every column: ids and scores agree, and training is inverted."""
+    other = {"chosen": "rejected", "rejected": "chosen"}
+    names = {name: name.replace(side, other[side]) for side in other for name in frame.columns if side in name}
+    return frame.rename(names).select(frame.columns)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda frame: frame.with_columns(pl.col("pair_id").reverse()), swapped],
+    ids=["rows under other pairs", "sides in each other's place"],
+)
+def test_whole_rows_that_belong_to_other_texts_are_caught_by_tokenising_again(ready: Ready, change: Change) -> None:
+    ready.rewrite(change)
+    ready.refuses(f"12 pairs of {NUM_PAIRS} looked at have ids that are not those of their text")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -532,9 +549,9 @@ def test_a_part_that_is_no_parquet_is_refused_even_with_its_hash(ready: Ready) -
 
 
 def test_one_damaged_reference_does_not_stand_in_the_way_of_a_wanted_one(ready: Ready) -> None:
-    own = ready.reference.name
-    (ready.reference.parent / "0123456789abcdef").mkdir()
-    (ready.reference.parent / "0123456789abcdef" / "reference.json").write_text("{}", encoding="utf-8")
+    own, folder = ready.reference.name, ready.reference.parent / "0123456789abcdef"
+    folder.mkdir()
+    (folder / "reference.json").write_text("{}", encoding="utf-8")
     settings = ready.pipeline.train.model_copy(update={"max_steps": 1})
     assert train_dpo(ready.pipeline.model_copy(update={"train": settings}), reference=own).steps == 1
 

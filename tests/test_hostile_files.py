@@ -1239,3 +1239,13 @@ def test_what_a_stopped_build_left_is_read_anew_where_it_is_damaged(
     built = build_dataset(stopped(0.5))
     assert table(built, "pairs")["prompt"].to_list() == ["a", "b"]
     assert (built.counts["rows"], built.counts["rejects"]) == (3, 1)
+
+
+def test_a_file_in_another_encoding_is_answered_with_how_to_convert_it(tmp_path: Path, pipeline_of: PipelineOf) -> None:
+    text = row("café").encode("latin-1")
+    (tmp_path / "rows.jsonl").write_bytes(b"\n".join([text] * 3))
+    error = refused(pipeline_of({"path": str(tmp_path / "rows.jsonl"), "format": "pairs"}))
+    assert "3 not_utf8 (whole line)" in error.message
+    assert error.hint == "save the file as UTF-8: iconv -f LATIN1 -t UTF-8 FILE > NEW_FILE, if it is Latin-1"
+    (tmp_path / "rows.jsonl").write_bytes(row("a").encode("utf-32"))
+    assert refused(pipeline_of({"path": str(tmp_path / "rows.jsonl"), "format": "pairs"})).message == "is UTF-32"

@@ -720,3 +720,12 @@ def test_an_error_of_the_model_is_not_taken_for_a_lack_of_memory(
     limit_rows(monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"):
         precompute_reference(pipeline)
+
+
+def test_a_dataset_without_pairs_is_refused(tmp_path: Path, model: Path) -> None:
+    pipeline = built(tmp_path, [{"prompt": "a", "chosen": "b", "rejected": "b"}], model)
+    with pytest.raises(DatasetError, match="holds no pairs") as caught:
+        precompute_reference(pipeline)
+    asked = '"select reason, count(*) from dropped group by all"'
+    assert caught.value.hint == f"prefkit query {pipeline.dataset} {asked}"
+    assert not (Path(pipeline.dataset) / "reference").exists()
