@@ -100,7 +100,7 @@ def train_dpo(
     policy = policy_of(Path(folder), tokenizer, pipeline.precompute, manifest["kind"])
     key, recorded = find_reference(dataset, policy, reference, other=settings.other_reference)
     identity = recorded["identity"]
-    same = identity["weights_sha256"] == policy.identity["weights_sha256"]
+    same = all(identity[name] == policy.identity[name] for name in ("weights_sha256", "config"))
     pairs = read_table(dataset, "pairs", manifest)
     data = load_data(dataset, pairs, key, recorded)
     claim = {
@@ -121,9 +121,8 @@ def train_dpo(
         if stop():
             raise Interrupted("stopped before the first step", where=str(run))
         if not resume:
-            folder_of = dataset / REFERENCES / key
-            both = pl.concat([data.train, data.test])
-            figures = check_policy(scorer, tokenizer, folder_of, identity, both, pairs, settings.seed, same_model=same)
+            place, both = dataset / REFERENCES / key, pl.concat([data.train, data.test])
+            figures = check_policy(scorer, tokenizer, place, identity, both, pairs, settings.seed, same_model=same)
         del pairs
         data = Data(*(rows.drop("ref_chosen_token_logps", "ref_rejected_token_logps") for rows in data))
         if settings.gradient_checkpointing:
