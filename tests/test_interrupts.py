@@ -6,6 +6,7 @@ where it is, and one that has to wait for another is stopped (SIGSTOP) for as lo
 
 import contextlib
 import json
+import os
 import shlex
 import signal
 import socket
@@ -19,6 +20,8 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from tiny import snapshot, text_rows, tiny_llama, write_rows
+
+from prefkit.stopping import stop_on_signals
 
 PATIENCE = 240.0  # seconds: a busy machine is no failure
 DATASET = "my data/set 1"
@@ -344,26 +347,21 @@ def test_training_that_is_interrupted_while_the_model_loads_ends_with_130_and_go
     assert different(broken, tables(folder / DATASET / "runs" / "2")) == []
 
 
-@pytest.mark.slow
-def test_a_second_interrupt_more_than_a_second_later_stops_at_once(
-    folder: Path, prefkit: Prefkit, training: Callable[..., tuple[str, ...]]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_second_request_stops_at_once_but_not_one_that_comes_with_the_first(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # one update of 50,000 passes: it would take minutes
-    words = training(gradient_accumulation_steps=50_000, epochs=2_000, max_steps=2, batch_size=1)
-    run = folder / DATASET / "runs" / "1"
-    asked = prefkit(*words)
-    asked.until((run / "run.json").exists, "the first step").signal(signal.SIGINT)
-    asked.until(lambda: "finishing this step" in asked.err(), "the first answer")
-    asked.signal(signal.SIGINT)  # within a second: the same request
-    later = time.monotonic() + 1.5
-    asked.until(lambda: time.monotonic() > later, "a second and a half")
-    asked.signal(signal.SIGINT)
-    ended = asked.ended()
-    error = assert_interrupted(ended, words)
-    assert error["message"] == "interrupted; what is finished is on disk"
-    assert ended.err.count("finishing this step") == 1
-    assert not list(run.glob("checkpoints/*"))
-    assert steps(run) == -1
+    before = signal.getsignal(number)
+    with stop_on_signals("this part") as stop:
+        assert not stop()
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)  # as a terminal and a launcher both pass on one Ctrl-C
+        assert stop()
+        monkeypatch.setattr("prefkit.stopping.SAME_REQUEST", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert capsys.readouterr().err.count("finishing this part, then stopping; press Ctrl-C again to stop at once") == 1
+    assert signal.getsignal(number) is before
 
 
 @pytest.mark.slow
