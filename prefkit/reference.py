@@ -27,9 +27,8 @@ from prefkit.processes import Team, join_team
 from prefkit.scoring import assemble_part, layout_name, load_scorer, score_batches, score_pairs_of
 from prefkit.sources import file_sha256
 from prefkit.store import locked, read_document, read_manifest, write_json, write_parquet, write_views
-from prefkit.work import Work, drop_reasons, prepare_work, write_plan
+from prefkit.work import Tell, Work, drop_reasons, prepare_work, write_plan
 
-Tell = Callable[[str], None]
 Watch = Callable[[int, int, int], None]  # tokens done, tokens in all, pairs done
 
 

@@ -18,8 +18,8 @@ from prefkit.format import REFERENCE, schema
 from prefkit.logps import CompletionLogps, Layout, choose_layout, make_batch
 from prefkit.models import check_fits, load_model, load_tokenizer, pick_device
 from prefkit.processes import Team
+from prefkit.work import Tell
 
-Tell = Callable[[str], None]
 SCORED = ("ref_chosen_logps", "ref_rejected_logps", "ref_chosen_token_logps", "ref_rejected_token_logps", "ln_ches")
 SCORES: dict[str, Any] = {name: schema("reference", "text")[name] for name in SCORED}
 

@@ -42,8 +42,8 @@ from prefkit.processes import num_processes
 from prefkit.run import Trained, begin_run, claimed_run, data_sha256, finish_run
 from prefkit.schedule import epochs_made, learning_rate_at, make_optimizer, num_updates, step_batches
 from prefkit.store import give_lock, read_manifest, read_table, take_lock, write_views
+from prefkit.work import Tell
 
-Tell = Callable[[str], None]
 Watch = Callable[[int, int, Mapping[str, Any]], None]  # updates made, updates in all, the row just logged
 
 

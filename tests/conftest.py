@@ -2,13 +2,16 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from command import Ended, Prefkit
 
+from prefkit import cli
 from prefkit.config import Pipeline, load_pipeline
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start: two test workers share two cores
@@ -58,3 +61,21 @@ def pipeline_of(tmp_path: Path) -> Callable[..., Pipeline]:
         return load_pipeline(path)
 
     return make
+
+
+@pytest.fixture
+def prefkit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Prefkit:
+    """Run a command in this process, in the folder of the test; anything but an exit code, and a traceback, fails."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["prefkit", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err, err
+        return Ended(ended.value.code if isinstance(ended.value.code, int) else 0, out, err)
+
+    return run

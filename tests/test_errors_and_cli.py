@@ -6,13 +6,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 import pytest
 import yaml
+from command import Prefkit
 
-from prefkit import cli, errors
+from prefkit import errors
 from prefkit.errors import (
     AuditError,
     CheckError,
@@ -27,38 +28,6 @@ from prefkit.errors import (
 )
 
 HEAVY = ("torch", "transformers", "accelerate", "polars", "pyarrow", "duckdb", "pydantic", "scipy", "datasketch")
-
-
-class Ended(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    def last_json(self) -> Any:
-        return json.loads(self.out.splitlines()[-1])
-
-
-Prefkit = Callable[..., Ended]
-
-
-@pytest.fixture
-def prefkit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Prefkit:
-    """Run a command in this process; anything but an exit code would be a traceback and fails the test."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["prefkit", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return Ended(ended.value.code if isinstance(ended.value.code, int) else 0, out, err)
-
-    return run
 
 
 @pytest.fixture

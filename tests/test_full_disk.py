@@ -13,14 +13,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 import pytest
 import yaml
+from command import Prefkit
 from tiny import snapshot, text_rows, tiny_llama, write_rows
-
-from prefkit import cli
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 ROOMY = 256 * 2**20
@@ -38,20 +37,6 @@ BEFORE: dict[str, list[str]] = {
     "precompute": ["build"],
     "train": ["build", "audit", "precompute"],
 }
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    def error(self) -> Any:
-        last = json.loads(self.out.splitlines()[-1])
-        assert set(last) == {"error"}
-        return last["error"]
-
-
-Prefkit = Callable[..., Ended]
 
 
 class Disk:
@@ -96,25 +81,6 @@ class Disk:
             plain = subprocess.run(["umount", str(self.folder)], capture_output=True, check=False)
             if plain.returncode:
                 subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
-
-
-@pytest.fixture
-def prefkit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Prefkit:
-    """Run a command in this process; anything but an exit code, and any traceback, fails the test."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*words: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["prefkit", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        code = ended.value.code if isinstance(ended.value.code, int) else 0
-        assert ("Traceback" in out + err) == (code == 70), out + err  # 70 is no test's expectation
-        return Ended(code, out, err)
-
-    return run
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import duckdb
 import pytest
+from command import Prefkit
 from tiny import snapshot
 
 from prefkit import cli
@@ -27,34 +28,6 @@ VIEWS = "views: pairs, dropped, rejects, tokens, reference, steps, pair_dynamics
 QUOTES = 'columns with a slash need double quotes: select "rewards/margins" from steps'
 
 
-class Ended(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Prefkit = Callable[..., Ended]
-
-
-@pytest.fixture
-def prefkit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Prefkit:
-    """Run a command in this process, in the folder of the test."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["prefkit", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err, err
-        return Ended(ended.value.code if isinstance(ended.value.code, int) else 0, out, err)
-
-    return run
-
-
 @pytest.fixture
 def refuses(prefkit: Prefkit, tmp_path: Path) -> Callable[..., None]:
     """A command ends with the code and with this text alone, and writes no file; its --json object says the same."""
@@ -62,8 +35,7 @@ def refuses(prefkit: Prefkit, tmp_path: Path) -> Callable[..., None]:
     def check(arguments: tuple[str, ...], text: str, kind: str, code: int = 2) -> None:
         before = snapshot(tmp_path)
         ended = prefkit(*arguments)
-        # rich ends the line of its progress, empty where stderr is no terminal
-        assert (ended.code, ended.err.lstrip("\n")) == (code, f"error: {text}\n")
+        assert (ended.code, ended.err) == (code, f"error: {text}\n")
         assert snapshot(tmp_path) == before
         if arguments[0] not in ("query", "demo"):
             told = prefkit(*arguments, "--json")

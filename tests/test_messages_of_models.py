@@ -7,14 +7,14 @@ import hashlib
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 import pytest
 import torch
+from command import Ended, Prefkit
 from safetensors.torch import load_file, save_file
 from tiny import (
     Row,
@@ -30,42 +30,13 @@ from tiny import (
 )
 from transformers import BertConfig, FalconConfig, GPTNeoXJapaneseConfig
 
-from prefkit import cli, logps
+from prefkit import logps
 from prefkit.errors import ModelError
 from prefkit.logps import CompletionLogps
 from prefkit.models import load_model, load_tokenizer
 
 NUM_PAIRS = 8
 AGAIN = "delete the reference and type prefkit precompute again"
-
-
-class Ended(NamedTuple):
-    """How a command ended; `err` begins with its error."""
-
-    code: int
-    out: str
-    err: str
-
-
-Prefkit = Callable[..., Ended]
-
-
-@pytest.fixture
-def prefkit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Prefkit:
-    """Run a command in this process, in the folder of the test."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["prefkit", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err, err
-        # rich ends the line of its progress, empty where stderr is no terminal
-        return Ended(ended.value.code if isinstance(ended.value.code, int) else 0, out, err.lstrip("\n"))
-
-    return run
 
 
 @pytest.fixture
