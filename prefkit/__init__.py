@@ -5,14 +5,14 @@ The data goes down one road, and every step leaves what the next one needs on di
     sources -> pairs -> validate -> dedupe -> split -> STORE -> audit
                                                          |
                                                          +-> encode -> reference (once) -> gate -> train
-                                                         +-> query
+                                                         +-> query, export
 
 Words, without input or output: `errors`, `format` (the layout on disk), `records` (what a user may hand us), `text`.
 Pure functions on Polars frames: `screen`, `pairs`, `validate`, `dedupe`, `split`, `audit`, `formats`.
 Files: `documents`, `config`, `rows`, `sources`, `views`, `store`, `drafts`, `target`, `build`, `report`, `query`,
-`info`, `schemas`. Below the torch line: `controls`, `encode`, `identity`, `models`, `logps`, `batches`, `work`,
-`processes`, `scoring`, `reference`, `losses`, `schedule`, `gate`, `checkpoint`, `run`, `train`. The edge: `terminal`,
-`stopping`, `demo`, `cli`.
+`export`, `info`, `schemas`. Below the torch line: `controls`, `encode`, `identity`, `models`, `logps`, `batches`,
+`work`, `processes`, `scoring`, `reference`, `losses`, `schedule`, `gate`, `checkpoint`, `run`, `train`. The edge:
+`terminal`, `stopping`, `demo`, `cli`.
 
 Each command is one function here, imported on first use so that `import prefkit` stays light.
 """
@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from prefkit.build import build_dataset as build_dataset
     from prefkit.config import load_pipeline as load_pipeline
+    from prefkit.export import export_dataset as export_dataset
     from prefkit.info import dataset_info as dataset_info
     from prefkit.query import query_dataset as query_dataset
     from prefkit.reference import precompute_reference as precompute_reference
@@ -36,6 +37,7 @@ _HOMES = {
     "audit_dataset": "prefkit.report",
     "build_dataset": "prefkit.build",
     "dataset_info": "prefkit.info",
+    "export_dataset": "prefkit.export",
     "load_pipeline": "prefkit.config",
     "pipeline_of": "prefkit.target",
     "precompute_reference": "prefkit.reference",

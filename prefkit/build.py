@@ -14,13 +14,16 @@ import polars as pl
 
 from prefkit import __version__
 from prefkit.config import Pipeline, SourceConfig
+from prefkit.corrections import correction_report
 from prefkit.dedupe import dedupe_pairs
-from prefkit.drafts import Drafted, draft_source, keep_draft, kept_draft
+from prefkit.detection import with_formats
+from prefkit.drafts import Drafted, draft_source, files_of, keep_draft, kept_draft
 from prefkit.errors import DatasetError, PrefkitError
 from prefkit.format import CARD, FORMAT_VERSION, MANIFEST, VIEWS, Kind
-from prefkit.sources import SourceFile, expand, is_chat_source, source_sha256
+from prefkit.sources import SourceFile, is_chat_source, source_sha256
 from prefkit.split import split_pairs
 from prefkit.store import (
+    are_plain,
     built_beside,
     check_parts,
     claim_directory,
@@ -55,7 +58,9 @@ class Counts(NamedTuple):
     candidate_rejects: int
     used: int
     unused: int
-    prompts: int  # prompts of candidate sources
+    candidate_pairs: int  # pairs made of candidates
+    candidate_dropped: int  # rows of the dropped table that stem from candidates: pairs, or prompts without one
+    prompts: int  # distinct prompts of candidate sources
     prompts_with_pair: int
     prompts_dropped: int
     train: int
@@ -63,8 +68,8 @@ class Counts(NamedTuple):
 
     def check(self) -> None:
         """The equations of the format: nothing is lost."""
-        paired = self.pairs - self.prompts_with_pair
-        dropped = self.dropped - self.prompts_dropped
+        paired = self.pairs - self.candidate_pairs
+        dropped = self.dropped - self.candidate_dropped
         assert self.rows == paired + dropped + (self.rejects - self.candidate_rejects), self
         assert self.candidates == self.used + self.unused + self.candidate_rejects, self
         assert self.prompts == self.prompts_with_pair + self.prompts_dropped, self
@@ -82,6 +87,7 @@ class Tables(NamedTuple):
     counts: Counts
     reasons: dict[str, int]
     unused: dict[str, int]
+    report: list[dict[str, Any]]  # by source: what selection or rules did, and advice
 
 
 class Built(NamedTuple):
@@ -92,6 +98,7 @@ class Built(NamedTuple):
     counts: dict[str, int]
     reasons: dict[str, int]
     unused: dict[str, int]
+    report: list[dict[str, Any]]
     unchanged: bool
     checked_only: bool
 
@@ -106,13 +113,14 @@ def build_dataset(pipeline: Pipeline, *, check: bool = False, tell: Tell = lambd
     """
     dataset = Path(pipeline.dataset)
     claim_directory(dataset)
+    pipeline = resolve_formats(pipeline, tell)
     kind = resolve_kind(pipeline)
     if check:
         return _built(pipeline, make_tables(pipeline, kind, tell), checked_only=True)
     if (finished := _same_build(dataset, pipeline, kind)) is not None:
         return finished
     for source in pipeline.sources:
-        expand(source.path)  # a path that names nothing is found before anything is made or read
+        files_of(source)  # a path that names nothing is found before anything is made or read
     existed = dataset.exists()
     try:
         with locked(dataset):
@@ -127,12 +135,27 @@ def build_dataset(pipeline: Pipeline, *, check: bool = False, tell: Tell = lambd
 
 def _built(pipeline: Pipeline, tables: Tables, *, checked_only: bool = False) -> Built:
     counts = tables.counts._asdict()
-    return Built(pipeline.dataset, tables.kind, counts, tables.reasons, tables.unused, False, checked_only)
+    return Built(
+        pipeline.dataset, tables.kind, counts, tables.reasons, tables.unused, tables.report, False, checked_only
+    )
+
+
+def resolve_formats(pipeline: Pipeline, tell: Tell = lambda _text: None) -> Pipeline:
+    """The pipeline with the format of every source; one that it leaves out is found by the first rows, and told.
+
+    Raises:
+        SourceError: none or several fit.
+    """
+    found = with_formats(pipeline.sources)
+    for source, why in found:
+        if why:
+            tell(f"{source.path}: format {source.format}, as {why}")
+    return pipeline.model_copy(update={"sources": [source for source, _ in found]})
 
 
 def resolve_kind(pipeline: Pipeline) -> Kind:
-    """The pipeline's own kind, or what its first source holds: chat for messages and transcripts, else text."""
-    return pipeline.kind or ("chat" if is_chat_source(pipeline.sources[0]) else "text")
+    """The pipeline's own kind, or what its sources hold: chat if one begins with messages or transcripts, else text."""
+    return pipeline.kind or ("chat" if any(is_chat_source(source) for source in pipeline.sources) else "text")
 
 
 def make_tables(pipeline: Pipeline, kind: Kind, tell: Tell = lambda _text: None, keep_in: Path | None = None) -> Tables:
@@ -147,32 +170,45 @@ def make_tables(pipeline: Pipeline, kind: Kind, tell: Tell = lambda _text: None,
     drafted = [_drafted(source, pipeline, kind, tell, keep_in) for source in pipeline.sources]
     tell("validating, deduplicating and splitting")
     drafts = with_pair_ids(pl.concat([d.pairs for d in drafted]), kind)
-    valid = validate_pairs(drafts, kind, pipeline.validate_.max_chars, pipeline.validate_.score_scale)
-    unique = dedupe_pairs(valid.kept, kind, exact=pipeline.dedupe.exact, contradictions=pipeline.dedupe.contradictions)
+    limits, dedupe = pipeline.validate_, pipeline.dedupe
+    valid = validate_pairs(
+        drafts, kind, limits.max_chars, limits.score_scale, meta_phrases=limits.meta_phrases == "drop"
+    )
+    unique = dedupe_pairs(
+        valid.kept, kind, exact=dedupe.exact, contradictions=dedupe.contradictions, cycles=dedupe.cycles
+    )
     pairs = split_pairs(unique.kept, kind, pipeline.split.test_share, pipeline.split.seed)
     without = [d.dropped for d in drafted]
     dropped = pl.concat([*without, valid.dropped, unique.dropped], how="diagonal")
     rejects = pl.concat([d.rejects for d in drafted])
-    counts = _count(drafted, pairs, dropped, rejects)
+    counts = _count(drafted, drafts, pairs, dropped, rejects)
     counts.check()
     reasons = Counter(dropped["reason"].to_list()) + Counter(rejects["reason"].to_list())
     unused = sum((Counter(d.selection.unused) for d in drafted if d.selection), Counter[str]())
     files = [
         _manifest_file(file, source) for d, source in zip(drafted, pipeline.sources, strict=True) for file in d.files
     ]
-    ordered = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
-    return Tables(kind, pairs, dropped, rejects, files, counts, ordered, dict(unused))
+    told = [
+        {"source": source.path, **d.report} for d, source in zip(drafted, pipeline.sources, strict=True) if d.report
+    ]
+    if corrections := correction_report(pairs):
+        told.append({"corrections": corrections})
+    return Tables(kind, pairs, dropped, rejects, files, counts, _most_first(reasons), _most_first(unused), told)
+
+
+def _most_first(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _drafted(source: SourceConfig, pipeline: Pipeline, kind: Kind, tell: Tell, keep_in: Path | None) -> Drafted:
-    margin, share = pipeline.pairs.min_margin, pipeline.validate_.max_reject_share
-    if keep_in is not None and (kept := kept_draft(keep_in, source, kind, margin, share)) is not None:
+    settings, share = pipeline.pairs, pipeline.validate_.max_reject_share
+    if keep_in is not None and (kept := kept_draft(keep_in, source, kind, settings, share)) is not None:
         tell(f"{source.path} was read before the build was stopped")
         return kept
     tell(f"reading {source.path}")
-    drafted = draft_source(source, kind, margin, share)
+    drafted = draft_source(source, kind, settings, share)
     if keep_in is not None:
-        keep_draft(keep_in, source, kind, margin, drafted)
+        keep_draft(keep_in, source, kind, settings, drafted)
     return drafted
 
 
@@ -180,11 +216,18 @@ def _manifest_file(file: SourceFile, source: SourceConfig) -> dict[str, Any]:
     return {**file._asdict(), "format": source.format}
 
 
-def _count(drafted: list[Drafted], pairs: pl.DataFrame, dropped: pl.DataFrame, rejects: pl.DataFrame) -> Counts:
+def _count(
+    drafted: list[Drafted], drafts: pl.DataFrame, pairs: pl.DataFrame, dropped: pl.DataFrame, rejects: pl.DataFrame
+) -> Counts:
     chosen_from = [d.selection for d in drafted if d.selection is not None]
     of_candidates = [d for d in drafted if d.selection is not None]
     candidate_rejects = sum(d.rejects.height for d in of_candidates)
     best_of_n = pl.col("method") == "best_of_n"
+    prompts = set(drafts.filter(best_of_n)["prompt_id"]).union(
+        *(set(d.dropped.filter(best_of_n)["prompt_id"]) for d in of_candidates)
+    )
+    with_pair = set(pairs.filter(best_of_n)["prompt_id"])
+    without = set(dropped.filter(best_of_n)["prompt_id"]) - with_pair
     test = pairs.filter(pl.col("split") == "test").height
     return Counts(
         rows=sum(d.num_records + d.rejects.height for d in drafted if d.selection is None),
@@ -195,9 +238,11 @@ def _count(drafted: list[Drafted], pairs: pl.DataFrame, dropped: pl.DataFrame, r
         candidate_rejects=candidate_rejects,
         used=sum(s.num_used for s in chosen_from),
         unused=sum(sum(s.unused.values()) for s in chosen_from),
-        prompts=sum(s.num_prompts for s in chosen_from),
-        prompts_with_pair=pairs.filter(best_of_n).height,
-        prompts_dropped=dropped.filter(best_of_n).height,
+        candidate_pairs=pairs.filter(best_of_n).height,
+        candidate_dropped=dropped.filter(best_of_n).height,
+        prompts=len(prompts),
+        prompts_with_pair=len(with_pair),
+        prompts_dropped=len(without),
         train=pairs.height - test,
         test=test,
     )
@@ -223,7 +268,7 @@ def _same_build(dataset: Path, pipeline: Pipeline, kind: Kind) -> Built | None:
     except DatasetError:
         return None  # a damaged dataset is built anew
     recorded = [(file["path"], file["sha256"]) for file in manifest["sources"]]
-    if recorded != [(path, source_sha256(path)) for source in pipeline.sources for path in expand(source.path)]:
+    if recorded != [(path, source_sha256(path)) for source in pipeline.sources for path in files_of(source)]:
         return None
     later = manifest["pipeline"] != wanted  # settings of later steps only: the data stays, the manifest learns them
     if later:
@@ -233,7 +278,8 @@ def _same_build(dataset: Path, pipeline: Pipeline, kind: Kind) -> Built | None:
         clear_left_behind(dataset)
         write_views(dataset, kind)
         give_lock(dataset, lock)
-    return Built(pipeline.dataset, kind, manifest["counts"], manifest["reasons"], manifest["unused"], True, False)
+    counts, reasons, unused, report = (manifest[name] for name in ("counts", "reasons", "unused", "report"))
+    return Built(pipeline.dataset, kind, counts, _most_first(reasons), _most_first(unused), report, True, False)
 
 
 def _same_data_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
@@ -251,7 +297,8 @@ def write_dataset(dataset: Path, pipeline: Pipeline, tables: Tables) -> None:
 
 def _write_tables(folder: Path, pipeline: Pipeline, tables: Tables) -> None:
     named = {"pairs": tables.pairs, "dropped": tables.dropped, "rejects": tables.rejects}
-    parts = {name: write_table(folder / name, name, frame, tables.kind) for name, frame in named.items()}
+    plain = are_plain([tables.pairs, tables.dropped])
+    parts = {name: write_table(folder / name, name, frame, tables.kind, plain=plain) for name, frame in named.items()}
     write_text(folder / CARD, dataset_card(tables))
     write_text(folder / VIEWS, views_sql(tables.kind, named.keys()))
     manifest = {
@@ -263,6 +310,7 @@ def _write_tables(folder: Path, pipeline: Pipeline, tables: Tables) -> None:
         "counts": tables.counts._asdict(),
         "reasons": tables.reasons,
         "unused": tables.unused,
+        "report": tables.report,
         "parts": {name: [part._asdict() for part in listed] for name, listed in parts.items()},
     }
     write_json(folder / MANIFEST, manifest)

@@ -236,6 +236,30 @@ def query(
 
 
 @app.command()
+def export(
+    target: Annotated[str, typer.Argument(help="A dataset directory, or a file of ready-made pairs.")],
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="Another trainer's format, such as trl.")],
+    out: Annotated[
+        str, typer.Option("--out", metavar="PATH", help="FILE.jsonl, .jsonl.gz, .json or .parquet; or a directory.")
+    ],
+    split: Annotated[
+        Literal["train", "test"] | None, typer.Option("--split", help="Only these pairs of a dataset.")
+    ] = None,
+    source_format: Annotated[
+        str | None, typer.Option("--from", metavar="FORMAT", help="Of a file; otherwise found by its rows.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write pairs as another trainer reads them."""
+    from prefkit.export import export_dataset
+    from prefkit.terminal import print_exported
+
+    exported = export_dataset(target, to, out, split, source_format)
+    print_exported(exported, console(as_json=as_json))
+    emit(exported._asdict(), as_json=as_json)
+
+
+@app.command()
 def info(target: Annotated[str, typer.Argument(help="A dataset or run directory.")], as_json: Json = False) -> None:
     """Say what a dataset or a run holds."""
     from prefkit.info import dataset_info

@@ -5,18 +5,25 @@ line, key, what was expected and the nearest known key. Config stops at the entr
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from prefkit.errors import ConfigError, InputError
 from prefkit.format import MANIFEST, Kind
 from prefkit.formats import FORMATS
+from prefkit.formats.comparisons import label_key
 
-FormatName = Literal["pairs", "candidates", "corrections", "hh", "trl"]
+REJECTED = re.compile(r"worst|random|all|sigma:\d+(\.\d+)?")
+SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMG]B)", re.IGNORECASE)
+FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")
+SEVERAL_PATHS = {"prompt", "responses", "scores", "models", "score", "winner"}
+OPTIONAL_FIELDS = {"annotator", "model", "tools", "weight", "scorer", "rater", "models"}
+NEED_FORMAT = {"columns", "direction", "labels", "rules"}
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -24,29 +31,115 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class Labels(_Section):
+    """What the winner column of comparisons says: which labels stand for the first side, the second, and neither."""
+
+    a: Annotated[list[str | int | float | bool], Field(min_length=1)]
+    b: Annotated[list[str | int | float | bool], Field(min_length=1)]
+    tie: list[str | int | float | bool] = []
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> "Labels":
+        named = [label_key(label) for labels in (self.a, self.b, self.tie) for label in labels]
+        if twice := next((label for label in named if named.count(label) > 1), None):
+            raise ValueError(f"labels: {twice} is given twice")
+        return self
+
+
+class RewriteRule(_Section):
+    """One step from a response to its correction: a regular expression, or a Python function."""
+
+    pattern: str | None = Field(None, description="regular expression (Python); it must not match in the correction")
+    replace: str = Field("", description=r"what takes its place; \1 or \g<name> for groups")
+    ignore_case: bool = False
+    function: str | None = Field(None, description="module:function, from text to text; from the working directory")
+    gone: list[str] = Field([], description="texts that no correction may hold, in upper or lower case: an old name")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "RewriteRule":
+        if (self.pattern is None) == (self.function is None):
+            raise ValueError("a rewrite rule has either pattern: or function:")
+        if self.function is not None:
+            if not FUNCTION.fullmatch(self.function):
+                raise ValueError(f"rules.function: {self.function} is not module:function")
+            if self.model_fields_set & {"replace", "ignore_case"}:
+                raise ValueError("replace: and ignore_case: have no effect on a rule with function:")
+        else:
+            self._check_pattern(self.pattern or "", self.replace)
+        return self
+
+    @staticmethod
+    def _check_pattern(pattern: str, replace: str) -> None:
+        try:
+            re.compile(f"(?:{pattern})?").sub(replace, "")  # matches the empty text, so that the template is read
+        except (re.error, IndexError) as error:
+            raise ValueError(f"rules.pattern {pattern!r} with replace {replace!r}: {error}") from None
+
+
 class SourceConfig(_Section):
     """One source: a file, or a glob of files in the same format."""
 
     path: str = Field(description="file or glob, relative to the working directory")
-    format: FormatName
+    format: Annotated[str, Field(json_schema_extra={"enum": sorted(FORMATS)})] | None = Field(
+        None, description="prefkit formats lists them; left out: found by the first rows"
+    )
     columns: dict[str, str | Annotated[list[str], Field(min_length=1)]] = Field(
-        {}, description="our field name: the file's, dotted paths allowed"
+        {}, description="our field name: the file's, dotted paths allowed; null: leave out what the file has under it"
     )
     direction: Literal["higher_is_better", "lower_is_better"] = "higher_is_better"
+    labels: Labels | None = Field(None, description="of comparisons: what their winner column says")
+    rules: list[RewriteRule] = Field([], description="of format rewrite: what makes the correction, in order")
     annotator: Literal["human", "model", "rule"] | None = Field(
         None, description="who preferred, where the rows do not say"
     )
 
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _null_is_no_path(cls, value: Any) -> Any:
+        return {k: "" if v is None else v for k, v in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("format")
+    @classmethod
+    def _known_format(cls, value: str | None) -> str | None:
+        if value is not None and value not in FORMATS:
+            near = difflib.get_close_matches(value, FORMATS, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"format: {value} is not known; {hint}prefkit formats lists them")
+        return value
+
     @model_validator(mode="after")
-    def _no_direction_without_scores(self) -> "SourceConfig":
-        if self.direction == "lower_is_better" and not FORMATS[self.format].scored:
-            raise ValueError(f"direction: lower_is_better has no effect on {self.format}, which has no scores")
+    def _what_needs_a_format(self) -> "SourceConfig":
+        if self.format is None and (given := sorted(self.model_fields_set & NEED_FORMAT)):
+            raise ValueError(f"{given[0]}: needs format:, as it is the format that says what they mean")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_without_effect(self) -> "SourceConfig":
+        if self.format is None:
+            return self
+        form = FORMATS[self.format]
+        if self.direction == "lower_is_better" and not form.scored:
+            own = f": {form.direction}" if form.direction else ", which has no scores"
+            raise ValueError(f"direction: lower_is_better has no effect on {self.format}{own}")
+        if self.labels is not None and "winner" not in form.columns:
+            raise ValueError(f"labels: has no effect on {self.format}: it is for comparisons")
+        if bool(self.rules) != (form.family == "responses"):
+            what = "needs rules:" if form.family == "responses" else "takes no rules:, format: rewrite does"
+            raise ValueError(f"format: {self.format} {what}")
         return self
 
     @model_validator(mode="after")
     def _known_columns(self) -> "SourceConfig":
+        if self.format is None:
+            return self
         known = FORMATS[self.format].columns
-        for name in self.columns:
+        for name, where in self.columns.items():
+            if where == "" and name in known and name not in OPTIONAL_FIELDS and "_" not in name:
+                raise ValueError(f"columns.{name}: {self.format} cannot do without it")
+            if isinstance(where, list) and name in known and name not in SEVERAL_PATHS:
+                raise ValueError(f"columns.{name}: takes one path; several are for {', '.join(sorted(SEVERAL_PATHS))}")
+            if not known:
+                raise ValueError(f"columns.{name}: {self.format} has its own names, which are not mapped")
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
                 hint = f"; did you mean {near[0]}?" if near else ""
@@ -55,9 +148,39 @@ class SourceConfig(_Section):
 
 
 class PairsConfig(_Section):
-    """How candidates become pairs."""
+    """How candidates and comparisons become pairs."""
 
+    chosen: Literal["best", "all_above"] = Field(
+        "best", description="best: the best candidate; all_above: each that scores above the rejected one"
+    )
+    rejected: Annotated[str, Field(json_schema_extra={"pattern": REJECTED.pattern})] = Field(
+        "worst", description="worst | random | all | sigma:K, the one nearest to mean - K standard deviations"
+    )
     min_margin: Annotated[float, Field(ge=0)] = Field(0.0, description="smallest score difference that makes a pair")
+    max_margin: Annotated[float, Field(gt=0)] | None = Field(None, description="largest one")
+    min_chosen_score: float | None = Field(
+        None, description="what chosen must reach, in the source's own scores and direction"
+    )
+    length_cap: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="largest |ln(characters of chosen / of rejected)|; .69 allows twice the length"
+    )
+    max_pairs_per_prompt: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="of one prompt's candidates, those of the largest margins are kept"
+    )
+    scorers: Literal["rank", "zscore"] = Field(
+        "rank", description="several scorers: mean rank within the prompt, or mean z-score within the prompt"
+    )
+    scorers_agree: bool = Field(False, description="only pairs on which no scorer prefers the rejected side")
+    min_agreement: Share = Field(0.0, description="smallest share of a comparison's votes for chosen")
+    seed: int = Field(0, description="of rejected: random")
+
+    @model_validator(mode="after")
+    def _sound(self) -> "PairsConfig":
+        if not REJECTED.fullmatch(self.rejected):
+            raise ValueError(f"pairs.rejected: {self.rejected} is not worst, random, all or sigma:K (sigma:2)")
+        if self.max_margin is not None and self.max_margin < self.min_margin:
+            raise ValueError("pairs.max_margin must not be below pairs.min_margin")
+        return self
 
 
 class ValidateConfig(_Section):
@@ -66,6 +189,9 @@ class ValidateConfig(_Section):
     max_reject_share: Share = Field(0.1, description="the build stops when more of a source's lines are rejects")
     max_chars: Annotated[int, Field(gt=0)] = Field(200_000, description="longest prompt or side, in characters")
     score_scale: tuple[float, float] | None = Field(None, description="lowest and highest score that a source may give")
+    meta_phrases: Literal["drop", "keep"] = Field(
+        "drop", description="corrections that speak of being one (here is the revised version)"
+    )
 
     @model_validator(mode="after")
     def _low_to_high(self) -> "ValidateConfig":
@@ -81,6 +207,28 @@ class DedupeConfig(_Section):
     contradictions: Literal["drop_both", "majority", "higher_margin", "keep"] = Field(
         "drop_both", description="A over B and B over A for one prompt"
     )
+    cycles: Literal["drop", "keep"] = Field(
+        "drop", description="A over B, B over C and C over A for one prompt: the least sure go"
+    )
+
+
+class BuildConfig(_Section):
+    """What a build may use."""
+
+    memory_limit: str = Field(
+        "4GB", description="texts of candidates held in memory at once (500MB, 4GB); the rest on disk"
+    )
+
+    @model_validator(mode="after")
+    def _a_size(self) -> "BuildConfig":
+        if not SIZE.fullmatch(self.memory_limit):
+            raise ValueError(f"build.memory_limit: {self.memory_limit} is not a size such as 500MB or 4GB")
+        return self
+
+    def num_bytes(self) -> int:
+        """The limit as a number."""
+        number, unit = SIZE.fullmatch(self.memory_limit).groups()  # type: ignore[union-attr]
+        return int(float(number) * {"KB": 1e3, "MB": 1e6, "GB": 1e9}[unit.upper()])
 
 
 class SplitConfig(_Section):
@@ -180,6 +328,7 @@ class Pipeline(_Section):
     validate_: ValidateConfig = Field(ValidateConfig(), alias="validate")
     dedupe: DedupeConfig = DedupeConfig()
     split: SplitConfig = SplitConfig()
+    build: BuildConfig = BuildConfig()
     audit: AuditConfig = AuditConfig()
     precompute: PrecomputeConfig = PrecomputeConfig()
     train: TrainConfig = TrainConfig()

@@ -1,14 +1,17 @@
-"""One pair once, and no pair against another: exact duplicates and direct reversals.
+"""One pair once, and no pair against another: exact duplicates, direct reversals, and cycles of preferences.
 
 Duplicate keys are the folded prompt, chosen and rejected (NFC, white space), never the metadata. Of equal pairs the one
 kept is the human's over the model's, then the larger margin, then the smaller pair_id, then the first in the sources.
-A reversal is A over B and B over A for one folded prompt. A middle candidate that is chosen in one pair and rejected in
-another is legitimate and stays.
+A reversal is A over B and B over A for one folded prompt; a cycle is A over B, B over C and C over A, or a longer one.
+A middle candidate that is chosen in one pair and rejected in another is legitimate and stays.
 """
 
 from typing import Literal
 
+import numpy as np
 import polars as pl
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from prefkit.format import Kind
 from prefkit.screen import Screened
@@ -20,7 +23,11 @@ TRUST = {"human": 0, "rule": 1, "model": 2}  # no annotator at all comes last
 
 
 def _with_keys(pairs: pl.DataFrame, kind: Kind) -> pl.DataFrame:
-    return pairs.with_columns(folded(key.removeprefix("key_"), kind).alias(key) for key in KEYS).with_row_index("row")
+    keyed = pairs.with_columns(folded(key.removeprefix("key_"), kind).alias(key) for key in KEYS).with_row_index("row")
+    if "tools" not in pairs.columns:
+        return keyed
+    offered = pl.concat_str(pl.col("key_prompt"), pl.lit("\x1e\x1e"), pl.col("tools"))  # no message is without its \x1f
+    return keyed.with_columns(pl.coalesce(offered, "key_prompt").alias("key_prompt"))
 
 
 def _ranked(pairs: pl.DataFrame) -> pl.DataFrame:
@@ -38,17 +45,22 @@ def _as_dropped(rows: pl.DataFrame, reason: str) -> pl.DataFrame:
 
 
 def dedupe_pairs(
-    pairs: pl.DataFrame, kind: Kind, *, exact: bool = True, contradictions: Contradictions = "drop_both"
+    pairs: pl.DataFrame,
+    kind: Kind,
+    *,
+    exact: bool = True,
+    contradictions: Contradictions = "drop_both",
+    cycles: Literal["drop", "keep"] = "drop",
 ) -> Screened:
-    """Drop exact duplicates (reason `duplicate`, jaccard 1), then judge reversals (reason `contradiction`).
+    """Drop exact duplicates (reason `duplicate`, jaccard 1), then reversals (`contradiction`), then cycles (`cycle`).
 
     Args:
         pairs: with pair_id, prompt_id, texts, annotator, margin.
         kind: of the dataset.
         exact: whether duplicates are dropped.
         contradictions: drop_both; majority: the direction with more copies before deduplication stays; higher_margin:
-            the
-            larger margin stays; in both a draw drops both; keep: reversals stay.
+            the larger margin stays; in both a draw drops both; keep: reversals stay.
+        cycles: drop: of what is left, pairs go that close a cycle with surer ones (`on_cycle`).
 
     Returns:
         kept in the order of `pairs`; dropped with stage, reason, duplicate_of and jaccard.
@@ -64,8 +76,10 @@ def dedupe_pairs(
     is_copy = (pl.col("copy") > 0) if exact else repeated
     copies = _as_dropped(marked.filter(is_copy), "duplicate").with_columns(pl.lit(1.0).alias("jaccard"))
     kept, lost = _judge_reversals(marked.filter(~is_copy), contradictions)
+    circular = on_cycle(kept) if cycles == "drop" else pl.repeat(False, kept.height, eager=True)
+    kept, round_about = kept.filter(~circular), _as_dropped(kept.filter(circular), "cycle")
     scratch = [*KEYS, "row", "copy", "num_copies"]
-    dropped = pl.concat([copies.drop(scratch), lost.drop(scratch)], how="diagonal")
+    dropped = pl.concat([frame.drop(scratch) for frame in (copies, lost, round_about)], how="diagonal")
     return Screened(kept.sort("row").drop(*scratch, "duplicate_of"), dropped)
 
 
@@ -90,3 +104,46 @@ def _judge_reversals(pairs: pl.DataFrame, policy: Contradictions) -> tuple[pl.Da
     scratch = ["low", "high", "ahead", "claim", "rival"]
     lost = judged.filter(loses).drop(scratch)
     return judged.filter(~loses).drop(scratch), _as_dropped(lost, "contradiction")
+
+
+def on_cycle(pairs: pl.DataFrame) -> pl.Series:
+    """Which pairs must go so that no cycle of three or more responses to one folded prompt is left.
+
+    The surest come first: the highest agreement, then the largest margin. A pair goes if it closes a cycle with surer
+    ones that stay, or with others that are just as sure; so of A over B over C over A without votes and scores all
+    three go, and the result does not depend on the order of the rows. A reversal is no cycle.
+    """
+    if not pairs.height:
+        return pl.Series(dtype=pl.Boolean)
+    sure = pl.struct(pl.col("agreement").fill_null(1.0), pl.col("margin").fill_null(0.0)).rank("dense", descending=True)
+    keys = pairs.select(*KEYS, sure.alias("level")).with_row_index("at")
+    back = keys.select("key_prompt", key_chosen="key_rejected", key_rejected="key_chosen").unique()
+    edges = keys.join(back, on=["key_prompt", "key_chosen", "key_rejected"], how="anti", maintain_order="left")
+    nodes = pl.concat([edges.select("key_prompt", text=f"key_{side}") for side in ("chosen", "rejected")])
+    ids = nodes.select(pl.struct("key_prompt", "text").rank("dense") - 1).to_series().to_numpy().astype(np.int64)
+    closing = _closing(ids[: edges.height], ids[edges.height :], edges["level"].to_numpy())
+    gone = np.zeros(pairs.height, dtype=bool)
+    gone[edges["at"].to_numpy()[closing]] = True
+    return pl.Series(gone)
+
+
+def _closing(start: np.ndarray, end: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Indices of the edges that close a cycle when levels are added one after the other, 1 first."""
+    at_risk = np.flatnonzero(_inside(start, end))  # no other edge is on a cycle
+    kept, gone = np.empty(0, dtype=np.int64), [np.empty(0, dtype=np.int64)]
+    for one in np.unique(level[at_risk]):
+        new = at_risk[level[at_risk] == one]
+        both = np.concatenate([kept, new])
+        closes = _inside(start[both], end[both])[len(kept) :]
+        gone.append(new[closes])
+        kept = np.concatenate([kept, new[~closes]])
+    return np.concatenate(gone)
+
+
+def _inside(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Whether each edge lies inside a strongly connected component: exactly then it is on a cycle."""
+    nodes, ends = np.unique(np.concatenate([start, end]), return_inverse=True)
+    start, end = ends[: len(start)], ends[len(start) :]
+    graph = coo_array((np.ones(len(start), dtype=np.int8), (start, end)), shape=(len(nodes), len(nodes)))
+    component = connected_components(graph.tocsr(), connection="strong")[1]
+    return np.asarray(component[start] == component[end])

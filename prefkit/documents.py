@@ -34,7 +34,7 @@ class SourceEntry(_Document):
 class CountsEntry(_Document):
     """What became of everything that was read.
 
-    rows = (pairs - prompts_with_pair) + (dropped - prompts_dropped) + (rejects - candidate_rejects);
+    rows = (pairs - candidate_pairs) + (dropped - candidate_dropped) + (rejects - candidate_rejects);
     candidates = used + unused + candidate_rejects; prompts = prompts_with_pair + prompts_dropped; pairs = train + test.
     """
 
@@ -46,7 +46,9 @@ class CountsEntry(_Document):
     candidate_rejects: int
     used: int = Field(description="candidates that became a side of a pair")
     unused: int
-    prompts: int = Field(description="prompts of candidate sources")
+    candidate_pairs: int = Field(description="pairs made of candidates")
+    candidate_dropped: int = Field(description="dropped rows that stem from candidates: pairs, or prompts without one")
+    prompts: int = Field(description="distinct prompts of candidate sources")
     prompts_with_pair: int
     prompts_dropped: int
     train: int
@@ -64,6 +66,9 @@ class Manifest(_Document):
     counts: CountsEntry
     reasons: dict[str, int] = Field(description="dropped and rejected rows by reason")
     unused: dict[str, int] = Field(description="unused candidates by reason")
+    report: list[dict[str, Any]] = Field(
+        description="by source: what selection or rules did; of all corrections: how far apart their sides are"
+    )
     parts: dict[Literal["pairs", "dropped", "rejects"], list[PartEntry]]
 
 

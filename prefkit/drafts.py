@@ -8,22 +8,27 @@ source's settings and the bytes of its files, so a changed file is read anew.
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import polars as pl
 
 from prefkit import __version__
-from prefkit.config import SourceConfig
+from prefkit.comparisons import compared_pairs
+from prefkit.config import PairsConfig, SourceConfig
+from prefkit.corrections import Rule, corrected_pairs, rewrite_responses
+from prefkit.detection import fitting, keys_found
 from prefkit.errors import DatasetError, SourceError
-from prefkit.format import Kind, canonical_json, schema
-from prefkit.formats import FORMATS
-from prefkit.pairs import best_versus_worst, corrected_pairs, ready_pairs
-from prefkit.sources import SourceFile, expand, load_source, source_sha256
+from prefkit.format import Kind, canonical_json
+from prefkit.pairing import Rules
+from prefkit.pairs import as_dropped, ready_pairs
+from prefkit.rewriting import make_rules, module_files
+from prefkit.selection import select_pairs
+from prefkit.sources import SourceFile, expand, format_of, load_source, source_sha256
 from prefkit.store import DRAFTS, folder_beside, read_json, write_json, write_parquet
-from prefkit.text import printable
 
-MAX_KEYS, MAX_KEY_CHARS = 12, 40  # of a row, named in a message
 DESCRIPTION = "check format: and columns: of this source, or prefkit formats"
 ENCODING = "save the file as UTF-8: iconv -f LATIN1 -t UTF-8 FILE > NEW_FILE, if it is Latin-1"
 FRAMES = ("pairs", "dropped", "rejects")
@@ -33,12 +38,17 @@ class Selection(NamedTuple):
     """What became of the candidates of a source."""
 
     num_prompts: int
+    num_paired_prompts: int
     num_used: int
     unused: dict[str, int]
 
 
 class Drafted(NamedTuple):
-    """What one source gave. `num_records`: rows that became a record; `selection`: None but for candidates."""
+    """What one source gave.
+
+    `num_records`: rows that became a record; `selection`: None but for candidates; `report`: what a person wants to
+    know of the source beyond counts, by topic.
+    """
 
     pairs: pl.DataFrame
     dropped: pl.DataFrame
@@ -46,28 +56,64 @@ class Drafted(NamedTuple):
     num_records: int
     files: list[SourceFile]
     selection: Selection | None
+    report: dict[str, Any]
 
 
-def draft_source(source: SourceConfig, kind: Kind, min_margin: float, max_reject_share: float) -> Drafted:
+class Made(NamedTuple):
+    """What a family's records became."""
+
+    pairs: pl.DataFrame
+    dropped: pl.DataFrame
+    selection: Selection | None = None
+    report: Mapping[str, Any] = MappingProxyType({})
+
+
+def draft_source(source: SourceConfig, kind: Kind, settings: PairsConfig, max_reject_share: float) -> Drafted:
     """Read a source and make its pairs.
 
     Raises:
         SourceError: it cannot be read, holds no row, or too many of its rows are rejects.
+        ConfigError: a function of its rules cannot be found.
     """
+    rules = make_rules(source.rules)  # what cannot be found is said before anything is read
     loaded = load_source(source, kind)
     _stop_at_rejects(source, loaded.rejects, loaded.records.height, max_reject_share)
-    nothing = pl.DataFrame(schema={name: t for name, t in schema("dropped", kind).items() if name != "split"})
-    rest = loaded.rejects, loaded.records.height, loaded.files
-    family = FORMATS[source.format].family
-    if family == "candidates":
-        chosen = best_versus_worst(loaded.records, kind, source.direction, min_margin)
-        pairs = chosen.pairs.with_columns(pl.lit(source.annotator, pl.String).alias("annotator"))
-        return Drafted(
-            pairs, chosen.dropped, *rest, Selection(chosen.num_prompts, chosen.num_used, dict(chosen.unused))
-        )
-    if family == "corrections":
-        return Drafted(corrected_pairs(loaded.records), nothing, *rest, None)
-    return Drafted(ready_pairs(loaded.records, source.direction), nothing, *rest, None)
+    made = _made(loaded.records, source, kind, settings, rules)
+    files = [*loaded.files, *(SourceFile(path, source_sha256(path), 0) for path in module_files(source.rules))]
+    return Drafted(
+        made.pairs, made.dropped, loaded.rejects, loaded.records.height, files, made.selection, dict(made.report)
+    )
+
+
+def _made(
+    records: pl.DataFrame, source: SourceConfig, kind: Kind, settings: PairsConfig, rules: Sequence[Rule]
+) -> Made:
+    nothing = as_dropped(records.clear(), kind)
+    match format_of(source).family:
+        case "candidates":
+            found = select_pairs(records, kind, source.direction, selection_rules(settings))
+            pairs = found.pairs.with_columns(pl.lit(source.annotator, pl.String).alias("annotator"))
+            selection = Selection(found.num_prompts, found.num_paired_prompts, found.num_used, found.unused)
+            return Made(pairs, found.dropped, selection, {"candidates": found.report})
+        case "corrections":
+            return Made(corrected_pairs(records, kind), nothing)
+        case "comparisons":
+            return Made(*compared_pairs(records, kind, settings.min_agreement))
+        case "responses":
+            rewritten = rewrite_responses(records, rules, kind)
+            annotator = pl.lit(source.annotator or "rule").alias("annotator")
+            pairs = corrected_pairs(rewritten.corrections.with_columns(annotator), kind)
+            told = {"num_responses": records.height, "touched": rewritten.touched}
+            return Made(pairs, rewritten.dropped, report={"rules": told})
+        case "pairs":
+            return Made(ready_pairs(records, source.direction), nothing)
+
+
+def selection_rules(settings: PairsConfig) -> Rules:
+    """The settings as the values that decide."""
+    rule, _, sigma = settings.rejected.partition(":")
+    shared = {name: getattr(settings, name) for name in Rules._fields if name in PairsConfig.model_fields}
+    return Rules(**shared | {"rejected": rule, "sigma": float(sigma or 0)})
 
 
 def _stop_at_rejects(source: SourceConfig, rejects: pl.DataFrame, num_records: int, limit: float) -> None:
@@ -75,7 +121,7 @@ def _stop_at_rejects(source: SourceConfig, rejects: pl.DataFrame, num_records: i
     bad = rejects.height
     total = num_records + bad
     if not total:
-        raise SourceError("holds no row", where=source.path, expected=FORMATS[source.format].fields)
+        raise SourceError("holds no row", where=source.path, expected=format_of(source).fields)
     if bad <= limit * total:
         return
     rows = rejects.to_dicts()
@@ -83,51 +129,58 @@ def _stop_at_rejects(source: SourceConfig, rejects: pl.DataFrame, num_records: i
     listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     several = len(expand(source.path)) > 1
     first = ", ".join(f"{row['source']}:{row['line']}" if several else str(row["line"]) for row in rows[:10])
-    found = next(filter(None, (_keys_found(row["raw"]) for row in rows[:10])), "")
+    found, better = _look_at([row["raw"] for row in rows[:10]])
+    usual = ENCODING if reasons.most_common(1)[0][0].startswith("not_utf8") else DESCRIPTION
     raise SourceError(
         f"{bad} of {total} rows could not become a record: {listed}; first lines: {first}{found}",
         where=source.path,
-        expected=f"{FORMATS[source.format].fields}; at most a share of {limit:g} rejects (validate.max_reject_share)",
-        hint=ENCODING if reasons.most_common(1)[0][0].startswith("not_utf8") else DESCRIPTION,
+        expected=f"{format_of(source).fields}; at most a share of {limit:g} rejects (validate.max_reject_share)",
+        hint=usual if not better or better.startswith(f"format: {source.format} ") else better,
     )
 
 
-def _keys_found(raw: str) -> str:
-    """The keys of a rejected row, and of its first message if it has any: they say what the file really holds."""
+def _look_at(raws: Sequence[str]) -> tuple[str, str]:
+    """What rejected rows hold (`; a row has the keys ...`), and a format that all fit (`format: trl fits, as ...`)."""
+    rows = [row for raw in raws if isinstance(row := _object(raw), dict) and row]
+    if not rows:
+        return "", ""
+    fits = fitting(rows)
+    better = f"format: {fits[0].format} fits, as {fits[0].why}" if len(fits) == 1 and len(rows) == len(raws) else ""
+    return f"; a row has {keys_found(rows[0])}", better
+
+
+def _object(raw: str) -> Any:
     try:
-        row = json.loads(raw)
+        return json.loads(raw)
     except (ValueError, RecursionError):
-        return ""
-    if not isinstance(row, dict) or not row:
-        return ""
-    items = next((v[0] for v in row.values() if isinstance(v, list) and v and isinstance(v[0], dict)), None)
-    within = f" (items of a list: {_named(items)})" if items else ""
-    return f"; a row has the keys {_named(row)}{within}"
+        return None
 
 
-def _named(row: dict[str, Any]) -> str:
-    return ", ".join(printable(key[:MAX_KEY_CHARS]) for key in [*row][:MAX_KEYS])
+def files_of(source: SourceConfig) -> list[str]:
+    """Every file that decides what a source gives: its data, and the modules of its rules."""
+    return [*expand(source.path), *module_files(source.rules)]
 
 
-def draft_key(source: SourceConfig, kind: Kind, min_margin: float, digests: list[tuple[str, str]]) -> str:
+def draft_key(source: SourceConfig, kind: Kind, settings: PairsConfig, digests: list[tuple[str, str]]) -> str:
     """All that decides a draft: the source's settings and the path and sha256 of each of its files."""
-    settings = source.model_dump(mode="json")
-    return hashlib.sha256(canonical_json([__version__, settings, kind, min_margin, digests]).encode()).hexdigest()[:16]
+    told = [__version__, source.model_dump(mode="json"), kind, settings.model_dump(mode="json"), digests]
+    return hashlib.sha256(canonical_json(told).encode()).hexdigest()[:16]
 
 
-def keep_draft(dataset: Path, source: SourceConfig, kind: Kind, min_margin: float, drafted: Drafted) -> None:
+def keep_draft(dataset: Path, source: SourceConfig, kind: Kind, settings: PairsConfig, drafted: Drafted) -> None:
     """Write a draft for the case that the build is stopped."""
-    key = draft_key(source, kind, min_margin, [(file.path, file.sha256) for file in drafted.files])
+    key = draft_key(source, kind, settings, [(file.path, file.sha256) for file in drafted.files])
     with folder_beside(dataset / DRAFTS / key) as beside:
         for name in FRAMES:
             write_parquet(beside / f"{name}.parquet", getattr(drafted, name))
         selection = drafted.selection and drafted.selection._asdict()
         files = [file._asdict() for file in drafted.files]
-        write_json(beside / "draft.json", {"num_records": drafted.num_records, "files": files, "selection": selection})
+        told = {"num_records": drafted.num_records, "files": files, "selection": selection, "report": drafted.report}
+        write_json(beside / "draft.json", told)
 
 
 def kept_draft(
-    dataset: Path, source: SourceConfig, kind: Kind, min_margin: float, max_reject_share: float
+    dataset: Path, source: SourceConfig, kind: Kind, settings: PairsConfig, max_reject_share: float
 ) -> Drafted | None:
     """The draft that a stopped build left of this very source, if it left a whole one.
 
@@ -136,8 +189,8 @@ def kept_draft(
     """
     if not (dataset / DRAFTS).exists():
         return None
-    digests = [(path, source_sha256(path)) for path in expand(source.path)]
-    drafted = _read_draft(dataset / DRAFTS / draft_key(source, kind, min_margin, digests))
+    digests = [(path, source_sha256(path)) for path in files_of(source)]
+    drafted = _read_draft(dataset / DRAFTS / draft_key(source, kind, settings, digests))
     if drafted is not None:
         _stop_at_rejects(source, drafted.rejects, drafted.num_records, max_reject_share)
     return drafted
@@ -150,6 +203,6 @@ def _read_draft(folder: Path) -> Drafted | None:
         pairs, dropped, rejects = (pl.read_parquet(folder / f"{name}.parquet", glob=False) for name in FRAMES)
         selection = Selection(**told["selection"]) if told["selection"] else None
         files = [SourceFile(**file) for file in told["files"]]
-        return Drafted(pairs, dropped, rejects, told["num_records"], files, selection)
+        return Drafted(pairs, dropped, rejects, told["num_records"], files, selection, told["report"])
     except (DatasetError, OSError, KeyError, TypeError, pl.exceptions.PolarsError):
         return None

@@ -10,7 +10,9 @@ and trained on, and a drop with a reason for every pair that cannot be. The trai
 * text that spells a control token is encoded as text, never as the token.
 """
 
+import contextlib
 import functools
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -155,7 +157,8 @@ def _encode_chunk(
     kept: list[dict[str, Any]] = []
     dropped: list[dict[str, str]] = []
     if pairs.height:
-        rows = pairs.select("pair_id", "prompt", "chosen", "rejected").to_dicts()
+        named = ("pair_id", "prompt", "chosen", "rejected", *(["tools"] if "tools" in pairs.columns else []))
+        rows = pairs.select(named).to_dicts()
         for row, flag, tokens in zip(rows, flags, _tokenise(rows, flags, tokenizer, settings, shadow), strict=True):
             if isinstance(tokens, str):
                 dropped.append({"pair_id": row["pair_id"], "reason": tokens})
@@ -191,6 +194,7 @@ def _spells_control(pairs: pl.DataFrame, kind: Kind, tokens: Sequence[str]) -> l
         [_side_by_side(column, kind, strip) for column in ("prompt", "chosen", "rejected")] for strip in (False, True)
     ]
     texts = [prompt + side for prompt, chosen, rejected in joined for side in (chosen, rejected)]
+    texts += [pl.col("tools").fill_null("")] if "tools" in pairs.columns else []
     found = [text.str.contains_any(list(tokens)) for text in texts]
     return pairs.select(pl.any_horizontal(found).fill_null(False)).to_series().to_list()
 
@@ -198,8 +202,9 @@ def _spells_control(pairs: pl.DataFrame, kind: Kind, tokens: Sequence[str]) -> l
 def _side_by_side(column: str, kind: Kind, strip: bool) -> pl.Expr:  # noqa: FBT001
     if kind == "text":
         return pl.col(column)
-    content = pl.element().struct.field("content")
-    return pl.col(column).list.eval(content.str.strip_chars() if strip else content).list.join("")
+    content, extra = (pl.element().struct.field(name) for name in ("content", "extra"))
+    content = content.str.strip_chars() if strip else content
+    return pl.col(column).list.eval(pl.concat_str(content, extra.fill_null(""))).list.join("")
 
 
 def _tokenise(
@@ -218,25 +223,72 @@ def _tokenise(
     ]
 
 
-def _conversations(row: dict[str, Any]) -> list[tuple[list[dict[str, str]], bool]]:
-    """The three conversations of a chat row, each with whether it asks for a reply."""
-    prompt = row["prompt"]
-    return [(prompt, True), (prompt + row["chosen"], False), (prompt + row["rejected"], False)]
+class Conversation(NamedTuple):
+    """What a chat template is given: messages as transformers knows them, tools, whether it asks for a reply."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    ask: bool
+
+
+def _conversations(row: dict[str, Any]) -> list[Conversation]:
+    """The three conversations of a chat row."""
+    prompt, chosen, rejected = ([_unpacked(m) for m in row[name]] for name in ("prompt", "chosen", "rejected"))
+    tools = json.loads(row["tools"]) if row.get("tools") else None
+    return [
+        Conversation(prompt, tools, True),
+        Conversation(prompt + chosen, tools, False),
+        Conversation(prompt + rejected, tools, False),
+    ]
+
+
+def _unpacked(message: dict[str, Any]) -> dict[str, Any]:
+    """A message as templates know it: arguments of a tool call as an object, as transformers documents it."""
+    plain = {"role": message["role"], "content": message["content"]}
+    if not message.get("extra"):
+        return plain
+    extra = json.loads(message["extra"])
+    for call in extra.get("tool_calls", []):
+        function = call.get("function") if isinstance(call, dict) else None
+        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+            with contextlib.suppress(ValueError):  # OpenAI writes it as JSON text
+                function["arguments"] = json.loads(function["arguments"])
+    return {**plain, **extra}
+
+
+def _names_of_tools(conversation: Conversation) -> set[str]:
+    """The functions that a conversation offers or calls: a template that takes part in it prints their names."""
+    calls = [call for m in conversation.messages for call in m.get("tool_calls", [])]
+    functions = [c.get("function", c) for c in (*calls, *(conversation.tools or [])) if isinstance(c, dict)]
+    return {str(f["name"]) for f in functions if isinstance(f, dict) and f.get("name")}
 
 
 def _render(row: dict[str, Any], tokenizer: Any, settings: EncodeSettings) -> list[str] | str:
     if settings.kind == "text":
         return [row["prompt"], row["prompt"] + row["chosen"], row["prompt"] + row["rejected"]]
     try:
-        return [_apply(messages, tokenizer, settings, ask=ask) for messages, ask in _conversations(row)]
-    except (jinja2.TemplateError, TypeError, ValueError):
+        conversations = _conversations(row)
+        texts = [_apply(conversation, tokenizer, settings) for conversation in conversations]
+    except (jinja2.TemplateError, TypeError, ValueError, AttributeError):
         return "template_refused"
+    for conversation, text in zip(conversations, texts, strict=True):
+        if any(name not in text for name in _names_of_tools(conversation)):
+            return "template_ignores_tools"
+    return texts
 
 
-def _apply(messages: list[dict[str, str]], tokenizer: Any, settings: EncodeSettings, *, ask: bool) -> str:
+def _apply(conversation: Conversation, tokenizer: Any, settings: EncodeSettings) -> str:
     template = settings.chat_template or ""
     dated = FIXED_STRFTIME + template if "strftime_now" in template else template
-    return str(tokenizer.apply_chat_template(messages, chat_template=dated, add_generation_prompt=ask, tokenize=False))
+    return str(
+        tokenizer.apply_chat_template(
+            conversation.messages,
+            tools=conversation.tools,
+            chat_template=dated,
+            add_generation_prompt=conversation.ask,
+            tokenize=False,
+        )
+    )
 
 
 def _tokenise_guarded(row: dict[str, Any], tokenizer: Any, shadow: ShadowOf, settings: EncodeSettings) -> Sides | str:
@@ -245,20 +297,23 @@ def _tokenise_guarded(row: dict[str, Any], tokenizer: Any, shadow: ShadowOf, set
         texts = [row["prompt"], row["prompt"] + row["chosen"], row["prompt"] + row["rejected"]]
         ids = tokenizer(texts, split_special_tokens=True)["input_ids"]
         return Sides(*ids)
+    if row.get("tools") or any(m.get("extra") for name in ("prompt", "chosen", "rejected") for m in row[name]):
+        return "control_token_in_text"  # which of its tokens stem from the arguments of a call nobody can say
     try:
-        found = [_guarded(messages, tokenizer, shadow(), settings, ask=ask) for messages, ask in _conversations(row)]
+        found = [_guarded(conversation, tokenizer, shadow(), settings) for conversation in _conversations(row)]
     except (jinja2.TemplateError, TypeError, ValueError):
         return "template_refused"
     return "control_token_in_text" if any(ids is None for ids in found) else Sides(*found)  # type: ignore[arg-type]
 
 
 def _guarded(
-    messages: list[dict[str, str]], tokenizer: Any, shadow: Shadow | None, settings: EncodeSettings, *, ask: bool
+    conversation: Conversation, tokenizer: Any, shadow: Shadow | None, settings: EncodeSettings
 ) -> list[int] | None:
     """Ids of a conversation whose content is hostile; None where the template does more to it than to strip it."""
+    messages = conversation.messages
     marked = [{**m, "content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
-    pieces = re.split("\ue000(\\d+)\ue001", _apply(marked, tokenizer, settings, ask=ask))
-    wanted = _apply(messages, tokenizer, settings, ask=ask)
+    pieces = re.split("\ue000(\\d+)\ue001", _apply(conversation._replace(messages=marked), tokenizer, settings))
+    wanted = _apply(conversation, tokenizer, settings)
     for contents in ([m["content"] for m in messages], [m["content"].strip() for m in messages]):
         filled = [contents[int(piece)] if i % 2 else piece for i, piece in enumerate(pieces)]
         if "".join(filled) == wanted:

@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import polars as pl
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 Kind: TypeAlias = Literal["chat", "text"]
 
@@ -49,8 +49,12 @@ MODEL = "model"
 ROWS_PER_GROUP = 50_000  # 10k-50k: a filtered DuckDB scan is 8 ms against 124 ms, and the file is no larger
 ROWS_PER_PART = 500_000
 
-MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
-TEXT_OR_MESSAGES = "string | list<struct<role, content>>"
+# in memory a message always has all three; on disk `extra` is left out of a dataset in which no message has any
+MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String, "extra": pl.String}))
+PLAIN_MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+TEXT_OR_MESSAGES = "string | list<struct<role, content[, extra]>>"
+# what a message may hold besides role and content: a JSON object in `extra`, null where it holds none of them
+EXTRA_KEYS = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
 
 
 class Column(NamedTuple):
@@ -65,6 +69,7 @@ TEXTS = (
     Column("prompt", None, "what both sides answer; in a chat dataset it ends with a user turn"),
     Column("chosen", None, "the preferred reply"),
     Column("rejected", None, "the other reply"),
+    Column("tools", pl.String, "JSON list of the tools that the prompt offers, null without; chat only"),
 )
 
 ORIGIN = (
@@ -87,6 +92,17 @@ ORIGIN = (
     Column("chosen_model", pl.String, "generator of chosen, null if unknown"),
     Column("rejected_model", pl.String, "generator of rejected, null if unknown"),
     Column("num_candidates", pl.Int64, "distinct scored candidates of the prompt, null but for best_of_n"),
+    Column(
+        "edit_distance",
+        pl.Float64,
+        "words to insert, delete or replace between the sides / words of the longer one, 0..1; corrections only",
+    ),
+    Column(
+        "shared_prefix",
+        pl.Float64,
+        "words that both sides begin with / words of the shorter one, 0..1; corrections only",
+    ),
+    Column("first_divergence", pl.Int64, "0-based word at which the sides part; corrections only"),
     Column("weight", pl.Float64, "weight of the pair in the loss, 1 unless the source says otherwise"),
 )
 
@@ -234,15 +250,18 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
 }
 
 
-def text_dtype(kind: Kind) -> pl.DataType | type[pl.DataType]:
-    """The dtype of prompt, chosen and rejected in a dataset of that kind."""
-    return MESSAGES if kind == "chat" else pl.String
+def text_dtype(kind: Kind, *, plain: bool = False) -> pl.DataType | type[pl.DataType]:
+    """The dtype of prompt, chosen and rejected in a dataset of that kind; `plain`: without `extra`."""
+    return pl.String if kind == "text" else PLAIN_MESSAGES if plain else MESSAGES
 
 
-def schema(table: str, kind: Kind) -> pl.Schema:
-    """The Polars schema of one table in a dataset of that kind, columns in their order on disk."""
-    columns = TABLES[table]
-    return pl.Schema({c.name: text_dtype(kind) if c.dtype is None else c.dtype for c in columns})
+def schema(table: str, kind: Kind, *, plain: bool = False) -> pl.Schema:
+    """The Polars schema of one table in a dataset of that kind, columns in their order on disk.
+
+    `plain`: as on disk where no message of the dataset has any `extra`.
+    """
+    texts = text_dtype(kind, plain=plain)
+    return pl.Schema({c.name: texts if c.dtype is None else c.dtype for c in TABLES[table]})
 
 
 def part_name(number: int) -> str:

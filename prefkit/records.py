@@ -4,12 +4,16 @@ A line that does not fit becomes a reject with the field and the rule's name; va
 a number, a boolean or a number written as text (WildBench's score column is text).
 """
 
+import json
 import math
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
+
+from prefkit.format import EXTRA_KEYS
 
 MAX_SCORE = 1e30  # above it, rounding to 12 digits is no longer exact, and sums may overflow
 
@@ -44,13 +48,61 @@ class _Record(BaseModel):
 
 
 class Message(_Record):
-    """One turn of a conversation."""
+    """One turn of a conversation. Content may be a list of text parts; beside tool calls it may be missing."""
 
-    role: str = Field(description="system | user | assistant")
+    role: str = Field(description="system | developer | user | assistant | tool")
     content: str
+    extra: str | None = Field(
+        None, description="JSON object of " + ", ".join(EXTRA_KEYS) + "; read from keys of these names"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, value: Any) -> Any:
+        """Text parts become one text, and what else a message may hold becomes `extra`."""
+        if not isinstance(value, Mapping):
+            return value
+        content = value.get("content")
+        extra = {key: value[key] for key in EXTRA_KEYS if value.get(key) not in (None, "", [])}
+        if content is None and "tool_calls" in extra:
+            content = ""
+        elif isinstance(content, list):
+            content = "".join(_text_part(part) for part in content)
+        given = {"role": value["role"]} if "role" in value else {}
+        if "content" in value or content is not None:
+            given["content"] = content
+        written = value.get("extra")
+        if not extra and isinstance(written, str):  # a message of a dataset of ours
+            return {**given, "extra": written}
+        return {**given, "extra": json.dumps(extra, ensure_ascii=False) if extra else None}
 
 
-Text: TypeAlias = str | list[Message]
+def _text_part(part: Any) -> str:
+    """The text of `{"type": "text", "text": ...}`; LLaMA-Factory says value. An image has none."""
+    text = part.get("text", part.get("value")) if isinstance(part, Mapping) and part.get("type") == "text" else None
+    if not isinstance(text, str):
+        raise PydanticCustomError("not_text_content", "a string, or a list of text parts")
+    return text
+
+
+def _tools(value: Any) -> Any:
+    """Tools as JSON text: a list of objects, or the JSON of one."""
+    if value is None or value in ("", "[]", []):
+        return None
+    try:
+        tools = json.loads(value) if isinstance(value, str) else value
+        if isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools):
+            return json.dumps(tools, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        pass
+    raise PydanticCustomError("not_tools", "a list of tools, or the JSON of one")
+
+
+Text: TypeAlias = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[Message], Tag("messages")],
+    Discriminator(lambda value: "messages" if isinstance(value, list) else "text"),  # an error is then of one of them
+]
+Tools: TypeAlias = Annotated[str | None, BeforeValidator(_tools)]
 
 
 class Pair(_Record):
@@ -59,6 +111,7 @@ class Pair(_Record):
     prompt: Text
     chosen: Text
     rejected: Text
+    tools: Tools = None
     chosen_score: Score | None = None
     rejected_score: Score | None = None
     chosen_model: str | None = None
@@ -68,11 +121,14 @@ class Pair(_Record):
 
 
 class Candidate(_Record):
-    """One scored response to a prompt. `scorer` and further scores come with selection over several scorers."""
+    """One response to a prompt with one score; several scorers or raters give a row each."""
 
     prompt: Text
     response: Text
+    tools: Tools = None
     score: Score
+    scorer: str | None = Field(None, description="what the score measures, or the model that gave it")
+    rater: str | None = Field(None, description="the person who gave it")
     model: str | None = None
 
 
@@ -82,8 +138,41 @@ class Correction(_Record):
     prompt: Text
     response: Text
     correction: Text
+    tools: Tools = None
     model: str | None = None
     annotator: Annotator | None = None
 
 
-RECORDS: dict[str, type[_Record]] = {"pairs": Pair, "candidates": Candidate, "corrections": Correction}
+class Response(_Record):
+    """A model's own response, from which the rules of a `rewrite` source make the correction."""
+
+    prompt: Text
+    response: Text
+    tools: Tools = None
+    model: str | None = None
+
+
+class Comparison(_Record):
+    """Two responses to a prompt, and who won: one verdict, or one a rater."""
+
+    prompt: Text
+    response_a: Text
+    response_b: Text
+    tools: Tools = None
+    votes: Annotated[list[Literal["a", "b", "tie"]], Field(min_length=1)] = Field(
+        description="read from `winner`, by the source's labels"
+    )
+    model_a: str | None = None
+    model_b: str | None = None
+    score_a: Score | None = None
+    score_b: Score | None = None
+    annotator: Annotator | None = None
+
+
+RECORDS: dict[str, type[_Record]] = {
+    "pairs": Pair,
+    "candidates": Candidate,
+    "corrections": Correction,
+    "responses": Response,
+    "comparisons": Comparison,
+}

@@ -1,7 +1,8 @@
-"""A file becomes rows: JSON lines, a JSON list, CSV or Parquet, plain, gzip or zstd; damaged rows keep their raw text.
+"""A file becomes rows: JSON lines, a JSON list, CSV, Parquet or Arrow, plain, gzip or zstd; damaged rows stay as raw text.
 
-Comes in: the name of a file. Goes out: one `RawRow` after another, with its line. A row that cannot be decoded says why
-and is no error; a file that cannot be read at all is a `SourceError` with file and line.
+Comes in: the name of a file. Goes out: one `RawRow` after another, with its line, or `read_chunks`: many rows at once as
+they lie in the file, for who can check them together. A row that cannot be decoded says why and is no error; a file that
+cannot be read at all is a `SourceError` with file and line.
 """
 
 import codecs
@@ -13,19 +14,28 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefkit.errors import SourceError
 
 MAX_DIGITS = 4_000
+CHUNK_BYTES = (
+    1_000_000  # of JSON lines: at 4 MB, one row in a thousand that has to be looked at alone costs a third more
+)
+ROWS_PER_BATCH = 4_096
 UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"
 JSON_SPACE = re.compile(r"[ \t\n\r]*")
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-READABLE = ".jsonl, .ndjson, .json, .csv or .parquet, plain, .gz or .zst"
+READABLE = ".jsonl, .ndjson, .json, .csv, .tsv, .parquet or .arrow, plain, .gz or .zst"
+RENAME_LINES = "one object a line is .jsonl: rename the file"
+RENAME_LIST = "one list of objects is .json: rename the file"
+UNREADABLE = (OSError, EOFError, zlib.error, csv.Error, ValueError, RecursionError)
 
 
 class RawRow(NamedTuple):
@@ -37,40 +47,96 @@ class RawRow(NamedTuple):
     reason: str | None = None
 
 
+class Lines(NamedTuple):
+    """Whole lines of a file of JSON lines, as bytes; `first` is the number of the first. The last may lack its end."""
+
+    first: int
+    content: bytes
+
+    def rows(self) -> Iterator[RawRow]:
+        """Each line that is not blank, decoded."""
+        decoder = Decoder()
+        for line, raw in enumerate(self.content.split(b"\n"), start=self.first):
+            if raw.strip():
+                yield decode_line(line, raw, decoder)
+
+    def last(self) -> int:
+        """The number of the last line that is not blank, or of the one before the first."""
+        kept = self.content.rstrip()
+        return self.first + kept.count(b"\n") if kept else self.first - 1
+
+
+class Batch(NamedTuple):
+    """Rows of a file of columns, all of types that Python has values for; `first` is the number of the first."""
+
+    first: int
+    columns: Any
+
+    def rows(self) -> Iterator[RawRow]:
+        """Each row as Python values."""
+        for line, value in enumerate(_python_rows(self.columns), start=self.first):
+            yield RawRow(line, value, "")
+
+    def last(self) -> int:
+        """The number of the last row."""
+        return self.first + int(self.columns.num_rows) - 1
+
+
+Chunk: TypeAlias = Lines | Batch | RawRow
+
+
 def read_rows(path: str) -> Iterator[RawRow]:
     """Every row of a file with its line; blank lines are no rows.
 
     Raises:
         SourceError: the file cannot be read, or its end is missing (a cut-off .gz names the last good line).
     """
+    for chunk in read_chunks(path):
+        if isinstance(chunk, RawRow):
+            yield chunk
+        else:
+            yield from chunk.rows()
+
+
+def read_chunks(path: str) -> Iterator[Chunk]:
+    """The same rows, as many at once as lie together; see `read_rows`."""
     name = Path(path)
     suffixes = [s.lower() for s in name.suffixes]
     packed = suffixes.pop() if suffixes and suffixes[-1] in (".gz", ".zst") else ""
+    suffix = suffixes[-1] if suffixes else ""
     reader = {
         ".jsonl": _json_lines,
         ".ndjson": _json_lines,
         ".json": _json,
         ".csv": _csv,
+        ".tsv": _csv,
         ".parquet": _parquet,
-    }.get(suffixes[-1] if suffixes else "")
+        ".arrow": _arrow,
+    }.get(suffix)
     if reader is None:
         raise SourceError("this kind of file is not read", where=path, expected=READABLE)
-    line = 0
+    line, chunk = 0, None
     try:
         with _opened(name, packed) as file:
-            if reader is not _parquet and file.peek(4).startswith(UTF32_MARKS):
-                raise SourceError("is UTF-32", where=f"{path}:1", expected="UTF-8")
-            if reader is not _parquet and file.peek(2).startswith(UTF16_MARKS):
-                hint = "iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE"
-                raise SourceError("is UTF-16", where=f"{path}:1", expected="UTF-8", hint=hint)
-            for row in reader(file, path):
-                line = row.line
-                yield row
+            if suffix not in (".parquet", ".arrow"):
+                _refuse_wide(file.peek(4), path)
+            for chunk in reader(file, path):
+                yield chunk
+                line = chunk.line if isinstance(chunk, RawRow) else line
     except SourceError:
         raise
-    except (OSError, EOFError, zlib.error, csv.Error, ValueError, RecursionError) as error:
+    except UNREADABLE as error:
         reason = getattr(error, "strerror", None) or error
+        line = line if chunk is None or isinstance(chunk, RawRow) else chunk.last()
         raise SourceError(f"cannot be read: {reason}", where=f"{path}:{line + 1}", expected="a whole file") from None
+
+
+def _refuse_wide(begin: bytes, path: str) -> None:
+    if begin.startswith(UTF32_MARKS):
+        raise SourceError("is UTF-32", where=f"{path}:1", expected="UTF-8")
+    if begin.startswith(UTF16_MARKS):
+        hint = "iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE"
+        raise SourceError("is UTF-16", where=f"{path}:1", expected="UTF-8", hint=hint)
 
 
 def _opened(name: Path, packed: str) -> Any:
@@ -81,12 +147,16 @@ def _opened(name: Path, packed: str) -> Any:
     return name.open("rb")
 
 
+def _is_packed(path: str) -> bool:
+    return Path(path).suffix.lower() in (".gz", ".zst")
+
+
 def _integer(text: str) -> int | float:
     """Python refuses integers of more than 4,300 digits; as a float such a number is infinite, and a reject by name."""
     return int(text) if len(text) <= MAX_DIGITS else float(text)
 
 
-class _Decoder:
+class Decoder:
     """JSON to Python. `twice`: in the last value an object gave a key twice, and nobody can say which one is meant."""
 
     def __init__(self) -> None:
@@ -109,15 +179,51 @@ class _Decoder:
         return self._json.raw_decode(text, at)
 
 
-def _json_lines(file: Any, _path: str) -> Iterator[RawRow]:
-    decoder = _Decoder()
-    for line, raw in enumerate(file, start=1):
-        content = raw.removeprefix(codecs.BOM_UTF8) if line == 1 else raw
-        if content.strip():
-            yield _json_line(line, content.rstrip(b"\r\n"), decoder)
+def _json_lines(file: Any, path: str) -> Iterator[Lines]:
+    """Chunks that end where a line does. What was read before an error comes out before the error."""
+    first, held, size = 1, [], 0
+    step = io.DEFAULT_BUFFER_SIZE if _is_packed(path) else CHUNK_BYTES
+    try:
+        while piece := file.read1(step):
+            held.append(piece)
+            size += len(piece)
+            if size >= CHUNK_BYTES and b"\n" in piece:
+                content = b"".join(held)
+                end = content.rindex(b"\n") + 1
+                held, size = [content[end:]], len(content) - end
+                yield _lines(first, content[:end], path)
+                first += num_lines(content) - num_lines(content[end:])
+    except UNREADABLE:
+        content = b"".join(held)
+        yield _lines(first, content[: content.rfind(b"\n") + 1], path)
+        raise
+    yield _lines(first, b"".join(held), path)
 
 
-def _json_line(line: int, content: bytes, decoder: _Decoder) -> RawRow:
+def num_lines(content: bytes) -> int:
+    """How many line ends there are; `bytes.count` takes five times as long."""
+    return int(np.count_nonzero(np.frombuffer(content, np.uint8) == ord("\n")))
+
+
+def _lines(first: int, content: bytes, path: str) -> Lines:
+    if first == 1:
+        content = content.removeprefix(codecs.BOM_UTF8)
+        _refuse_list(content.strip(), path)
+    return Lines(first, content)
+
+
+def _refuse_list(content: bytes, path: str) -> None:
+    """A file that is one JSON list would be nothing but rejects. A line that is a list is one reject."""
+    line, _, more = content.partition(b"\n")
+    inside = line[1:].strip()
+    begins = not inside and more or inside.startswith(b"{") and (not more or inside.endswith((b"{", b",")))
+    if line.startswith(b"[") and begins:
+        raise SourceError("is a JSON list", where=path, expected="one object a line", hint=RENAME_LIST)
+
+
+def decode_line(line: int, raw: bytes, decoder: Decoder) -> RawRow:
+    """A line of JSON as a row, or why it is none."""
+    content = raw.rstrip(b"\r\n")
     try:
         text = content.decode()
     except UnicodeDecodeError:
@@ -152,18 +258,23 @@ def _json(file: Any, path: str) -> Iterator[RawRow]:
     try:
         yield from _elements(text, path)
     except json.JSONDecodeError as error:
+        lines = error.msg == "Extra data" and text.lstrip().startswith("{")
         raise SourceError(
-            f"no JSON: {error.msg}", where=f"{path}:{error.lineno}", expected="a list of objects"
+            f"no JSON: {error.msg}",
+            where=f"{path}:{error.lineno}",
+            expected="a list of objects",
+            hint=RENAME_LINES if lines else "",
         ) from None
 
 
 def _elements(text: str, path: str) -> Iterator[RawRow]:
     """The elements of a JSON list one by one, each with its own text."""
-    decoder = _Decoder()
+    decoder = Decoder()
     at = _skip_space(text, 0)
     if text[at : at + 1] != "[":
         decoder.whole(text)  # what is no JSON at all says so first
-        raise SourceError("not a list", where=path, expected="a list of objects (one object a line is .jsonl)")
+        hint = RENAME_LINES if text[at : at + 1] == "{" else ""
+        raise SourceError("not a list", where=path, expected="a list of objects", hint=hint)
     row, at = 0, _skip_space(text, at + 1)
     closed = text[at : at + 1] == "]"
     while not closed:
@@ -186,22 +297,49 @@ def _skip_space(text: str, at: int) -> int:
 
 
 def _csv(file: Any, path: str) -> Iterator[RawRow]:
+    """Rows with the line of the file that they begin in; .csv has commas, .tsv tabs."""
+    comma = "\t" if Path(path.lower().removesuffix(".gz").removesuffix(".zst")).suffix == ".tsv" else ","
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    line = 1
     try:
-        rows = csv.DictReader(text, strict=True)
-        if rows.fieldnames is None:
+        rows = csv.reader(text, delimiter=comma, strict=True)
+        names = next(rows, None)
+        if names is None:
             raise SourceError("empty", where=path, expected="a header line")
-        _refuse_twice(rows.fieldnames, path)
+        _refuse_twice(names, path)
+        _refuse_other_commas(names, comma, path)
         csv.field_size_limit(2**31 - 1)  # the default of 128 kB would end the build at one long text
-        for line, value in enumerate(rows, start=1):
-            raw = json.dumps(value, ensure_ascii=False)
-            reason = "wrong_number_of_fields" if None in value or None in value.values() else None
-            if LONE_SURROGATE.search(raw):
-                raw = raw.encode(errors="surrogateescape").decode(errors="backslashreplace")
-                reason = "not_utf8"
-            yield RawRow(line, None if reason else value, raw, reason)
+        line = rows.line_num + 1
+        for cells in rows:
+            if cells:
+                yield _csv_row(line, names, cells)
+            line = rows.line_num + 1
+    except csv.Error as error:
+        raise SourceError(f"cannot be read: {error}", where=f"{path}:{line}", expected="a whole file") from None
     finally:
         text.detach()
+
+
+def _csv_row(line: int, names: Sequence[str], cells: Sequence[str]) -> RawRow:
+    value: dict[str | None, Any] = {name: cells[i] if i < len(cells) else None for i, name in enumerate(names)}
+    if len(cells) > len(names):
+        value[None] = cells[len(names) :]
+    raw = json.dumps(value, ensure_ascii=False)
+    reason = "wrong_number_of_fields" if len(cells) != len(names) else None
+    if LONE_SURROGATE.search(raw):
+        raw = raw.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        reason = "not_utf8"
+    return RawRow(line, None if reason else value, raw, reason)
+
+
+def _refuse_other_commas(names: Sequence[str], comma: str, path: str) -> None:
+    """A header of one column that holds what others separate columns with."""
+    if len(names) == 1 and (found := next((c for c in ",;\t" if c in names[0] and c != comma), None)):
+        said = {",": "commas", ";": "semicolons", "\t": "tabs"}
+        hint = "name it .tsv" if found == "\t" else "name it .csv" if found == "," else "save it with commas"
+        raise SourceError(
+            f"the columns are separated by {said[found]}", where=f"{path}:1", expected=said[comma], hint=hint
+        )
 
 
 def _refuse_twice(names: Sequence[str], path: str) -> None:
@@ -210,16 +348,67 @@ def _refuse_twice(names: Sequence[str], path: str) -> None:
         raise SourceError(f"column {twice[0]!r} is there twice", where=f"{path}:1", expected="one name a column")
 
 
-def _parquet(file: Any, path: str) -> Iterator[RawRow]:
-    if not (hasattr(file, "fileno") and Path(path).suffix == ".parquet"):
-        file = io.BytesIO(file.read())
-    line = 0
-    opened = pq.ParquetFile(file, pre_buffer=False)  # the default keeps the whole compressed file in memory
+def _parquet(file: Any, path: str) -> Iterator[Batch | RawRow]:
+    source = io.BytesIO(file.read()) if _is_packed(path) else file
+    opened = pq.ParquetFile(source, pre_buffer=False)  # the default keeps the whole compressed file in memory
     _refuse_twice(opened.schema_arrow.names, path)
-    for batch in opened.iter_batches(batch_size=4096):
-        for value in _python_rows(batch):
-            line += 1
-            yield RawRow(line, value, "")
+    yield from _batches(opened.iter_batches(batch_size=ROWS_PER_BATCH))
+
+
+def _arrow(file: Any, path: str) -> Iterator[Batch | RawRow]:
+    """A stream of Arrow, as `datasets` saves it, or an Arrow file."""
+    source = io.BytesIO(file.read()) if _is_packed(path) else file
+    if source.read(6) == b"ARROW1":
+        opened = pa.ipc.open_file(source)
+        batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
+    else:
+        source.seek(-len(ARROW_END), io.SEEK_END)
+        if source.read() != ARROW_END:  # Arrow takes a stream that breaks off between two batches for a whole one
+            raise EOFError("its end is missing")
+        source.seek(0)
+        batches = opened = pa.ipc.open_stream(source)
+    _refuse_twice(opened.schema.names, path)
+    parts = (whole.slice(at, ROWS_PER_BATCH) for whole in batches for at in range(0, whole.num_rows, ROWS_PER_BATCH))
+    yield from _batches(parts)
+
+
+def _batches(batches: Iterator[Any]) -> Iterator[Batch | RawRow]:
+    """Batches that are certain to become Python values stay together; of others, row by row."""
+    first = 1
+    for batch in batches:
+        if _is_plain(batch):
+            yield Batch(first, batch)
+        else:
+            for line, value in enumerate(_python_rows(batch), start=first):
+                yield RawRow(line, value, "")
+        first += batch.num_rows
+
+
+def _is_plain(batch: Any) -> bool:
+    try:
+        batch.validate(full=True)  # texts are UTF-8
+    except pa.ArrowInvalid:
+        return False
+    return all(pa.types.is_timestamp(column.type) or _has_values(column.type) for column in batch.schema)
+
+
+def _has_values(kind: Any) -> bool:
+    """Whether every value of an Arrow type is one of Python's."""
+    t = pa.types
+    if t.is_list(kind) or t.is_large_list(kind):
+        return _has_values(kind.value_type)
+    if t.is_struct(kind):
+        names = [field.name for field in kind]
+        return len(set(names)) == len(names) and all(_has_values(field.type) for field in kind)
+    if t.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return _is_text(kind) or any(
+        is_one(kind) for is_one in (t.is_integer, t.is_floating, t.is_boolean, t.is_null, t.is_decimal)
+    )
+
+
+def _is_text(kind: Any) -> bool:
+    return any(is_one(kind) for is_one in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
 
 def _python_rows(batch: Any) -> list[dict[str, Any]]:

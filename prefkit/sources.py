@@ -1,8 +1,7 @@
 """Open the files a source names and turn every row into a record or a reject; nothing is lost in between.
 
-Comes in: a source of the pipeline. Goes out: one frame of checked records and one of rejects, each with file and line.
-One bad line never ends a build; a file that cannot be read at all does (`SourceError` with file and line). Price: every
-row passes through json and pydantic, some 10 microseconds a row, and a source's records are held in memory.
+Comes in: a source of the pipeline. Goes out: frames of checked records and of rejects, each with file and line, block by
+block. One bad line never ends a build; a file that cannot be read at all does (`SourceError` with file and line).
 """
 
 import contextlib
@@ -10,41 +9,21 @@ import errno
 import glob
 import hashlib
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import polars as pl
-from pydantic import ValidationError
 
 from prefkit.config import SourceConfig
 from prefkit.errors import SourceError
-from prefkit.format import REJECTS, Kind, canonical_json, text_dtype
-from prefkit.formats import FORMATS, Format, Unreadable
-from prefkit.records import RECORDS
-from prefkit.rows import LONE_SURROGATE, READABLE, RawRow, read_rows
+from prefkit.format import Kind
+from prefkit.formats import FORMATS, Format
+from prefkit.formats.comparisons import with_labels
+from prefkit.ingest import Reading, check_chunks
+from prefkit.rows import LONE_SURROGATE, READABLE, read_chunks, read_rows
 
 NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-
-# columns of the record frames, by family; the text columns take the dtype of the dataset's kind
-RECORD_TEXTS = {
-    "pairs": ("prompt", "chosen", "rejected"),
-    "candidates": ("prompt", "response"),
-    "corrections": ("prompt", "response", "correction"),
-}
-RECORD_VALUES: Mapping[str, Mapping[str, type[pl.DataType]]] = {
-    "pairs": {
-        "chosen_score": pl.Float64,
-        "rejected_score": pl.Float64,
-        "chosen_model": pl.String,
-        "rejected_model": pl.String,
-        "annotator": pl.String,
-        "weight": pl.Float64,
-    },
-    "candidates": {"score": pl.Float64, "model": pl.String},
-    "corrections": {"model": pl.String, "annotator": pl.String},
-}
-ROLE_OF = {"prompt": "user"}  # every other text is the assistant's
 
 
 class SourceFile(NamedTuple):
@@ -53,6 +32,14 @@ class SourceFile(NamedTuple):
     path: str
     sha256: str
     rows: int
+
+
+class Block(NamedTuple):
+    """Some rows of one file: their records and rejects; `file`: the whole file, with the last of its blocks."""
+
+    records: pl.DataFrame
+    rejects: pl.DataFrame
+    file: SourceFile | None
 
 
 class Loaded(NamedTuple):
@@ -107,34 +94,55 @@ def file_sha256(path: str | Path) -> str:
 
 
 def is_chat_source(source: SourceConfig) -> bool:
-    """Whether the first readable row of a source holds messages; decides `kind` where the pipeline leaves it out."""
-    form = FORMATS[source.format]
+    """Whether the first readable row of a source holds messages."""
+    form = format_of(source)
     rows = (row.value for path in expand(source.path) for row in read_rows(path) if row.reason is None)
     first = next(rows, None)
     return first is not None and form.is_chat(first, source.columns)
 
 
+def format_of(source: SourceConfig) -> Format:
+    """The format of a source that names one, reading labels as the source says."""
+    assert source.format is not None, "detect_formats has filled it in"
+    form = FORMATS[source.format]
+    if source.labels is None:
+        return form
+    return form._replace(read=with_labels(source.labels.a, source.labels.b, source.labels.tie))
+
+
 def load_source(source: SourceConfig, kind: Kind) -> Loaded:
-    """Read all files of a source.
+    """All of a source in memory; what `read_source` says of it holds here."""
+    blocks = [*read_source(source, kind)]
+    records, rejects = (pl.concat([getattr(block, name) for block in blocks]) for name in ("records", "rejects"))
+    return Loaded(records, rejects, [block.file for block in blocks if block.file is not None])
+
+
+def read_source(source: SourceConfig, kind: Kind) -> Iterator[Block]:
+    """Read all files of a source, block by block.
 
     Returns:
-        records with their text columns in the dataset's kind, `source`, `source_row`; rejects as in format.REJECTS.
+        records with their text columns in the dataset's kind, `source`, `source_row`; rejects as in format.REJECTS;
+        each file ends with a block that has its `file`.
 
     Raises:
         SourceError: a file is missing, unreadable, or changed while it was read.
     """
-    form = FORMATS[source.format]
-    records: list[dict[str, Any]] = []
-    rejects: list[dict[str, Any]] = []
-    files = []
     for path in expand(source.path):
         with _unchanged(path):
-            digest, rows = source_sha256(path), 0
-            for row in read_rows(path):
-                rows += 1
-                _read_row(row, form, source, kind, path, records, rejects)
-        files.append(SourceFile(path, digest, rows))
-    return Loaded(_record_frame(records, form.family, kind, source.annotator), _reject_frame(rejects), files)
+            yield from _read_file(path, source, kind)
+
+
+def _read_file(path: str, source: SourceConfig, kind: Kind, *, fast: bool = True) -> Iterator[Block]:
+    reading = Reading(format_of(source), source.columns, kind, source.annotator)
+    digest, rows = source_sha256(path), 0
+    last: Block | None = None
+    for found in check_chunks(path, read_chunks(path), reading, fast=fast):
+        if last is not None:
+            yield last
+        rows += found.rows
+        last = Block(found.records, found.rejects, None)
+    assert last is not None, "a file without rows gives an empty block"
+    yield last._replace(file=SourceFile(path, digest, rows))
 
 
 @contextlib.contextmanager
@@ -159,84 +167,3 @@ def _state(path: str) -> tuple[int, int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_size, found.st_mtime_ns, found.st_ino
-
-
-def _read_row(
-    row: RawRow,
-    form: Format,
-    source: SourceConfig,
-    kind: Kind,
-    path: str,
-    records: list[dict[str, Any]],
-    rejects: list[dict[str, Any]],
-) -> None:
-    def reject(field: str | None, reason: str) -> None:
-        raw = row.raw or canonical_json_or_repr(row.value)
-        rejects.append({"source": path, "line": row.line, "field": field, "reason": reason, "raw": raw})
-
-    if row.reason is not None:
-        return reject(None, row.reason)
-    try:
-        found = form.read(row.value, source.columns)
-    except Unreadable as error:
-        return reject(error.field, error.reason)
-    for index, fields in enumerate(found):
-        try:
-            record = RECORDS[form.family].model_validate(fields).model_dump()
-            texts = {name: as_kind(record[name], name, kind) for name in RECORD_TEXTS[form.family]}
-        except ValidationError as error:
-            problem = error.errors(include_url=False, include_input=False)[0]
-            reject(_field(problem["loc"], index, len(found)), _reason(problem["type"]))
-        except Unreadable as error:
-            reject(error.field, error.reason)
-        else:
-            records.append(record | texts | {"source": path, "source_row": row.line})
-    return None
-
-
-def canonical_json_or_repr(value: Any) -> str:
-    """The raw form of a row that never was text (Parquet)."""
-    try:
-        return canonical_json(value)
-    except (TypeError, ValueError):
-        return repr(value)
-
-
-def _field(loc: tuple[int | str, ...], index: int, count: int) -> str:
-    """The field at fault, as the record names it; with its place in the list where one row holds several candidates."""
-    name = str(loc[0]) if loc else "row"
-    return f"{name}[{index}]" if count > 1 else name
-
-
-def _reason(problem: str) -> str:
-    own = ("not_a_number", "not_finite", "out_of_range")
-    return (
-        problem
-        if problem in own
-        else {"missing": "missing_field", "greater_than": "out_of_range"}.get(problem, "wrong_type")
-    )
-
-
-def as_kind(text: Any, field: str, kind: Kind) -> Any:
-    """A record's text in the dataset's kind: in chat a plain string is one turn; messages do not fit a text dataset."""
-    if kind == "chat":
-        return text if isinstance(text, list) else [{"role": ROLE_OF.get(field, "assistant"), "content": text}]
-    if isinstance(text, list):
-        raise Unreadable(field, "messages_in_text_dataset")
-    return text
-
-
-def _record_frame(records: list[dict[str, Any]], family: str, kind: Kind, annotator: str | None) -> pl.DataFrame:
-    schema: dict[str, Any] = dict.fromkeys(RECORD_TEXTS[family], text_dtype(kind))
-    schema |= dict(RECORD_VALUES[family]) | {"source": pl.String, "source_row": pl.Int64}
-    columns = {name: pl.Series(name, [r[name] for r in records], dtype, strict=True) for name, dtype in schema.items()}
-    frame = pl.DataFrame(columns)
-    return (
-        frame.with_columns(pl.col("annotator").fill_null(pl.lit(annotator, pl.String)))
-        if "annotator" in schema
-        else frame
-    )
-
-
-def _reject_frame(rejects: list[dict[str, Any]]) -> pl.DataFrame:
-    return pl.DataFrame(rejects, schema={c.name: c.dtype for c in REJECTS}, orient="row")

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,8 @@ from prefkit.format import (
     FORMAT_VERSION,
     LOCK,
     MANIFEST,
+    MESSAGES,
+    PLAIN_MESSAGES,
     REFERENCES,
     ROWS_PER_GROUP,
     ROWS_PER_PART,
@@ -153,10 +155,14 @@ def write_parquet(path: Path, frame: pl.DataFrame) -> Part:
     return Part(path.name, frame.height, digest)
 
 
-def write_table(folder: Path, name: str, frame: pl.DataFrame, kind: Kind) -> list[Part]:
-    """Write a table as numbered parts, empty if need be, and remove the parts of an earlier, longer one."""
+def write_table(folder: Path, name: str, frame: pl.DataFrame, kind: Kind, *, plain: bool = False) -> list[Part]:
+    """Write a table as numbered parts, empty if need be, and remove the parts of an earlier, longer one.
+
+    `plain`: messages without `extra`, for a dataset in which none has any (`are_plain`).
+    """
+    on_disk = schema(name, kind, plain=plain)
     columns = frame.select(
-        pl.col(c).cast(t) if c in frame.columns else pl.lit(None, t).alias(c) for c, t in schema(name, kind).items()
+        pl.col(c).cast(t) if c in frame.columns else pl.lit(None, t).alias(c) for c, t in on_disk.items()
     )
     starts = range(0, max(columns.height, 1), ROWS_PER_PART)
     parts = [
@@ -166,6 +172,17 @@ def write_table(folder: Path, name: str, frame: pl.DataFrame, kind: Kind) -> lis
     for stale in set(folder.glob("part-*.parquet")) - {folder / part.file for part in parts}:
         stale.unlink()
     return parts
+
+
+def are_plain(frames: Sequence[pl.DataFrame]) -> bool:
+    """Whether no message of the frames has any `extra`."""
+    extra = pl.element().struct.field("extra").is_not_null()
+    return not any(
+        frame.select(pl.col(name).list.eval(extra).list.any().any()).item()
+        for frame in frames
+        for name, dtype in frame.schema.items()
+        if dtype == MESSAGES
+    )
 
 
 def take_lock(folder: Path) -> FileLock | None:
@@ -279,6 +296,13 @@ def read_manifest(dataset: Path) -> dict[str, Any]:
             where=str(dataset / MANIFEST),
             expected=f"at most {FORMAT_VERSION}: use a newer prefkit",
         )
+    if isinstance(version, int) and version < FORMAT_VERSION:
+        raise DatasetError(
+            f"format_version is {version}, of an older prefkit",
+            where=str(dataset / MANIFEST),
+            expected=str(FORMAT_VERSION),
+            hint="prefkit build PIPELINE.yaml makes it again; its reference and runs stay",
+        )
     return read_document(dataset / MANIFEST, Manifest)
 
 
@@ -299,7 +323,8 @@ def check_parts(folder: Path, parts: list[Mapping[str, Any]]) -> None:
 def read_table(dataset: Path, name: str, manifest: Mapping[str, Any]) -> pl.DataFrame:
     """A table of the dataset, its parts checked against the manifest."""
     check_parts(dataset / name, manifest["parts"][name])
-    return pl.concat([pl.read_parquet(dataset / name / part["file"], glob=False) for part in manifest["parts"][name]])
+    parts = [pl.read_parquet(dataset / name / part["file"], glob=False) for part in manifest["parts"][name]]
+    return pl.concat(parts).cast({PLAIN_MESSAGES: MESSAGES})  # messages have all fields in memory
 
 
 def claim_directory(dataset: Path) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import duckdb
 
     from prefkit.build import Built
+    from prefkit.export import Exported
     from prefkit.reference import DryRun, Precomputed
     from prefkit.run import Trained
 
@@ -40,7 +41,7 @@ def print_build(built: "Built", console: Console) -> None:
         f"{built.dataset} ({built.kind}) {state}: {c['pairs']} pairs, {c['train']} train and {c['test']} test"
     )
     if c["rows"]:
-        pairs, dropped = c["pairs"] - c["prompts_with_pair"], c["dropped"] - c["prompts_dropped"]
+        pairs, dropped = c["pairs"] - c["candidate_pairs"], c["dropped"] - c["candidate_dropped"]
         rejects = c["rejects"] - c["candidate_rejects"]
         console.print(f"  rows:       {c['rows']} = {pairs} pairs + {dropped} dropped + {rejects} rejects")
     if c["candidates"]:
@@ -54,6 +55,30 @@ def print_build(built: "Built", console: Console) -> None:
         )
     for reason, count in built.reasons.items():
         console.print(f"  {count:>9} {reason}")
+    for told in built.report:
+        _print_report(told, console)
+
+
+def _print_report(told: Mapping[str, Any], console: Console) -> None:
+    """What selection or rules did with one source, or how far apart the corrections are."""
+    if selection := told.get("selection"):
+        of = selection["num_candidates"]
+        console.print(f"  selection in {told['source']}: {of['median']:g} candidates a prompt (at most {of['max']})")
+        if margins := selection.get("margins"):
+            console.print("    margin: " + ", ".join(f"{name} {value:g}" for name, value in margins.items()))
+        for reason, count in selection["prompts_without_pair"].items():
+            console.print(f"    {count:>7} prompts without a pair: {reason}")
+    if rules := told.get("rules"):
+        console.print(f"  rules on {rules['num_responses']} responses of {told['source']}")
+        for name, count in rules["touched"].items():
+            console.print(f"    {count / max(1, rules['num_responses']):>7.1%} changed by {name}")
+    if corrections := told.get("corrections"):
+        distance = ", ".join(f"{name} {value:.2f}" for name, value in corrections["edit_distance"].items())
+        shared = corrections["shared_prefix"]["median"]
+        console.print(f"  corrections: edit distance {distance} of the words; median shared prefix {shared:.2f}")
+    for section in told.values():
+        for advice in section.get("advice", []) if isinstance(section, Mapping) else []:
+            console.print(f"    advice: {advice}")
 
 
 def print_dry_run(foretold: "DryRun", console: Console) -> None:
@@ -93,6 +118,20 @@ def print_trained(trained: "Trained", console: Console) -> None:
         return
     accuracy, margin = trained.eval["rewards/accuracies"], trained.eval["rewards/margins"]
     console.print(f"  test: accuracy {accuracy:.3f}, margin {margin:.4f}, loss {trained.eval['loss']:.4f}")
+
+
+def print_exported(exported: "Exported", console: Console) -> None:
+    """What an export wrote, and what it left out."""
+    for name, rows in exported.files.items():
+        console.print(f"{name}: {rows} rows")
+    for name in exported.beside:
+        console.print(f"{name}: goes with them")
+    for reason, count in exported.left_out.items():
+        console.print(f"  {count:>9} left out: {reason}")
+    if exported.left_out_list is not None:
+        console.print(f"  listed in {exported.left_out_list}")
+    if exported.both_splits:
+        console.print("  train and test pairs in one file: --split train leaves the held-out pairs out")
 
 
 def print_info(found: Mapping[str, Any], console: Console) -> None:

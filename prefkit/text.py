@@ -4,11 +4,15 @@ Ids are computed over the EXACT text or messages, never folded: two texts with d
 """
 
 import hashlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import polars as pl
 
 from prefkit.format import Kind, canonical_json
+
+WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def content_hash(*parts: object) -> str:
@@ -16,27 +20,40 @@ def content_hash(*parts: object) -> str:
     return hashlib.sha256(canonical_json(list(parts)).encode()).hexdigest()
 
 
-def pair_id(kind: Kind, prompt: object, chosen: object, rejected: object) -> str:
+def pair_id(kind: Kind, prompt: object, chosen: object, rejected: object, tools: str | None = None) -> str:
     """The id of a pair: the same text gives the same id on any machine, in any order, in any dataset."""
-    return content_hash(kind, prompt, chosen, rejected)
+    return content_hash(kind, prompt, chosen, rejected, *([] if tools is None else [tools]))
 
 
-def prompt_id(kind: Kind, prompt: object) -> str:
-    """The id of a prompt; every pair of one prompt shares it."""
-    return content_hash(kind, prompt)
+def prompt_id(kind: Kind, prompt: object, tools: str | None = None) -> str:
+    """The id of a prompt; every pair of one prompt shares it. Other tools make another prompt."""
+    return content_hash(kind, prompt, *([] if tools is None else [tools]))
 
 
 def with_prompt_ids(frame: pl.DataFrame, kind: Kind) -> pl.DataFrame:
-    """Add `prompt_id` to a frame with a `prompt` column."""
-    ids = [prompt_id(kind, prompt) for prompt in frame["prompt"].to_list()]
+    """Add `prompt_id` to a frame with a `prompt` column, and `tools` if any prompt has some."""
+    ids = [prompt_id(kind, *prompt) for prompt in _exact(frame, "prompt")]
     return frame.with_columns(pl.Series("prompt_id", ids, pl.String))
 
 
 def with_pair_ids(frame: pl.DataFrame, kind: Kind) -> pl.DataFrame:
     """Add `pair_id` and `prompt_id` to a frame with `prompt`, `chosen` and `rejected`."""
-    texts = (frame[name].to_list() for name in ("prompt", "chosen", "rejected"))
-    ids = [pair_id(kind, *sides) for sides in zip(*texts, strict=True)]
+    ids = [pair_id(kind, *sides) for sides in _exact(frame, "prompt", "chosen", "rejected")]
     return with_prompt_ids(frame, kind).with_columns(pl.Series("pair_id", ids, pl.String))
+
+
+def _exact(frame: pl.DataFrame, *names: str) -> Iterator[tuple[Any, ...]]:
+    """The named texts of each row, messages without fields that they do not have, and the tools."""
+    tools = frame["tools"].to_list() if "tools" in frame.columns else [None] * frame.height
+    texts = [[bare(text) for text in frame[name].to_list()] for name in names]
+    return zip(*texts, tools, strict=True)
+
+
+def bare(text: Any) -> Any:
+    """Messages without an empty `extra`; a string as it is."""
+    if not isinstance(text, list):
+        return text
+    return [{key: value for key, value in m.items() if key != "extra" or value is not None} for m in text]
 
 
 def flat(column: str, kind: Kind) -> pl.Expr:
@@ -52,8 +69,9 @@ def folded(column: str, kind: Kind) -> pl.Expr:
 
 
 def _joined(column: str, fold: Callable[[pl.Expr], pl.Expr]) -> pl.Expr:
-    role, content = (_escaped(pl.element().struct.field(name)) for name in ("role", "content"))
-    return pl.col(column).list.eval(pl.concat_str(role, pl.lit("\x1f"), fold(content))).list.join("\x1e")
+    role, content, extra = (_escaped(pl.element().struct.field(name)) for name in ("role", "content", "extra"))
+    rest = pl.concat_str(pl.lit("\x1f"), extra).fill_null("")
+    return pl.col(column).list.eval(pl.concat_str(role, pl.lit("\x1f"), fold(content), rest)).list.join("\x1e")
 
 
 def _escaped(text: pl.Expr) -> pl.Expr:
@@ -64,10 +82,12 @@ def _escaped(text: pl.Expr) -> pl.Expr:
 
 
 def words_of(column: str, kind: Kind) -> pl.Expr:
-    """A text or message column as the plain text a reader sees: contents only, one message a line."""
+    """A text or message column as the plain text a reader sees: contents and tool calls only, one message a line."""
     if kind == "text":
         return pl.col(column)
-    return pl.col(column).list.eval(pl.element().struct.field("content")).list.join("\n")
+    content, extra = (pl.element().struct.field(name) for name in ("content", "extra"))
+    seen = pl.when(extra.is_null()).then(content).otherwise(pl.concat_str(content, extra))
+    return pl.col(column).list.eval(seen).list.join("\n")
 
 
 def printable(text: str) -> str:

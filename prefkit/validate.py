@@ -14,8 +14,17 @@ from prefkit.screen import Screened, screen
 from prefkit.text import flat, folded, words_of
 
 SIDES = ("chosen", "rejected")
-PROMPT_ROLES = r"^(system,)?(user,assistant,)*user$"
-REPLY_ROLES = r"^assistant(,user,assistant)*$"
+# ours: what an instruction model puts before a text that it was asked to revise; only at the very start
+META_PHRASE = (
+    r"(?i)^\W*((sure|certainly|of course|absolutely)\W+)?"
+    r"((here(['’]s| is| are)|below is|this is|i(['’]ve| have)) "
+    r"(the |my |your |a |an )?(\w+ )?"
+    r"(revised|corrected|improved|updated|rewritten|edited|polished|revision|correction|rewrite)\b"
+    r"|(revised|corrected|improved|updated|rewritten|edited|polished) (version|answer|response|text|sentence)\W*:)"
+)
+# a call of tools is the assistant's turn, and their answers stand between it and the assistant's next one
+PROMPT_ROLES = r"^((system|developer),)?(user,(assistant,(tool,)+)*assistant,)*user(,assistant(,tool)+)*$"
+REPLY_ROLES = r"^assistant((,tool)+,assistant|,user,assistant)*$"
 
 
 def _roles(column: str) -> pl.Expr:
@@ -33,13 +42,22 @@ def _any_text(rule: str, kind: Kind, limit: int = 0) -> pl.Expr:
     return pl.any_horizontal(text.str.len_chars() > limit for text in texts)
 
 
-def rules(kind: Kind, max_chars: int, score_scale: tuple[float, float] | None = None) -> Mapping[str, pl.Expr]:
+def _meta_phrase(kind: Kind) -> pl.Expr:
+    """Whether a correction speaks of being one, as models do that were asked for it, and the response does not."""
+    chosen, rejected = (words_of(side, kind).str.contains(META_PHRASE) for side in SIDES)
+    return (pl.col("method") == "correction") & chosen & ~rejected
+
+
+def rules(
+    kind: Kind, max_chars: int, score_scale: tuple[float, float] | None = None, *, meta_phrases: bool = False
+) -> Mapping[str, pl.Expr]:
     """The rule table for a kind of dataset, in the order in which reasons are given.
 
     Args:
         kind: chat | text.
         max_chars: longest prompt or side, in characters, > 0.
         score_scale: lowest and highest allowed score, both inclusive; None: any finite score.
+        meta_phrases: whether a correction may not begin by saying that it is a revision.
     """
     empty = {f"empty_{name}": words_of(name, kind).str.strip_chars() == "" for name in ("prompt", *SIDES)}
     if kind == "chat":
@@ -47,7 +65,7 @@ def rules(kind: Kind, max_chars: int, score_scale: tuple[float, float] | None = 
             reason: rule | (pl.col(reason.removeprefix("empty_")).list.len() == 0) for reason, rule in empty.items()
         }
     turns = {
-        "prompt_ends_without_user_turn": _last_role("prompt") != "user",
+        "prompt_ends_without_user_turn": ~_last_role("prompt").is_in(["user", "tool"]),
         "side_ends_without_assistant_turn": pl.any_horizontal(_last_role(side) != "assistant" for side in SIDES),
         "roles_out_of_order": ~_roles("prompt").str.contains(PROMPT_ROLES)
         | pl.any_horizontal(~_roles(side).str.contains(REPLY_ROLES) for side in SIDES),
@@ -58,6 +76,7 @@ def rules(kind: Kind, max_chars: int, score_scale: tuple[float, float] | None = 
         **(turns if kind == "chat" else {}),
         "identical": flat("chosen", kind) == flat("rejected", kind),
         "identical_after_folding": folded("chosen", kind) == folded("rejected", kind),
+        **({"meta_phrase": _meta_phrase(kind)} if meta_phrases else {}),
         "nul_byte": _any_text("nul", kind),
         "too_long": _any_text("length", kind, max_chars),
         "score_out_of_scale": pl.any_horizontal(
@@ -69,7 +88,12 @@ def rules(kind: Kind, max_chars: int, score_scale: tuple[float, float] | None = 
 
 
 def validate_pairs(
-    pairs: pl.DataFrame, kind: Kind, max_chars: int, score_scale: tuple[float, float] | None = None
+    pairs: pl.DataFrame,
+    kind: Kind,
+    max_chars: int,
+    score_scale: tuple[float, float] | None = None,
+    *,
+    meta_phrases: bool = False,
 ) -> Screened:
     """Drop what no policy should be trained on, with the rule's name as the reason and "validate" as the stage."""
-    return screen(pairs, "validate", rules(kind, max_chars, score_scale))
+    return screen(pairs, "validate", rules(kind, max_chars, score_scale, meta_phrases=meta_phrases))

@@ -19,13 +19,12 @@ from prefkit.audit.verdict import Verdict, judge, smallest_detectable_win_rate
 from prefkit.build import build_dataset
 from prefkit.config import Pipeline
 from prefkit.errors import AuditError, DatasetError
-from prefkit.format import schema
+from prefkit.format import MESSAGES, schema
 from prefkit.report import audit_dataset, enforce
 from prefkit.store import write_parquet
 
 PROPERTY = settings(deadline=None, max_examples=60, derandomize=True, database=None)
 Q, COVERAGE, WIN_RATE = 0.05, 0.01, 0.7
-MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 
 
 def table(pairs: Sequence[tuple[str, str]], allow: Sequence[str] = ()) -> pl.DataFrame:

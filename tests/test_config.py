@@ -85,7 +85,7 @@ def test_every_key_that_other_tools_set_is_known(pipeline_of: Callable[..., Pipe
         "annotator": "human",
     }
     resolved = pipeline_of(source, **KEYS_THAT_OTHERS_SET).as_manifest()
-    assert resolved["sources"] == [source]
+    assert resolved["sources"] == [source | {"labels": None, "rules": []}]
     for section, settings in KEYS_THAT_OTHERS_SET.items():
         if isinstance(settings, dict):
             for key, value in settings.items():
@@ -149,7 +149,11 @@ def test_a_key_like_no_other_is_refused_with_the_keys_that_there_are(load: Calla
         (SMALL + "split:\n  test_share: 1.5\n", 7, ["split.test_share = 1.5", "less than or equal to 1"]),
         (SMALL + "split:\n  seed: many\n", 7, ["split.seed = 'many'", "integer"]),
         (SMALL + "kind: audio\n", 6, ["kind = 'audio'", "'chat' or 'text'"]),
-        (SMALL.replace("pairs", "pear"), 5, ["sources[0].format = 'pear'", "'pairs'", "'hh'"]),
+        (
+            SMALL.replace("pairs", "pear"),
+            5,
+            ["format: pear is not known", "did you mean pairs?", "prefkit formats lists them"],
+        ),
         (SMALL + "    direction: up\n", 6, ["sources[0].direction = 'up'", "'lower_is_better'"]),
         (SMALL + "dedupe:\n  contradictions: argue\n", 7, ["dedupe.contradictions = 'argue'", "'majority'"]),
         (SMALL + "pairs:\n  min_margin: -1\n", 7, ["pairs.min_margin = -1", "greater than or equal to 0"]),
@@ -168,13 +172,12 @@ def test_a_value_that_does_not_fit_is_refused_with_file_line_key_and_what_was_ex
     assert "pydantic" not in str(error)
 
 
-@pytest.mark.parametrize("key", ["dataset", "sources", "sources[0].path", "sources[0].format"])
+@pytest.mark.parametrize("key", ["dataset", "sources", "sources[0].path"])
 def test_a_missing_key_is_refused_by_name(key: str, load: Callable[..., Pipeline]) -> None:
     texts = {
         "dataset": "sources:\n  - {path: a, format: hh}\n",
         "sources": "dataset: d\n",
         "sources[0].path": "dataset: d\nsources:\n  - format: hh\n",
-        "sources[0].format": "dataset: d\nsources:\n  - path: a\n",
     }
     error = refusal(load, texts[key])
     assert error.message == f"key {key} is missing"
@@ -319,3 +322,57 @@ def test_a_change_that_cannot_be_followed_is_refused_and_says_that_it_came_from_
 def test_every_configuration_error_ends_a_command_with_2() -> None:
     assert issubclass(ConfigError, InputError)
     assert ConfigError("x").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"columns": {"prompt": "q"}}, "columns: needs format:"),
+        ({"rules": [{"pattern": "a"}]}, "rules: needs format:"),
+        ({"format": "shp", "direction": "lower_is_better"}, "direction: lower_is_better has no effect on shp"),
+        ({"format": "trl", "labels": {"a": [1], "b": [2]}}, "labels: has no effect on trl: it is for comparisons"),
+        ({"format": "rewrite"}, "format: rewrite needs rules:"),
+        ({"format": "pairs", "rules": [{"pattern": "a"}]}, "format: pairs takes no rules:, format: rewrite does"),
+        ({"format": "shp", "columns": {"prompt": "q"}}, "columns.prompt: shp has its own names, which are not mapped"),
+        ({"format": "pairs", "columns": {"chosen": ["a", "b"]}}, "columns.chosen: takes one path; several are for"),
+        ({"format": "pairs", "columns": {"chosen": None}}, "columns.chosen: pairs cannot do without it"),
+        ({"format": "comparisons", "labels": {"a": [1], "b": ["1"]}}, "labels: 1 is given twice"),
+        ({"format": "rewrite", "rules": [{"replace": "x"}]}, "a rewrite rule has either pattern: or function:"),
+        ({"format": "rewrite", "rules": [{"function": "words"}]}, "rules.function: words is not module:function"),
+        (
+            {"format": "rewrite", "rules": [{"function": "a:b", "replace": "x"}]},
+            "replace: and ignore_case: have no effect on a rule with function:",
+        ),
+        ({"format": "rewrite", "rules": [{"pattern": "(a"}]}, "rules.pattern '(a' with replace ''"),
+        ({"format": "rewrite", "rules": [{"pattern": "(a)", "replace": "\\2"}]}, "invalid group reference 2"),
+    ],
+)
+def test_what_a_source_cannot_mean_is_refused_in_words(
+    source: dict[str, Any], said: str, pipeline_of: Callable[..., Pipeline]
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        pipeline_of({"path": "a.jsonl", **source})
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"pairs": {"rejected": "second"}}, "pairs.rejected: second is not worst, random, all or sigma:K (sigma:2)"),
+        ({"pairs": {"rejected": "sigma:"}}, "pairs.rejected: sigma: is not worst"),
+        ({"pairs": {"min_margin": 2, "max_margin": 1}}, "pairs.max_margin must not be below pairs.min_margin"),
+        ({"build": {"memory_limit": "lots"}}, "build.memory_limit: lots is not a size such as 500MB or 4GB"),
+    ],
+)
+def test_what_a_section_cannot_mean_is_refused_in_words(
+    sections: dict[str, Any], said: str, pipeline_of: Callable[..., Pipeline]
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        pipeline_of({"path": "a.jsonl", "format": "pairs"}, **sections)
+    assert said in str(raised.value)
+
+
+def test_a_memory_limit_is_a_number_of_bytes(pipeline_of: Callable[..., Pipeline]) -> None:
+    for text, wanted in (("500MB", 500_000_000), ("1.5 gb", 1_500_000_000), ("64KB", 64_000)):
+        made = pipeline_of({"path": "a.jsonl", "format": "pairs"}, build={"memory_limit": text})
+        assert made.build.num_bytes() == wanted

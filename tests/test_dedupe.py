@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import defaultdict
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 import pytest
@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefkit.dedupe import Contradictions, dedupe_pairs
+from prefkit.format import MESSAGES
 from prefkit.screen import Screened
 from prefkit.text import pair_id, with_pair_ids
 
 PROPERTY = settings(deadline=None, max_examples=200, derandomize=True, database=None)
-MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+
 SCHEMA = {
     "prompt": pl.String,
     "chosen": pl.String,
@@ -23,14 +24,20 @@ SCHEMA = {
     "annotator": pl.String,
     "margin": pl.Float64,
     "source_row": pl.Int64,
+    "agreement": pl.Float64,
 }
 Row = tuple[str, str, str, str | None, float | None]
 
 
-def dedupe(*rows: tuple[Any, ...], policy: Contradictions = "drop_both", exact: bool = True) -> Screened:
-    full = [(*row, *(None,) * (5 - len(row)), number) for number, row in enumerate(rows)]
+def dedupe(
+    *rows: tuple[Any, ...],
+    policy: Contradictions = "drop_both",
+    exact: bool = True,
+    cycles: Literal["drop", "keep"] = "drop",
+) -> Screened:
+    full = [(*row, *(None,) * (5 - len(row)), number, None) for number, row in enumerate(rows)]
     frame = with_pair_ids(pl.DataFrame(full, schema=SCHEMA, orient="row"), "text")
-    return dedupe_pairs(frame, "text", exact=exact, contradictions=policy)
+    return dedupe_pairs(frame, "text", exact=exact, contradictions=policy, cycles=cycles)
 
 
 def kept(found: Screened) -> list[int]:
@@ -94,6 +101,7 @@ def test_white_space_at_the_ends_of_a_message_makes_no_different_pair_either() -
             "rejected": pl.Series([reply("r"), reply("r ")], dtype=MESSAGES),
             "annotator": pl.Series([None, None], dtype=pl.String),
             "margin": pl.Series([None, None], dtype=pl.Float64),
+            "agreement": pl.Series([None, None], dtype=pl.Float64),
         }
     )
     assert dedupe_pairs(with_pair_ids(frame, "chat"), "chat").kept.height == 1
@@ -110,6 +118,7 @@ def test_the_roles_of_messages_are_part_of_a_pair() -> None:
             "rejected": pl.Series([[{"role": "assistant", "content": "r"}]] * 2, dtype=MESSAGES),
             "annotator": pl.Series([None, None], dtype=pl.String),
             "margin": pl.Series([None, None], dtype=pl.Float64),
+            "agreement": pl.Series([None, None], dtype=pl.Float64),
         }
     )
     assert dedupe_pairs(with_pair_ids(frame, "chat"), "chat").kept.height == 2
@@ -170,6 +179,33 @@ def test_without_exact_the_copies_that_differ_stay_but_one_pair_id_stays_once() 
     assert found.kept["pair_id"].n_unique() == found.kept.height == 2
 
 
+def test_of_a_cycle_without_votes_and_scores_every_pair_goes() -> None:
+    rows = [("p", "a", "b"), ("p", "b", "c"), ("p", "c", "a"), ("p", "a", "d"), ("q", "b", "c")]
+    found = dedupe(*rows)
+    assert kept(found) == [3, 4]
+    assert dropped(found) == dict.fromkeys([0, 1, 2], ("cycle", None))
+    assert kept(dedupe(*rows, cycles="keep")) == [0, 1, 2, 3, 4]
+
+
+def test_of_a_cycle_the_pair_of_the_smallest_margin_goes_alone() -> None:
+    rows = [("p", "a", "b", None, 3.0), ("p", "b", "c", None, 2.0), ("p", "c", "a", None, 1.0)]
+    assert kept(dedupe(*rows)) == [0, 1]
+
+
+def test_of_a_cycle_the_pair_that_fewest_agree_on_goes_whatever_its_margin() -> None:
+    frame = pl.DataFrame(
+        [("p", "a", "b", None, 1.0, 0, 0.8), ("p", "b", "c", None, 1.0, 1, 1.0), ("p", "c", "a", None, 9.0, 2, 0.6)],
+        schema=SCHEMA,
+        orient="row",
+    )
+    assert kept(dedupe_pairs(with_pair_ids(frame, "text"), "text")) == [0, 1]
+
+
+def test_a_reversal_is_no_cycle_and_a_cycle_across_prompts_is_none() -> None:
+    assert kept(dedupe(("p", "a", "b"), ("p", "b", "a"), policy="keep")) == [0, 1]
+    assert kept(dedupe(("p", "a", "b"), ("p", "b", "c"), ("q", "c", "a"))) == [0, 1, 2]
+
+
 def test_no_rows_are_no_drops() -> None:
     found = dedupe()
     assert (found.kept.height, found.dropped.height) == (0, 0)
@@ -178,8 +214,8 @@ def test_no_rows_are_no_drops() -> None:
 ROWS = st.lists(
     st.tuples(
         st.sampled_from(["p", " p", "q"]),
-        st.sampled_from(["a", "a ", "b", "\u00e9", "e\u0301"]),
-        st.sampled_from(["b", " b", "a", "\u00e9"]),
+        st.sampled_from(["a", "a ", "b", "c", "\u00e9", "e\u0301"]),
+        st.sampled_from(["b", " b", "a", "c", "\u00e9"]),
         st.sampled_from(["human", "model"]),
         st.sampled_from([None, 0.5, 1.0, 2.0]),
     ).filter(lambda row: fold(row[1]) != fold(row[2])),
@@ -210,7 +246,33 @@ def oracle(rows: list[Row], policy: Contradictions) -> tuple[list[int], dict[int
         other = (prompt, rejected, chosen)
         if policy != "keep" and other in best and strength[(prompt, chosen, rejected)] <= strength[other]:
             lost[number] = "contradiction"
+    left = [number for key, number in best.items() if number not in lost]
+    lost |= dict.fromkeys(circular([(rows[n][0], rows[n][1], rows[n][2], rows[n][4], n) for n in left]), "cycle")
     return [number for number in range(len(rows)) if number not in lost], lost
+
+
+def circular(edges: list[tuple[str, str, str, float | None, int]]) -> list[int]:
+    """Plain Python: level by level, largest margin first, the edges that a path leads back from."""
+    folded = {n: (fold(p), fold(c), fold(r), margin or 0.0) for p, c, r, margin, n in edges}
+    directed = {n: e for n, e in folded.items() if (e[0], e[2], e[1]) not in {f[:3] for f in folded.values()}}
+    kept_edges: set[int] = set()
+    gone: list[int] = []
+    for level in sorted({e[3] for e in directed.values()}, reverse=True):
+        new = {n for n, e in directed.items() if e[3] == level}
+        graph = {directed[n][:3] for n in kept_edges | new}
+        closing = {n for n in new if leads(graph, directed[n][0], directed[n][2], directed[n][1])}
+        gone += closing
+        kept_edges |= new - closing
+    return gone
+
+
+def leads(graph: set[tuple[str, str, str]], prompt: str, start: str, end: str) -> bool:
+    seen, ahead = {start}, [start]
+    while ahead:
+        here = ahead.pop()
+        ahead += [r for p, c, r in graph if (p, c) == (prompt, here) and r not in seen]
+        seen |= {r for p, c, r in graph if (p, c) == (prompt, here)}
+    return end in seen
 
 
 @PROPERTY
@@ -225,7 +287,7 @@ def test_deduplication_is_that_of_a_plain_oracle(rows: list[Row], policy: Contra
 @PROPERTY
 @given(ROWS)
 def test_every_group_of_duplicates_keeps_exactly_one_row(rows: list[Row]) -> None:
-    found = dedupe(*rows, policy="keep")
+    found = dedupe(*rows, policy="keep", cycles="keep")
     keys = [(fold(p), fold(c), fold(r)) for p, c, r in found.kept.select("prompt", "chosen", "rejected").iter_rows()]
     assert sorted(keys) == sorted({(fold(p), fold(c), fold(r)) for p, c, r, _, _ in rows})
     ids = set(found.kept["pair_id"])

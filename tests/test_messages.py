@@ -258,7 +258,7 @@ def literals_of(function: str, pick: str) -> Iterator[tuple[str, str]]:
                     values = [value]
                 case ast.Dict(keys=keys) if pick == "keys":
                     values = [key for key in keys if key is not None]
-                case ast.Assign(targets=[ast.Name(id="reason")], value=value) if pick == "reason":
+                case ast.Assign(targets=[ast.Name(id=name)], value=value) if pick == name:
                     values = [value]
                 case ast.Call(args=args) if called(node) == pick:
                     values = list(args)
@@ -273,9 +273,11 @@ def literals_of(function: str, pick: str) -> Iterator[tuple[str, str]]:
 REASONS = [
     ("rules", "keys"),
     ("", "_as_dropped"),
-    ("_judge_prompts", "lit"),
-    ("_count_unused", "keys"),
+    ("", "STAGES"),
+    ("", "REASONS"),
+    ("", "UNUSED"),
     ("", "RawRow"),
+    ("", "Unwritable"),
     ("_csv", "reason"),
     ("_reason", "return"),
     ("_render", "return"),
@@ -319,6 +321,7 @@ def test_what_a_command_says_of_the_machine_and_of_a_bug_is_asserted_by_some_tes
 # what else is raised: nothing that a person is meant to read
 OTHERS = {
     "Unreadable": "it becomes a reject",
+    "Unwritable": "it becomes a line of what an export left out",
     "PydanticCustomError": "it becomes a reject",
     "ValueError": "in a validator of the pipeline; it becomes a ConfigError",
     "AttributeError": "what Python asks of a module's __getattr__",

@@ -11,10 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefkit.pairs import Direction, Selected, best_versus_worst, corrected_pairs, ready_pairs
+from prefkit.corrections import corrected_pairs
+from prefkit.format import MESSAGES
+from prefkit.pairing import Rules
+from prefkit.pairs import Direction, ready_pairs
+from prefkit.selection import Selected, select_pairs
+from prefkit.text import bare
 
 PROPERTY = settings(deadline=None, max_examples=150, derandomize=True, database=None)
-MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 
 
 class Row(NamedTuple):
@@ -39,7 +43,7 @@ def select(
         },
         schema_overrides={"prompt": pl.String, "response": pl.String, "score": pl.Float64, "source": pl.String},
     )
-    return best_versus_worst(frame, "text", direction, min_margin)
+    return select_pairs(frame, "text", direction, Rules(min_margin=min_margin))
 
 
 def sides(selected: Selected) -> dict[str, tuple[str, str]]:
@@ -172,9 +176,9 @@ def test_candidates_of_messages_are_compared_by_their_text() -> None:
             "source_row": [1, 2, 3, 4],
         }
     )
-    selected = best_versus_worst(frame, "chat", "higher_is_better")
+    selected = select_pairs(frame, "chat", "higher_is_better", Rules())
     (pair,) = selected.pairs.to_dicts()
-    assert (pair["prompt"], pair["chosen"], pair["rejected"]) == (prompt, reply("a"), reply("b"))
+    assert [bare(pair[name]) for name in ("prompt", "chosen", "rejected")] == [prompt, reply("a"), reply("b")]
     assert (pair["chosen_score"], pair["num_candidates"]) == (8.0, 2)
 
 
@@ -286,7 +290,7 @@ def test_the_response_of_a_correction_is_rejected_and_its_correction_chosen() ->
             "source_row": [4],
         }
     )
-    (pair,) = corrected_pairs(frame).to_dicts()
+    (pair,) = corrected_pairs(frame, "text").to_dicts()
     assert (pair["chosen"], pair["rejected"], pair["method"]) == ("right", "wrong", "correction")
     assert (pair["chosen_model"], pair["rejected_model"], pair["annotator"]) == (None, "m", "human")
     assert (pair["margin"], pair["source_row"], pair["weight"]) == (None, 4, 1.0)

@@ -164,7 +164,7 @@ def test_the_recorded_hash_is_that_of_the_file_and_the_same_rows_give_the_same_b
 def test_messages_survive_the_disk(tmp_path: Path) -> None:
     prompt = [{"role": "user", "content": "caf\u00e9 \u0000 雪"}, {"role": "assistant", "content": ""}]
     frame = pl.DataFrame({"prompt": pl.Series([prompt], dtype=schema("pairs", "chat")["prompt"])})
-    write_table(tmp_path, "pairs", frame, "chat")
+    write_table(tmp_path, "pairs", frame, "chat", plain=True)
     assert pl.read_parquet(tmp_path / "part-00000.parquet")["prompt"].to_list() == [prompt]
 
 

@@ -89,7 +89,9 @@ def test_a_chat_frame_gets_the_same_ids_as_plain_messages() -> None:
     row = {"prompt": [user("p")], "chosen": [assistant("c")], "rejected": [assistant("r")]}
     dtype = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
     frame = pl.DataFrame([row], schema=dict.fromkeys(row, dtype))
-    assert with_pair_ids(frame, "chat")["pair_id"].to_list() == [pair_id("chat", *row.values())]
+    assert with_pair_ids(frame, "chat")["pair_id"].to_list() == [
+        pair_id("chat", row["prompt"], row["chosen"], row["rejected"])
+    ]
 
 
 def test_no_rows_get_no_ids() -> None:

@@ -5,11 +5,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from prefkit.format import Kind
+from prefkit.format import MESSAGES, Kind
 from prefkit.screen import Screened
 from prefkit.validate import rules, validate_pairs
 
-MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 TEXT = {
     "prompt": "p",
     "chosen": "good",
@@ -162,3 +161,32 @@ def test_of_several_reasons_the_first_rule_is_named(row: dict[str, Any], first: 
 def test_no_rows_are_no_drops(kind: Kind) -> None:
     found = screened(kind)
     assert (found.kept.height, found.dropped.height) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "speaks"),
+    [
+        ("Here is the revised version: x", True),
+        ("Sure! Here's a corrected answer: x", True),
+        ("Certainly, here is my improved response", True),
+        ("I have carefully updated the text", True),
+        ("**Revised answer:** x", True),
+        ("The revised law came in 1920", False),
+        ("Here is the answer", False),
+        ("This is how I revised for exams", False),
+        ("A tale. Here is the revised version", False),  # not at the start
+    ],
+)
+def test_a_correction_that_speaks_of_being_one_is_dropped_where_asked_for(chosen: str, speaks: bool) -> None:
+    for method, meta_phrases, rejected in (
+        ("correction", True, "bad"),
+        ("paired", True, "bad"),
+        ("correction", False, "bad"),
+        ("correction", True, f"{chosen} "),  # the response said it too, so it is no addition
+    ):
+        frame = pl.DataFrame([TEXT | {"chosen": chosen, "rejected": rejected, "method": method}]).cast(
+            dict.fromkeys(("chosen_score", "rejected_score", "margin"), pl.Float64)
+        )
+        found = validate_pairs(frame, "text", 100, meta_phrases=meta_phrases)
+        wanted = speaks and meta_phrases and method == "correction" and rejected == "bad"
+        assert (found.dropped["reason"].to_list() == ["meta_phrase"]) == wanted

@@ -4,7 +4,6 @@ Presence, not frequency: what is on both sides of a pair cancels, which correcti
 set a side, some 60 microseconds a pair, and a count for every distinct word in memory.
 """
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -14,9 +13,8 @@ import polars as pl
 from scipy import stats
 
 from prefkit.format import Kind, schema
-from prefkit.text import words_of
+from prefkit.text import WORD, words_of
 
-WORD = re.compile(r"\w+|[^\w\s]")
 MIN_DISCORDANT_TESTED = 10  # below it a token cannot reach significance among thousands, and only costs power
 MIN_ONE_SIDED = 20  # Bonferroni at 5% over 20,000 tokens: 2 * 2^-20 * 20,000 < .05
 

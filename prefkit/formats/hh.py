@@ -43,6 +43,13 @@ def read_hh(row: Row, columns: Columns) -> list[dict[str, Any]]:
     return [{"prompt": sides["chosen"][0], "chosen": sides["chosen"][1], "rejected": sides["rejected"][1]}]
 
 
+def detect_hh(row: Row) -> str | None:
+    """Both sides are transcripts."""
+    if all(isinstance(row.get(side), str) and row[side].startswith("\n\nHuman:") for side in ("chosen", "rejected")):
+        return "chosen and rejected begin with a blank line and Human:"
+    return None
+
+
 HH = Format(
     "hh",
     "pairs",
@@ -52,4 +59,5 @@ HH = Format(
     "Anthropic HH; split at the last Assistant turn",
     read_hh,
     lambda _row, _columns: True,
+    detect=detect_hh,
 )

@@ -1,0 +1,82 @@
+"""Which format a source has where the pipeline does not say: what the first rows fit, and why; never a guess among two.
+
+Comes in: a source without `format:`. Goes out: the format's name and the reason in words, or an error that lists what
+was found. A format takes part only if it says of itself how its rows can be told from all others (`Format.detect`).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+from prefkit.config import SourceConfig
+from prefkit.errors import SourceError
+from prefkit.formats import FORMATS
+from prefkit.rows import read_rows
+from prefkit.sources import expand
+from prefkit.text import printable
+
+SAMPLE = 50  # rows
+MAX_KEYS, MAX_KEY_CHARS = 12, 40  # of a row, named in a message
+EXAMPLE = "format: candidates, columns: {prompt: question, response: answer, score: rating}"
+
+
+class Detected(NamedTuple):
+    """A format's name, and what of the rows says so."""
+
+    format: str
+    why: str
+
+
+def fitting(rows: Iterable[Mapping[str, Any]]) -> list[Detected]:
+    """The formats that every row fits; none for no rows."""
+    fits: dict[str, str] | None = None
+    for row in rows:
+        found = {name: why for name, form in FORMATS.items() if form.detect is not None and (why := form.detect(row))}
+        fits = found if fits is None else {name: why for name, why in fits.items() if name in found}
+    return [Detected(name, why) for name, why in (fits or {}).items()]
+
+
+def detect_format(path: str) -> Detected:
+    """The one format that the first rows of a file or glob fit.
+
+    Raises:
+        SourceError: none or several fit, or there is no row to look at.
+    """
+    every = (row.value for file in expand(path) for row in read_rows(file) if row.reason is None)
+    rows = [*islice(every, SAMPLE)]
+    if not rows:
+        raise SourceError("holds no row that could say what format it has", where=path, hint="check the file")
+    fits = fitting(rows)
+    if not fits:
+        raise SourceError(
+            f"no format is known by its rows; they have {keys_found(rows[0])}",
+            where=path,
+            expected="format: and columns: of this source",
+            hint=f"prefkit formats lists them; for example {EXAMPLE}",
+        )
+    if len(fits) > 1:
+        listed = "; ".join(f"{found.format}, as {found.why}" for found in fits)
+        raise SourceError(
+            f"{len(fits)} formats fit: {listed}", where=path, expected="format:, which says what is meant"
+        )
+    return fits[0]
+
+
+def with_formats(sources: Sequence[SourceConfig]) -> list[tuple[SourceConfig, str]]:
+    """Each source with its format filled in, and why it is that one (empty where the pipeline says it)."""
+    found = [(source, None if source.format is not None else detect_format(source.path)) for source in sources]
+    return [
+        (source, "") if seen is None else (source.model_copy(update={"format": seen.format}), seen.why)
+        for source, seen in found
+    ]
+
+
+def keys_found(row: Mapping[str, Any]) -> str:
+    """The keys of a row, and of the first item of its first list of objects: what the file really holds."""
+    items = next((v[0] for v in row.values() if isinstance(v, list) and v and isinstance(v[0], Mapping)), None)
+    within = f" (items of a list: {_named(items)})" if items else ""
+    return f"the keys {_named(row)}{within}"
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    return ", ".join(printable(str(key)[:MAX_KEY_CHARS]) for key in [*row][:MAX_KEYS])
