@@ -23,6 +23,7 @@ from prefkit.format import CARD, FORMAT_VERSION, MANIFEST, VIEWS, Kind
 from prefkit.sources import SourceFile, is_chat_source, source_sha256
 from prefkit.split import split_pairs
 from prefkit.store import (
+    DRAFTS,
     are_plain,
     built_beside,
     check_parts,
@@ -206,7 +207,7 @@ def _drafted(source: SourceConfig, pipeline: Pipeline, kind: Kind, tell: Tell, k
         tell(f"{source.path} was read before the build was stopped")
         return kept
     tell(f"reading {source.path}")
-    drafted = draft_source(source, kind, settings, share)
+    drafted = draft_source(source, kind, settings, share, pipeline.build.num_bytes(), keep_in and keep_in / DRAFTS)
     if keep_in is not None:
         keep_draft(keep_in, source, kind, settings, drafted)
     return drafted

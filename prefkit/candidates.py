@@ -20,7 +20,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from prefkit.format import Kind
+from prefkit.format import Kind, text_dtype
 from prefkit.pairing import Pairing, Rules, pair_candidates
 from prefkit.pairs import Direction
 from prefkit.quality import Ints, candidates_of, narrow_rows, starts_of
@@ -40,7 +40,8 @@ from prefkit.store import written
 
 Read = Callable[[], Iterable[pl.DataFrame]]
 
-BATCH_ROWS = 1 << 17  # decided in one go where prompts stand together
+MEMORY_LIMIT = 4_000_000_000
+BATCH_ROWS = 1 << 16  # decided in one go where prompts stand together; more are slower, as memory comes fresh each time
 SHARE = 8  # such a batch has at most this part of the memory limit
 PAIRS = 1 << 17  # gathered in one go
 USED = ("prompt", "response", "tools", "model", "source", "source_row")  # what a pair is made of
@@ -63,7 +64,7 @@ def select_candidates(
     kind: Kind,
     direction: Direction,
     rules: Rules,
-    memory_limit: int = 4_000_000_000,
+    memory_limit: int = MEMORY_LIMIT,
     scratch: Path | None = None,
 ) -> Selected:
     """`selection.select_pairs` of all records that `read` gives; see there for the rules.
@@ -116,7 +117,7 @@ def select_parts(
 def _one_after_the_other(
     read: Read, kind: Kind, direction: Direction, rules: Rules, memory_limit: int
 ) -> Iterator[Part]:
-    pending: list[pl.DataFrame] = []
+    pending = [as_complete(pl.DataFrame(schema=_schema(kind)))]
     rows = size = held_rows = held_size = 0  # held: of a prompt that may go on
     ended = _Ended()
     for frame in read():
@@ -134,11 +135,10 @@ def _one_after_the_other(
         pending = [compact(batch.slice(complete))]
         rows = held_rows = pending[0].height
         size = held_size = int(pending[0].estimated_size())
-    if pending:
-        batch = pl.concat(pending)
-        narrow = narrow_rows(batch, kind, random_seed=rules.lottery)
-        ended.add(narrow, is_last=True)
-        yield _decided(batch, narrow, kind, direction, rules)
+    batch = pl.concat(pending)
+    narrow = narrow_rows(batch, kind, random_seed=rules.lottery)
+    ended.add(narrow, is_last=True)
+    yield _decided(batch, narrow, kind, direction, rules)
     ended.check()
 
 
@@ -150,6 +150,12 @@ def _decided(batch: pl.DataFrame, narrow: pl.DataFrame, kind: Kind, direction: D
     pairs = pairs_frame(pairing, candidates, gather, kind)
     dropped = dropped_frame(pairing, candidates, gather, kind)
     return Part(compact(pairs), compact(dropped), tally(pairing, candidates))
+
+
+def _schema(kind: Kind) -> dict[str, Any]:
+    """Of records of candidates, as sources.py makes them."""
+    texts = dict.fromkeys(("prompt", "response"), text_dtype(kind))
+    return texts | {"score": pl.Float64, "model": pl.String, "source": pl.String, "source_row": pl.Int64}
 
 
 class _Ended:

@@ -77,7 +77,7 @@ def check_row(
                 raise Unreadable("tools", "tools_in_text_dataset")
         except ValidationError as error:
             problem = error.errors(include_url=False, include_input=False)[0]
-            reject(_field(problem["loc"], index, len(found)), _reason(problem["type"]))
+            reject(_field(problem["loc"], index, len(found)), _reason(problem["loc"], problem["type"]))
         except Unreadable as error:
             reject(error.field, error.reason)
         else:
@@ -99,13 +99,13 @@ def _field(loc: tuple[int | str, ...], index: int, count: int) -> str:
     return f"{name}[{index}]" if count > 1 else name
 
 
-def _reason(problem: str) -> str:
-    own = ("not_a_number", "not_finite", "out_of_range", "not_text_content", "not_tools")
-    return (
-        problem
-        if problem in own
-        else {"missing": "missing_field", "greater_than": "out_of_range"}.get(problem, "wrong_type")
-    )
+def _reason(loc: tuple[int | str, ...], problem: str) -> str:
+    """The rule's name for a problem of pydantic's; what a message lacks makes its text the wrong type."""
+    if problem in ("not_a_number", "not_finite", "out_of_range", "not_text_content", "not_tools"):
+        return problem
+    if problem == "missing" and len(loc) == 1:
+        return "missing_field"
+    return "out_of_range" if problem == "greater_than" else "wrong_type"
 
 
 def as_kind(text: Any, field: str, kind: Kind) -> Any:

@@ -109,7 +109,14 @@ def build(
     built = build_dataset(load_pipeline(pipeline, changes or [], dataset=out), check=check, tell=screen.print)
     print_build(built, screen)
     emit(
-        {"dataset": built.dataset, "kind": built.kind, "counts": built.counts, "reasons": built.reasons},
+        {
+            "dataset": built.dataset,
+            "kind": built.kind,
+            "counts": built.counts,
+            "reasons": built.reasons,
+            "unused": built.unused,
+            "report": built.report,
+        },
         as_json=as_json,
     )
 
@@ -272,15 +279,13 @@ def info(target: Annotated[str, typer.Argument(help="A dataset or run directory.
 
 @app.command()
 def formats(as_json: Json = False) -> None:
-    """List the formats that sources can have."""
-    from prefkit.formats import FORMATS
+    """List the formats that sources can have and that pairs are exported to."""
+    from prefkit.formats import list_formats
     from prefkit.terminal import print_formats
 
-    print_formats(FORMATS, console(as_json=as_json))
-    emit(
-        {name: {"fields": f.fields, "records": f.family, "note": f.note} for name, f in FORMATS.items()},
-        as_json=as_json,
-    )
+    listed = list_formats()
+    print_formats(listed, console(as_json=as_json))
+    emit(listed, as_json=as_json)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from prefkit.sources import expand
 from prefkit.text import printable
 
 SAMPLE = 50  # rows
+STRAY = 0.1  # of them, as many as validate.max_reject_share lets pass: one damaged row hides no format
 MAX_KEYS, MAX_KEY_CHARS = 12, 40  # of a row, named in a message
 EXAMPLE = "format: candidates, columns: {prompt: question, response: answer, score: rating}"
 
@@ -28,12 +29,15 @@ class Detected(NamedTuple):
 
 
 def fitting(rows: Iterable[Mapping[str, Any]]) -> list[Detected]:
-    """The formats that every row fits; none for no rows."""
-    fits: dict[str, str] | None = None
+    """The formats that the rows fit, all but a share of STRAY at most; none for no rows."""
+    reasons: dict[str, list[str]] = {}
+    total = 0
     for row in rows:
-        found = {name: why for name, form in FORMATS.items() if form.detect is not None and (why := form.detect(row))}
-        fits = found if fits is None else {name: why for name, why in fits.items() if name in found}
-    return [Detected(name, why) for name, why in (fits or {}).items()]
+        total += 1
+        for name, form in FORMATS.items():
+            if form.detect is not None and (why := form.detect(row)):
+                reasons.setdefault(name, []).append(why)
+    return [Detected(name, given[0]) for name, given in reasons.items() if len(given) >= (1 - STRAY) * total]
 
 
 def detect_format(path: str) -> Detected:

@@ -8,7 +8,7 @@ source's settings and the bytes of its files, so a changed file is read anew.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -16,17 +16,17 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from prefkit import __version__
+from prefkit.candidates import MEMORY_LIMIT, select_candidates
 from prefkit.comparisons import compared_pairs
 from prefkit.config import PairsConfig, SourceConfig
 from prefkit.corrections import Rule, corrected_pairs, rewrite_responses
 from prefkit.detection import fitting, keys_found
-from prefkit.errors import DatasetError, SourceError
+from prefkit.errors import DatasetError, SourceError, located
 from prefkit.format import Kind, canonical_json
 from prefkit.pairing import Rules
 from prefkit.pairs import as_dropped, ready_pairs
 from prefkit.rewriting import make_rules, module_files
-from prefkit.selection import select_pairs
-from prefkit.sources import SourceFile, expand, format_of, load_source, source_sha256
+from prefkit.sources import SourceFile, expand, format_of, load_source, read_source, source_sha256
 from prefkit.store import DRAFTS, folder_beside, read_json, write_json, write_parquet
 
 DESCRIPTION = "check format: and columns: of this source, or prefkit formats"
@@ -68,13 +68,31 @@ class Made(NamedTuple):
     report: Mapping[str, Any] = MappingProxyType({})
 
 
-def draft_source(source: SourceConfig, kind: Kind, settings: PairsConfig, max_reject_share: float) -> Drafted:
+def draft_source(
+    source: SourceConfig,
+    kind: Kind,
+    settings: PairsConfig,
+    max_reject_share: float,
+    memory_limit: int = MEMORY_LIMIT,
+    scratch: Path | None = None,
+) -> Drafted:
     """Read a source and make its pairs.
+
+    Args:
+        source: what to read.
+        kind: of the dataset.
+        settings: how candidates and comparisons become pairs.
+        max_reject_share: of its rows, above which it was described wrongly.
+        memory_limit: bytes of candidates held in memory; the rest lies in temporary files.
+        scratch: folder for these; the system's own if None.
 
     Raises:
         SourceError: it cannot be read, holds no row, or too many of its rows are rejects.
-        ConfigError: a function of its rules cannot be found.
+        ConfigError: a function of its rules cannot be found, or a rule of pairs does not fit its scores.
+        MachineError: the disk is full.
     """
+    if format_of(source).family == "candidates":
+        return _draft_candidates(source, kind, settings, max_reject_share, memory_limit, scratch)
     rules = make_rules(source.rules)  # what cannot be found is said before anything is read
     loaded = load_source(source, kind)
     _stop_at_rejects(source, loaded.rejects, loaded.records.height, max_reject_share)
@@ -90,11 +108,6 @@ def _made(
 ) -> Made:
     nothing = as_dropped(records.clear(), kind)
     match format_of(source).family:
-        case "candidates":
-            found = select_pairs(records, kind, source.direction, selection_rules(settings))
-            pairs = found.pairs.with_columns(pl.lit(source.annotator, pl.String).alias("annotator"))
-            selection = Selection(found.num_prompts, found.num_paired_prompts, found.num_used, found.unused)
-            return Made(pairs, found.dropped, selection, {"candidates": found.report})
         case "corrections":
             return Made(corrected_pairs(records, kind), nothing)
         case "comparisons":
@@ -107,6 +120,36 @@ def _made(
             return Made(pairs, rewritten.dropped, report={"rules": told})
         case "pairs":
             return Made(ready_pairs(records, source.direction), nothing)
+        case family:
+            raise AssertionError(family)
+
+
+def _draft_candidates(
+    source: SourceConfig, kind: Kind, settings: PairsConfig, limit: float, memory_limit: int, scratch: Path | None
+) -> Drafted:
+    """Candidates are decided while they are read: a source may be larger than memory."""
+    rejects: list[pl.DataFrame] = []
+    files: list[SourceFile] = []
+    heights: list[int] = []
+
+    def read() -> Iterator[pl.DataFrame]:
+        for told in (rejects, files, heights):  # of an earlier reading that was in vain
+            told.clear()
+        for block in read_source(source, kind):
+            rejects.append(block.rejects)
+            files.extend([block.file] if block.file else [])
+            heights.append(block.records.height)
+            yield block.records
+
+    with located(source.path):
+        rules = selection_rules(settings)
+        found = select_candidates(read, kind, source.direction, rules, memory_limit, scratch)
+    all_rejects = pl.concat(rejects)
+    _stop_at_rejects(source, all_rejects, sum(heights), limit)
+    pairs = found.pairs.with_columns(pl.lit(source.annotator, pl.String).alias("annotator"))
+    selection = Selection(found.num_prompts, found.num_paired_prompts, found.num_used, found.unused)
+    report = {"candidates": found.report}
+    return Drafted(pairs, found.dropped, all_rejects, sum(heights), files, selection, report)
 
 
 def selection_rules(settings: PairsConfig) -> Rules:
@@ -145,7 +188,11 @@ def _look_at(raws: Sequence[str]) -> tuple[str, str]:
     if not rows:
         return "", ""
     fits = fitting(rows)
-    better = f"format: {fits[0].format} fits, as {fits[0].why}" if len(fits) == 1 and len(rows) == len(raws) else ""
+    better = (
+        f"format: {fits[0].format} fits, as {fits[0].why}; prefkit formats lists all"
+        if len(fits) == 1 and len(rows) == len(raws)
+        else ""
+    )
     return f"; a row has {keys_found(rows[0])}", better
 
 

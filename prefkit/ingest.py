@@ -106,8 +106,9 @@ class _Ingest:
         rejects: list[dict[str, Any]] = []
         form, columns, kind, annotator = self.reading
         num_rows = 0
-        for num_rows, row in enumerate(rows, start=1):
+        for row in rows:
             check_row(row, form, columns, kind, self.path, records, rejects)
+            num_rows += 1
         return Checked(record_frame(records, form.family, kind, annotator), reject_frame(rejects), num_rows)
 
     def lines(self, chunk: Lines) -> Checked:
@@ -122,12 +123,12 @@ class _Ingest:
             return self.one_by_one(rows)
         text = _Text(chunk)
         parts = text.parts(self.options)
-        table = pa.concat_tables([part.table for part in parts]) if parts else None
-        if table is None:
-            records, unsure = self.nothing.records, []
-        else:
-            records, unsure = self._certain(table, np.concatenate([part.lines for part in parts]), self.checks)
-        rows = [text.row(line) for line in sorted([*text.left_over, *unsure])]
+        records, left = self.nothing.records, text.left_over
+        if parts:
+            table, lines = pa.concat_tables([part.table for part in parts]), [part.lines for part in parts]
+            records, unsure = self._certain(table, np.concatenate(lines), self.checks)
+            left = [*left, *unsure]
+        rows = [text.row(line) for line in sorted(left)]
         self._learn(rows[:LEARN_FROM])
         return _merged(records, self.one_by_one(rows))
 
@@ -217,7 +218,7 @@ class _Text:
             table, _ = _parsed(self.content, len(lines), options)
             if table is not None:
                 return [_Part(lines, table)]
-        good = []
+        good: list[int] = []
         for line, raw in enumerate(self._split(), start=self.first):
             if raw.strip():
                 (good if _is_object(raw) else self.left_over).append(line)
@@ -281,8 +282,8 @@ def _parsed(content: bytes, height: int, options: Any) -> tuple[Any, int | None]
     try:
         table = pj.read_json(pa.BufferReader(content), read_options=read, parse_options=options)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        _, said, row = str(error).rpartition(" in row ")
-        return None, int(row) if said and row.isdecimal() else None
+        _, said, place = str(error).rpartition(" in row ")
+        return None, int(place) if said and place.isdecimal() else None
     if table.num_rows != height:
         return None, None
     return next(((None, row) for column in table.columns if (row := _not_finite(column)) is not None), (table, None))

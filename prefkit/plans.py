@@ -102,7 +102,7 @@ def expressions(
 def defaults(family: str) -> dict[str, Any]:
     """What a record of a family has where the row says nothing."""
     fields = RECORDS[family].model_fields
-    return {name: fields[name].default for name in ("tools", *RECORD_VALUES[family])}
+    return {name: fields[name].default for name in ("tools", *RECORD_VALUES[family]) if not fields[name].is_required()}
 
 
 def _at(path: str, shape: Mapping[str, Shape]) -> tuple[pl.Expr, Shape] | None:
@@ -138,7 +138,7 @@ def _text(name: str, column: pl.Expr, shape: Shape, kind: Kind) -> Value | None:
         )
         return Value(column if kind == "text" else pl.concat_list(turn), column.is_not_null())
     message = shape[0] if isinstance(shape, list) else None
-    if kind == "text" or not isinstance(message, dict) or {message.get("role"), message.get("content")} != {"text"}:
+    if kind == "text" or not isinstance(message, dict) or any(message.get(k) != "text" for k in ("role", "content")):
         return None
     item = pl.element().struct
     written = item.field("extra") if message.get("extra") == "text" else pl.lit(None, pl.String)
@@ -171,7 +171,7 @@ def _score(field: Field, column: pl.Expr, shape: Shape, family: str) -> Value | 
 
 
 def _default(field: Field, family: str) -> pl.Expr:
-    return pl.lit(RECORDS[family].model_fields[field.name].default, pl.Float64)
+    return pl.lit(None if field.required else RECORDS[family].model_fields[field.name].default, pl.Float64)
 
 
 def _name(name: str, column: pl.Expr, shape: Shape) -> Value | None:

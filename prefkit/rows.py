@@ -1,8 +1,8 @@
-"""A file becomes rows: JSON lines, a JSON list, CSV, Parquet or Arrow, plain, gzip or zstd; damaged rows stay as raw text.
+"""A file becomes rows: JSON lines, a JSON list, CSV, Parquet or Arrow, plain, gzip or zstd; damaged rows stay as text.
 
-Comes in: the name of a file. Goes out: one `RawRow` after another, with its line, or `read_chunks`: many rows at once as
-they lie in the file, for who can check them together. A row that cannot be decoded says why and is no error; a file that
-cannot be read at all is a `SourceError` with file and line.
+Comes in: the name of a file. Goes out: one `RawRow` after another, with its line, or `read_chunks`: many rows at once
+as they lie in the file, for who can check them together. A row that cannot be decoded says why and is no error; a file
+that cannot be read at all is a `SourceError` with file and line.
 """
 
 import codecs
@@ -12,7 +12,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -104,30 +104,21 @@ def read_chunks(path: str) -> Iterator[Chunk]:
     suffixes = [s.lower() for s in name.suffixes]
     packed = suffixes.pop() if suffixes and suffixes[-1] in (".gz", ".zst") else ""
     suffix = suffixes[-1] if suffixes else ""
-    reader = {
-        ".jsonl": _json_lines,
-        ".ndjson": _json_lines,
-        ".json": _json,
-        ".csv": _csv,
-        ".tsv": _csv,
-        ".parquet": _parquet,
-        ".arrow": _arrow,
-    }.get(suffix)
+    reader = READERS.get(suffix)
     if reader is None:
         raise SourceError("this kind of file is not read", where=path, expected=READABLE)
-    line, chunk = 0, None
+    chunk: Chunk | None = None
     try:
         with _opened(name, packed) as file:
             if suffix not in (".parquet", ".arrow"):
                 _refuse_wide(file.peek(4), path)
             for chunk in reader(file, path):
                 yield chunk
-                line = chunk.line if isinstance(chunk, RawRow) else line
     except SourceError:
         raise
     except UNREADABLE as error:
         reason = getattr(error, "strerror", None) or error
-        line = line if chunk is None or isinstance(chunk, RawRow) else chunk.last()
+        line = 0 if chunk is None else chunk.line if isinstance(chunk, RawRow) else chunk.last()
         raise SourceError(f"cannot be read: {reason}", where=f"{path}:{line + 1}", expected="a whole file") from None
 
 
@@ -216,7 +207,7 @@ def _refuse_list(content: bytes, path: str) -> None:
     """A file that is one JSON list would be nothing but rejects. A line that is a list is one reject."""
     line, _, more = content.partition(b"\n")
     inside = line[1:].strip()
-    begins = not inside and more or inside.startswith(b"{") and (not more or inside.endswith((b"{", b",")))
+    begins = (not inside and more) or (inside.startswith(b"{") and (not more or inside.endswith((b"{", b","))))
     if line.startswith(b"[") and begins:
         raise SourceError("is a JSON list", where=path, expected="one object a line", hint=RENAME_LIST)
 
@@ -425,3 +416,14 @@ def _python_values(column: Any) -> list[Any]:
         return column.to_pylist()  # type: ignore[no-any-return]
     except (ValueError, OverflowError, pa.ArrowException):
         return [{str(column.type): value} for value in column.cast(pa.int64()).to_pylist()]
+
+
+READERS: dict[str, Callable[[Any, str], Iterator[Chunk]]] = {
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+}

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from prefkit import format as disk
 from prefkit.config import Pipeline
 from prefkit.documents import DOCUMENTS
+from prefkit.formats import list_formats
 from prefkit.records import RECORDS, Message
 from prefkit.store import write_text
 
@@ -19,7 +20,7 @@ def schema_files() -> dict[str, str]:
     models: dict[str, type[BaseModel]] = {"message": Message, **singular, "pipeline": Pipeline, **DOCUMENTS}
     schemas = {f"{name}.schema.json": model.model_json_schema(by_alias=True) for name, model in models.items()}
     texts = {name: json.dumps(schema, indent=2, ensure_ascii=False) + "\n" for name, schema in schemas.items()}
-    return {**texts, "FORMAT.md": format_page()}
+    return {**texts, "FORMAT.md": format_page(), "FORMATS.md": formats_page()}
 
 
 def format_page() -> str:
@@ -35,8 +36,12 @@ def format_page() -> str:
         "```",
         "",
         "`pair_id` and `prompt_id` are sha256 hex over the JSON (sorted keys, no spaces, no escapes) of",
-        "`[kind, prompt, chosen, rejected]` and `[kind, prompt]`, over the exact text or messages. `<key>`: the first",
-        "16 hex digits of sha256 over the JSON of `identity` in reference.json.",
+        "`[kind, prompt, chosen, rejected]` and `[kind, prompt]`, over the exact text or messages; the text of `tools`",
+        "follows where there are some. `<key>`: the first 16 hex digits of sha256 over the JSON of `identity` in",
+        "reference.json.",
+        "",
+        f"`extra` of a message is null or a JSON object of {', '.join(disk.EXTRA_KEYS)}; in a dataset in which no message",
+        "has any, messages have role and content alone.",
     ]
     for table, columns in disk.TABLES.items():
         lines += ["", f"## {table}", "", "| column | type | |", "|---|---|---|"]
@@ -44,6 +49,25 @@ def format_page() -> str:
             name = disk.TEXT_OR_MESSAGES if column.dtype is None else _dtype_name(str(column.dtype))
             cells = [f"`{column.name}`", name, column.doc]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def formats_page() -> str:
+    """FORMATS.md: every outside format that is read or written."""
+    lines = [
+        "# Formats",
+        "",
+        "What a source may have (`format:` in a pipeline) and what `prefkit export --to` writes. *found*: by the rows,",
+        "where `format:` is left out. Only formats of our own (the first five) take `columns:` of any names.",
+        "",
+        "| format | read | found | written | records | fields | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, told in list_formats().items():
+        marks = ["yes" if told[key] else "" for key in ("read", "detected", "written")]
+        note = told["note"] + (f"; {told['direction']}" if told["direction"] else "")
+        cells = [f"`{name}`", *marks, told["records"] or "", told["fields"], note]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 

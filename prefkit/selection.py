@@ -23,6 +23,7 @@ from prefkit.quality import Candidates, Floats, Ints, candidates_of, narrow_rows
 from prefkit.text import flat, with_prompt_ids
 
 UNUSED = ("empty_response", "identical_response", "merged_score", "not_selected")
+RECORD = ("prompt", "response", "tools", "score", "scorer", "rater", "model", "source", "source_row")
 MANY = 8  # candidates a prompt (median) above which the worst is advised against
 
 Gather = Callable[[Ints, Sequence[str]], pl.DataFrame]  # rows, columns -> these columns of the records
@@ -108,9 +109,9 @@ def select_pairs(records: pl.DataFrame, kind: Kind, direction: Direction, rules:
 
 
 def as_complete(records: pl.DataFrame) -> pl.DataFrame:
-    """Records with all of the optional columns."""
+    """Records with the columns that are needed, in one order; null in the optional ones that they do not have."""
     missing = [name for name in ("tools", "scorer", "rater") if name not in records.columns]
-    return records.with_columns(pl.lit(None, pl.String).alias(name) for name in missing)
+    return records.with_columns(pl.lit(None, pl.String).alias(name) for name in missing).select(RECORD)
 
 
 def gather_from(records: pl.DataFrame) -> Gather:

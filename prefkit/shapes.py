@@ -1,8 +1,8 @@
 """What the rows of a file look like: the names and types that were seen in them, as a tree, and as an Arrow schema.
 
-A shape is None (nothing but null was seen), "text", "number", "bool", "other", a list of the one shape of its items, or a
-dict of the shapes of its fields. Arrow reads JSON by such a schema strictly: another type, a name that is not in it or a
-name that comes twice is an error, whatever the row is wanted for.
+A shape is None (nothing but null was seen), "text", "number", "bool", "other", a list of the one shape of its items, or
+a dict of the shapes of its fields. Arrow reads JSON by such a schema strictly: another type, a name that is not in it
+or a name that comes twice is an error, whatever the row is wanted for.
 """
 
 from collections.abc import Collection, Mapping
@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
-Shape: TypeAlias = None | str | list[Any] | dict[str, Any]
+Shape: TypeAlias = str | list[Any] | dict[str, Any] | None
 
 MAX_FIELDS = 300  # of all objects in a row together; names that are data (ids as keys) would fill the schema
 MAX_DEPTH = 12

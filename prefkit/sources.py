@@ -1,19 +1,22 @@
 """Open the files a source names and turn every row into a record or a reject; nothing is lost in between.
 
-Comes in: a source of the pipeline. Goes out: frames of checked records and of rejects, each with file and line, block by
-block. One bad line never ends a build; a file that cannot be read at all does (`SourceError` with file and line).
+Comes in: a source of the pipeline. Goes out: frames of checked records and of rejects, each with file and line, block
+by block. One bad line never ends a build; a file that cannot be read at all does (`SourceError` with file and line).
 """
 
 import contextlib
 import errno
 import glob
 import hashlib
+import json
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from prefkit.config import SourceConfig
 from prefkit.errors import SourceError
@@ -23,6 +26,7 @@ from prefkit.formats.comparisons import with_labels
 from prefkit.ingest import Reading, check_chunks
 from prefkit.rows import LONE_SURROGATE, READABLE, read_chunks, read_rows
 
+WRITTEN: dict[str, Any] = {"compression": "zstd", "compression_level": 3}
 NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
@@ -50,8 +54,21 @@ class Loaded(NamedTuple):
     files: list[SourceFile]
 
 
+class Ingested(NamedTuple):
+    """The checked records and the rejects of a source as two Parquet files, and the files they came from."""
+
+    records: Path
+    rejects: Path
+    num_records: int
+    num_rejects: int
+    files: list[SourceFile]
+
+
 def expand(path: str) -> list[str]:
-    """The files that a path or glob names, sorted; none is an error."""
+    """The files that a path or glob names, sorted; none is an error.
+
+    A folder that `datasets` saved stands for its Arrow files, in its own order.
+    """
     try:
         found = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) and not Path(path).exists() else [path]
         modes = [(name, Path(name).stat().st_mode) for name in found]
@@ -63,16 +80,51 @@ def expand(path: str) -> list[str]:
         raise SourceError(f"cannot be read: {reason}", where=path, expected=READABLE) from None
     if not found:
         raise SourceError("no file matches", where=path, expected=READABLE)
-    for name, mode in modes:
-        if stat.S_ISDIR(mode):
-            hint = f"name its files: {name}/*.jsonl"
-            raise SourceError("a directory, not a file", where=name, expected=READABLE, hint=hint)
-        if not stat.S_ISREG(mode):  # it is read twice, and a pipe may never end
-            raise SourceError("not a regular file", where=name, expected=READABLE, hint="write it to a file first")
-        if LONE_SURROGATE.search(name):
-            shown = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
-            raise SourceError("the file's name is not UTF-8", where=shown, expected="a name that text can hold")
-    return found
+    return [file for name, mode in modes for file in _files_at(name, mode)]
+
+
+def _files_at(name: str, mode: int) -> list[str]:
+    if stat.S_ISDIR(mode):
+        return [_checked_file(str(file), file.stat().st_mode) for file in _saved_dataset(Path(name))]
+    return [_checked_file(name, mode)]
+
+
+def _checked_file(name: str, mode: int) -> str:
+    if not stat.S_ISREG(mode):  # it is read twice, and a pipe may never end
+        raise SourceError("not a regular file", where=name, expected=READABLE, hint="write it to a file first")
+    if LONE_SURROGATE.search(name):
+        shown = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        raise SourceError("the file's name is not UTF-8", where=shown, expected="a name that text can hold")
+    return name
+
+
+def _saved_dataset(folder: Path) -> list[Path]:
+    """The Arrow files of a folder that `Dataset.save_to_disk` wrote."""
+    splits = _json_of(folder / "dataset_dict.json").get("splits")
+    if isinstance(splits, list) and splits:
+        hint = " or ".join(f"path: {folder / str(split)}" for split in splits)
+        raise SourceError("a dataset of several splits", where=str(folder), expected="one split", hint=hint)
+    state = _json_of(folder / "state.json")
+    parts = state.get("_data_files")
+    if not isinstance(parts, list):
+        hint = f"name its files: {folder}/*.jsonl"
+        raise SourceError("a directory, not a file", where=str(folder), expected=READABLE, hint=hint)
+    if state.get("_indices_files") or state.get("_indices_data_files"):
+        hint = "load it, and save what flatten_indices() gives"
+        raise SourceError("a selection of rows that are not in order", where=str(folder), expected="rows", hint=hint)
+    files = [folder / str(part.get("filename")) for part in parts if isinstance(part, dict)]
+    if missing := next((file for file in files if not file.is_file()), None):
+        raise SourceError("no such file", where=str(missing), expected="what state.json names")
+    return files
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    """An object in a file; without entries where there is none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def source_sha256(path: str) -> str:
@@ -130,6 +182,30 @@ def read_source(source: SourceConfig, kind: Kind) -> Iterator[Block]:
     for path in expand(source.path):
         with _unchanged(path):
             yield from _read_file(path, source, kind)
+
+
+def ingest_source(source: SourceConfig, kind: Kind, folder: Path) -> Ingested:
+    """Write what `read_source` gives to records.parquet and rejects.parquet in a folder, block by block.
+
+    Raises:
+        SourceError: as `read_source`.
+    """
+    counts, files = Counter[str](), []
+    with contextlib.ExitStack() as stack:
+        writers: dict[str, pq.ParquetWriter] = {}
+        for block in read_source(source, kind):
+            for name in ("records", "rejects"):
+                frame = getattr(block, name)
+                table = frame.to_arrow()
+                if name not in writers:
+                    writers[name] = stack.enter_context(
+                        pq.ParquetWriter(folder / f"{name}.parquet", table.schema, **WRITTEN)
+                    )
+                writers[name].write_table(table)
+                counts[name] += frame.height
+            files += [block.file] if block.file else []
+    paths = folder / "records.parquet", folder / "rejects.parquet"
+    return Ingested(*paths, counts["records"], counts["rejects"], files)
 
 
 def _read_file(path: str, source: SourceConfig, kind: Kind, *, fast: bool = True) -> Iterator[Block]:

@@ -18,7 +18,6 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from prefkit.formats import Format
 from prefkit.processes import process_rank
 from prefkit.text import printable
 
@@ -61,13 +60,14 @@ def print_build(built: "Built", console: Console) -> None:
 
 def _print_report(told: Mapping[str, Any], console: Console) -> None:
     """What selection or rules did with one source, or how far apart the corrections are."""
-    if selection := told.get("selection"):
-        of = selection["num_candidates"]
+    selection = told.get("candidates")
+    if selection and selection["num_candidates"]["max"] is not None:
+        of, margins = selection["num_candidates"], selection["margins"]
         console.print(f"  selection in {told['source']}: {of['median']:g} candidates a prompt (at most {of['max']})")
-        if margins := selection.get("margins"):
+        if margins["max"] is not None:
             console.print("    margin: " + ", ".join(f"{name} {value:g}" for name, value in margins.items()))
-        for reason, count in selection["prompts_without_pair"].items():
-            console.print(f"    {count:>7} prompts without a pair: {reason}")
+        if without := selection["prompts_without_pair"]:
+            console.print("    no pair: " + ", ".join(f"{count} {reason}" for reason, count in without.items()))
     if rules := told.get("rules"):
         console.print(f"  rules on {rules['num_responses']} responses of {told['source']}")
         for name, count in rules["touched"].items():
@@ -151,12 +151,17 @@ def print_info(found: Mapping[str, Any], console: Console) -> None:
             console.print(f"{name}: {value}")
 
 
-def print_formats(formats: Mapping[str, Format], console: Console) -> None:
-    """The formats as a table."""
-    table = Table("format", "fields", "")
-    for name, form in formats.items():
-        table.add_row(Text(name), Text(form.fields), Text(form.note))
+def print_formats(listed: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    """The formats as a table: what is read (R) and written (W), found by its rows (*), and which side is the better."""
+    table = Table("format", "", "records", "fields", "")
+    for name, told in listed.items():
+        marks = ("R" if told["read"] else " ") + ("W" if told["written"] else " ") + ("*" if told["detected"] else " ")
+        note = told["note"] + (f"; better: {told['direction']}" if told["direction"] else "")
+        table.add_row(Text(name), Text(marks), Text(told["records"] or ""), Text(told["fields"]), Text(note))
     console.print(table, soft_wrap=False)
+    console.print(
+        "R: a source may have it; W: prefkit export writes it; *: found by the rows where format: is left out"
+    )
 
 
 def print_relation(relation: "duckdb.DuckDBPyRelation", console: Console) -> None:

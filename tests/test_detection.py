@@ -28,8 +28,11 @@ def test_our_own_layouts_fit_exactly_their_own_format(name: str) -> None:
     assert [found.format for found in fitting([ROWS[name]])] == [name]
 
 
-def test_every_row_has_to_fit() -> None:
+def test_all_rows_but_one_in_ten_have_to_fit() -> None:
     assert fitting([ROWS["trl"], ROWS["candidates"]]) == []
+    damaged = {**ROWS["trl"], "chosen": 1}
+    assert [found.format for found in fitting([damaged, *[ROWS["trl"]] * 9])] == ["trl"]
+    assert fitting([damaged, *[ROWS["trl"]] * 8]) == []
     assert fitting([]) == []
 
 

@@ -197,7 +197,7 @@ def test_an_audit_takes_a_pipeline_file_as_well_as_a_dataset(prefkit: Prefkit, p
     [
         (
             ["dataset: d", "sources: [{path: rows.jsonl, format: pears}]"],
-            ["pipeline.yaml:2", "sources[0].format", "'pairs'"],
+            ["pipeline.yaml:2", "format: pears is not known", "did you mean pairs?"],
         ),
         (
             ["dataset: d", "sourcs: []", "sources: [{path: a, format: hh}]"],

@@ -16,10 +16,11 @@ from prefkit.format import (
     schema,
 )
 
-MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String, "extra": pl.String}))
+PLAIN = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 PAIR_COLUMNS = """
-    pair_id prompt_id prompt chosen rejected split method source source_row annotator chosen_score rejected_score
-    margin agreement chosen_model rejected_model num_candidates weight
+    pair_id prompt_id prompt chosen rejected tools split method source source_row annotator chosen_score rejected_score
+    margin agreement chosen_model rejected_model num_candidates edit_distance shared_prefix first_divergence weight
 """
 TOKEN_COLUMNS = """
     token n alphabet num_chosen_only num_rejected_only num_both num_discordant coverage win_rate odds_ratio p q
@@ -77,6 +78,8 @@ def test_prompt_and_sides_are_messages_in_chat_and_strings_in_text(kind: Kind, d
     for table in ("pairs", "dropped"):
         columns = schema(table, kind)
         assert [columns[name] for name in ("prompt", "chosen", "rejected")] == [dtype] * 3
+        plain = schema(table, kind, plain=True)
+        assert plain["prompt"] == (PLAIN if kind == "chat" else pl.String)
 
 
 def test_every_column_of_every_table_says_what_it_means() -> None:

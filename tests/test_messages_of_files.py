@@ -102,8 +102,7 @@ PIPELINES: dict[str, tuple[str | bytes, str]] = {
     ),
     "an unknown format": (
         "dataset: d\nsources:\n  - path: rows.jsonl\n    format: pears\n",
-        "pipeline.yaml:4: sources[0].format = 'pears' does not fit\n"
-        "  expected: 'pairs', 'candidates', 'corrections', 'hh' or 'trl'",
+        "pipeline.yaml:4: format: pears is not known; did you mean pairs? prefkit formats lists them",
     ),
     "a direction without scores": (
         "dataset: d\nsources:\n  - {path: rows.jsonl, format: hh, direction: lower_is_better}\n",

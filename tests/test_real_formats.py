@@ -24,8 +24,8 @@ AS_IT_IS = {"exact": False, "contradictions": "keep", "cycles": "keep"}
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as file:
+    file = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")  # noqa: SIM115
+    with file:
         return [json.loads(line) for line in file]
 
 

@@ -107,4 +107,4 @@ def test_a_record_cannot_be_changed_once_it_is_checked() -> None:
 
 
 def test_there_is_a_record_for_each_family_of_formats() -> None:
-    assert set(RECORDS) == {"pairs", "candidates", "corrections"}
+    assert set(RECORDS) == {"pairs", "candidates", "corrections", "comparisons", "responses"}

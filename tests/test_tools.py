@@ -175,7 +175,7 @@ def test_what_is_no_message_or_tool_is_a_reject_by_name(
     pipeline_of: Callable[..., Pipeline],
     write_jsonl: Callable[..., Path],
 ) -> None:
-    rows = [after_the_call()] * 10 + [after_the_call() | change]
+    rows = [after_the_call()] * 10 + [{**after_the_call(), **change}]
     dataset = build(rows, pipeline_of, write_jsonl)
     rejects = read_table(dataset, "rejects", read_manifest(dataset))
     assert rejects.select("line", "field", "reason").rows() == [(11, field, reason)]

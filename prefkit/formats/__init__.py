@@ -1,6 +1,7 @@
 """Every format prefkit reads or writes, by the name a pipeline file gives it. One module per outside family."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from prefkit.formats.alpaca_eval import ALPACA_EVAL
 from prefkit.formats.argilla import ARGILLA_CLEANED
@@ -48,4 +49,23 @@ _ALL_WRITERS = (
 )
 WRITERS: Mapping[str, Writer] = {w.name: w for w in _ALL_WRITERS}
 
-__all__ = ["FORMATS", "WRITERS", "Family", "Format", "Unreadable", "Writer"]
+
+def list_formats() -> dict[str, dict[str, Any]]:
+    """Every format by name: what it holds, whether it is read, written, and found by its rows; which side is better."""
+    return {name: _told(FORMATS.get(name), WRITERS.get(name)) for name in {**FORMATS, **WRITERS}}
+
+
+def _told(form: Format | None, writer: Writer | None) -> dict[str, Any]:
+    one: Any = form or writer
+    return {
+        "fields": one.fields,
+        "records": form.family if form else None,
+        "note": one.note,
+        "read": form is not None,
+        "written": writer is not None,
+        "detected": form is not None and form.detect is not None,
+        "direction": form.direction if form else "",
+    }
+
+
+__all__ = ["FORMATS", "WRITERS", "Family", "Format", "Unreadable", "Writer", "list_formats"]
