@@ -11,7 +11,7 @@ uncompressed, mapped), while the decision is made on some 40 bytes a row.
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -21,11 +21,11 @@ import polars as pl
 import pyarrow as pa
 
 from prefkit.format import Kind, text_dtype
-from prefkit.pairing import Pairing, Rules, pair_candidates
+from prefkit.pairing import Rules, pair_candidates
 from prefkit.pairs import Direction
 from prefkit.quality import Ints, candidates_of, narrow_rows, starts_of
 from prefkit.selection import (
-    SameHash,
+    HASH_SEEDS,
     Selected,
     Tally,
     as_complete,
@@ -33,6 +33,7 @@ from prefkit.selection import (
     gather_from,
     pairs_frame,
     selected_of,
+    sides_of,
     tally,
     texts_from,
 )
@@ -43,7 +44,8 @@ Read = Callable[[], Iterable[pl.DataFrame]]
 MEMORY_LIMIT = 4_000_000_000
 BATCH_ROWS = 1 << 16  # decided in one go where prompts stand together; more are slower, as memory comes fresh each time
 SHARE = 8  # such a batch has at most this part of the memory limit
-PAIRS = 1 << 17  # gathered in one go
+PAIRS = 1 << 18  # gathered in one go
+OVERHEAD = 1.5  # of allocators: what holding a byte of records takes, measured
 USED = ("prompt", "response", "tools", "model", "source", "source_row")  # what a pair is made of
 
 
@@ -53,10 +55,6 @@ class Part(NamedTuple):
     pairs: pl.DataFrame
     dropped: pl.DataFrame
     tally: Tally | None
-
-
-class _Scattered(Exception):  # noqa: N818  no error: the source needs another way
-    """The prompts cannot be decided one after the other."""
 
 
 def select_candidates(
@@ -95,20 +93,11 @@ def select_parts(
     read: Read, kind: Kind, direction: Direction, rules: Rules, memory_limit: int, scratch: Path | None
 ) -> Iterator[Part | None]:
     """The same part by part, at least one; None: what came before is void, the source is read again."""
-    try:
-        yield from _one_after_the_other(read, kind, direction, rules, memory_limit)
-    except (_Scattered, SameHash):
+    decided = yield from _one_after_the_other(read, kind, direction, rules, memory_limit)
+    hash_seeds = iter(HASH_SEEDS)
+    while not decided:
         yield None
-    else:
-        return
-    for hash_seed in range(1, 8):
-        try:
-            yield from _all_together(read, kind, direction, rules, memory_limit, scratch, hash_seed)
-        except SameHash:
-            yield None
-        else:
-            return
-    raise AssertionError("seven hashes in a row are the same for different prompts")
+        decided = yield from _all_together(read, kind, direction, rules, memory_limit, scratch, next(hash_seeds))
 
 
 # -- prompts whose rows stand together
@@ -116,7 +105,8 @@ def select_parts(
 
 def _one_after_the_other(
     read: Read, kind: Kind, direction: Direction, rules: Rules, memory_limit: int
-) -> Iterator[Part]:
+) -> Generator[Part, None, bool]:
+    """Whether it went well: no prompt came back, and a score is all that there is to compare."""
     pending = [as_complete(pl.DataFrame(schema=_schema(kind)))]
     rows = size = held_rows = held_size = 0  # held: of a prompt that may go on
     ended = _Ended()
@@ -124,30 +114,42 @@ def _one_after_the_other(
         pending.append(as_complete(frame))
         rows, size = rows + frame.height, size + int(frame.estimated_size())
         if size > memory_limit:
-            raise _Scattered
+            return False
         if rows < max(BATCH_ROWS, 2 * held_rows) and size < max(memory_limit // SHARE, 2 * held_size):
             continue
         batch = pl.concat(pending)
         narrow = narrow_rows(batch, kind, random_seed=rules.lottery)
         complete = ended.add(narrow, is_last=False)
+        if not ended.stay_ended:
+            return False
         if complete:
-            yield _decided(batch.head(complete), narrow.head(complete), kind, direction, rules)
+            part = _decided(batch.head(complete), narrow.head(complete), kind, direction, rules)
+            if part is None:
+                return False
+            yield part
         pending = [compact(batch.slice(complete))]
         rows = held_rows = pending[0].height
         size = held_size = int(pending[0].estimated_size())
     batch = pl.concat(pending)
     narrow = narrow_rows(batch, kind, random_seed=rules.lottery)
     ended.add(narrow, is_last=True)
-    yield _decided(batch, narrow, kind, direction, rules)
     ended.check()
+    last = _decided(batch, narrow, kind, direction, rules) if ended.stay_ended else None
+    if last is None:
+        return False
+    yield last
+    return True
 
 
-def _decided(batch: pl.DataFrame, narrow: pl.DataFrame, kind: Kind, direction: Direction, rules: Rules) -> Part:
-    """Whole prompts."""
+def _decided(batch: pl.DataFrame, narrow: pl.DataFrame, kind: Kind, direction: Direction, rules: Rules) -> Part | None:
+    """Whole prompts; None where two neighbours have one hash."""
     gather = gather_from(batch)
     candidates = candidates_of(narrow, direction, rules.scorers)
     pairing = pair_candidates(candidates, narrow, direction, rules, texts_from(gather, kind))
-    pairs = pairs_frame(pairing, candidates, gather, kind)
+    sides = sides_of(pairing, candidates, gather)
+    if candidates.mixed or not sides.share_prompts(kind):
+        return None
+    pairs = pairs_frame(sides, pairing, candidates, gather)
     dropped = dropped_frame(pairing, candidates, gather, kind)
     return Part(compact(pairs), compact(dropped), tally(pairing, candidates))
 
@@ -159,40 +161,36 @@ def _schema(kind: Kind) -> dict[str, Any]:
 
 
 class _Ended:
-    """The prompts whose rows have ended, and the one scorer that there may be. What does not fit is _Scattered."""
+    """The prompts whose rows have ended. `stay_ended`: none came back, and there is one scorer and no rater."""
 
     def __init__(self) -> None:
+        self.stay_ended = True
         self.prompts: list[npt.NDArray[np.uint64]] = []
         self.num_prompts = 0
         self.next_check = BATCH_ROWS
-        self.scorers: pl.Series = pl.Series("scorer", [], pl.String)
+        self.scorers = pl.Series("scorer", [], pl.String)
 
     def add(self, narrow: pl.DataFrame, *, is_last: bool) -> int:
         """Take in a batch; how many of its rows are of prompts that have ended: all, or all but the last one's."""
         self.scorers = pl.concat([self.scorers, narrow["scorer"].unique()]).unique()
-        if len(self.scorers) > 1 or narrow["rater"].null_count() < narrow.height:
-            raise _Scattered
+        rated = narrow["rater"].null_count() < narrow.height
         key = narrow["prompt_key"].to_numpy()
         starts = starts_of(key)
-        if not is_last and len(starts):
-            complete = int(starts[-1])
-            starts = starts[:-1]
-        else:
-            complete = narrow.height
-        self.prompts.append(key[starts])
-        self.num_prompts += len(starts)
-        if len(np.unique(key[starts])) < len(starts):
-            raise _Scattered
+        complete = narrow.height if is_last or not len(starts) else int(starts[-1])
+        heads = key[starts[starts < complete]]
+        self.prompts.append(heads)
+        self.num_prompts += len(heads)
+        came_back = pl.Series(key[starts]).n_unique() < len(starts)
+        self.stay_ended = self.stay_ended and not rated and not came_back and len(self.scorers) <= 1
         if self.num_prompts >= self.next_check:
             self.check()
             self.next_check = 2 * self.num_prompts
         return complete
 
     def check(self) -> None:
-        """Whether a prompt has come back."""
-        self.prompts = [np.concatenate(self.prompts)] if self.prompts else []
-        if self.prompts and pl.Series(self.prompts[0]).n_unique() < self.num_prompts:
-            raise _Scattered
+        """Whether a prompt of an earlier batch has come back."""
+        self.prompts = [np.concatenate(self.prompts)]
+        self.stay_ended = self.stay_ended and pl.Series(self.prompts[0]).n_unique() == self.num_prompts
 
 
 def compact(frame: pl.DataFrame) -> pl.DataFrame:
@@ -213,7 +211,8 @@ def _all_together(
     memory_limit: int,
     scratch: Path | None,
     hash_seed: int,
-) -> Iterator[Part]:
+) -> Generator[Part, None, bool]:
+    """Whether it went well: no two prompts have one hash."""
     with _Held(memory_limit, scratch) as held:
         narrows = []
         for frame in read():
@@ -223,17 +222,22 @@ def _all_together(
         narrow = pl.concat(narrows)
         narrows.clear()
         candidates = candidates_of(narrow, direction, rules.scorers)
+        if candidates.mixed:
+            return False
         pairing = pair_candidates(candidates, narrow, direction, rules, texts_from(held.gather, kind))
         del narrow
-        nothing = dropped_frame(pairing._replace(reason=pairing.reason[:0]), candidates, held.gather, kind)
-        for start in range(0, max(len(pairing.chosen), 1), PAIRS):
-            some = slice(start, start + PAIRS)
-            sides = Pairing(pairing.chosen[some], pairing.rejected[some], pairing.margin[some], pairing.reason)
-            yield Part(compact(pairs_frame(sides, candidates, held.gather, kind)), nothing, None)
+        no_drops = dropped_frame(pairing.without_prompts(), candidates, held.gather, kind)
+        for start in range(0, len(pairing.chosen), PAIRS):
+            some = pairing.pairs(slice(start, start + PAIRS))
+            sides = sides_of(some, candidates, held.gather)
+            if not sides.share_prompts(kind):
+                return False
+            yield Part(compact(pairs_frame(sides, some, candidates, held.gather)), no_drops, None)
+        none = pairing.pairs(slice(0))
+        no_pairs = pairs_frame(sides_of(none, candidates, held.gather), none, candidates, held.gather)
         dropped = dropped_frame(pairing, candidates, held.gather, kind)
-        no_pairs = Pairing(pairing.chosen[:0], pairing.rejected[:0], pairing.margin[:0], pairing.reason)
-        pairs = pairs_frame(no_pairs, candidates, held.gather, kind)
-        yield Part(pairs, compact(dropped), tally(pairing, candidates))
+        yield Part(no_pairs, compact(dropped), tally(pairing, candidates))
+    return True
 
 
 class _Held:
@@ -264,7 +268,7 @@ class _Held:
 
     def add(self, frame: pl.DataFrame) -> None:
         """Take in the next rows."""
-        self.size += int(frame.estimated_size())
+        self.size += int(frame.estimated_size() * OVERHEAD)
         self.firsts.append(self.firsts[-1] + frame.height)
         self.frames.append(frame)
         if self.size > self.memory_limit or self.folder is not None:

@@ -118,10 +118,9 @@ def _made(
             pairs = corrected_pairs(rewritten.corrections.with_columns(annotator), kind)
             told = {"num_responses": records.height, "touched": rewritten.touched}
             return Made(pairs, rewritten.dropped, report={"rules": told})
-        case "pairs":
-            return Made(ready_pairs(records, source.direction), nothing)
         case family:
-            raise AssertionError(family)
+            assert family == "pairs"
+            return Made(ready_pairs(records, source.direction), nothing)
 
 
 def _draft_candidates(

@@ -21,13 +21,14 @@ from prefkit.format import Kind
 from prefkit.formats import Format
 from prefkit.formats.reading import Columns
 from prefkit.plans import Value, defaults, expressions, plan_of
-from prefkit.rows import Batch, Chunk, Decoder, Lines, RawRow, decode_line, num_lines
+from prefkit.rows import Batch, Chunk, Decoder, Lines, RawRow, decode_line
 from prefkit.shapes import Shape, arrow_type, learn, shape_of
 
 ROWS_PER_BLOCK = 20_000
 LEARN_FROM = 32  # rows of a chunk that may teach new names and types
 MAX_FAILS = 24  # of a chunk, before the rest of it goes row by row
 FEW = 8  # rows that are not worth another try
+MANY = 500  # rows of a batch, above which converting all of it is no dearer than each by itself
 MAX_CHUNK = 64_000_000  # bytes: one line of this size is no matter of speed
 
 
@@ -46,6 +47,14 @@ class Checked(NamedTuple):
     records: pl.DataFrame
     rejects: pl.DataFrame
     rows: int
+
+
+class _Read(NamedTuple):
+    """A chunk of lines: what Arrow has read of it, and the rows that it has not."""
+
+    text: "_Text"
+    parts: list["_Part"]
+    left: list[RawRow]
 
 
 class _Part(NamedTuple):
@@ -72,12 +81,12 @@ def check_chunks(path: str, chunks: Iterable[Chunk], reading: Reading, *, fast: 
             loose.append(chunk)
         else:
             held += [ingest.one_by_one(loose)] if loose else []
-            held.append(ingest.lines(chunk) if isinstance(chunk, Lines) else ingest.batch(chunk))
+            held += ingest.lines(chunk) if isinstance(chunk, Lines) else [ingest.batch(chunk)]
             loose = []
-        if len(loose) + sum(part.rows for part in held) >= ROWS_PER_BLOCK:
-            yield _joined([*held, ingest.one_by_one(loose)])
+        if len(loose) + ingest.num_waiting + sum(part.rows for part in held) >= ROWS_PER_BLOCK:
+            yield _joined([*held, ingest.judged(), ingest.one_by_one(loose)])
             held, loose = [], []
-    yield _joined([*held, ingest.one_by_one(loose)])
+    yield _joined([*held, ingest.judged(), ingest.one_by_one(loose)])
 
 
 def _joined(parts: Sequence[Checked]) -> Checked:
@@ -95,6 +104,8 @@ class _Ingest:
         self.shape: dict[str, Shape] = {}
         self.options: Any = None
         self.checks: list[pl.Expr] | None = None
+        self.waiting: list[_Read] = []
+        self.num_waiting = 0
         form, _, kind, annotator = reading
         self.nothing = Checked(record_frame([], form.family, kind, annotator), reject_frame([]), 0)
 
@@ -111,26 +122,37 @@ class _Ingest:
             num_rows += 1
         return Checked(record_frame(records, form.family, kind, annotator), reject_frame(rejects), num_rows)
 
-    def lines(self, chunk: Lines) -> Checked:
-        """What lines of JSON become."""
+    def lines(self, chunk: Lines) -> list[Checked]:
+        """What lines of JSON become; those that Arrow has read wait for more, as `judged` is no dearer for many."""
         if self.plan is None:
-            return self.one_by_one(chunk.rows())
+            return [self.one_by_one(chunk.rows())]
         if not self.shape:
             self._learn(row for _, row in zip(range(LEARN_FROM), chunk.rows(), strict=False))
         if self.checks is None:
             rows = [*chunk.rows()]
             self._learn(rows[:LEARN_FROM])
-            return self.one_by_one(rows)
+            return [self.one_by_one(rows)]
         text = _Text(chunk)
         parts = text.parts(self.options)
-        records, left = self.nothing.records, text.left_over
-        if parts:
-            table, lines = pa.concat_tables([part.table for part in parts]), [part.lines for part in parts]
-            records, unsure = self._certain(table, np.concatenate(lines), self.checks)
-            left = [*left, *unsure]
-        rows = [text.row(line) for line in sorted(left)]
-        self._learn(rows[:LEARN_FROM])
-        return _merged(records, self.one_by_one(rows))
+        read = _Read(text, parts, [text.row(line) for line in sorted(text.left_over)])
+        self.waiting.append(read)
+        self.num_waiting += len(read.left) + sum(len(part.lines) for part in parts)
+        return self._learn(read.left[:LEARN_FROM])
+
+    def judged(self) -> Checked:
+        """What all waiting lines become."""
+        waiting, self.waiting, self.num_waiting = self.waiting, [], 0
+        parts = [part for read in waiting for part in read.parts]
+        left = [row for read in waiting for row in read.left]
+        if not parts:
+            return self.one_by_one(left)
+        assert self.checks is not None
+        table, lines = pa.concat_tables([part.table for part in parts]), np.concatenate([part.lines for part in parts])
+        records, unsure = self._certain(table, lines, _not_finite(table), self.checks)
+        for read in waiting:
+            while unsure and unsure[0] <= read.text.last():
+                left.append(read.text.row(unsure.pop(0)))
+        return _merged(records, self.one_by_one(sorted(left, key=lambda row: row.line)))
 
     def batch(self, chunk: Batch) -> Checked:
         """What rows of a file of columns become."""
@@ -143,21 +165,24 @@ class _Ingest:
         if checks is None:
             return self.one_by_one(chunk.rows())
         lines = np.arange(chunk.first, chunk.first + batch.num_rows)
-        records, unsure = self._certain(batch, lines, checks)
+        records, unsure = self._certain(batch, lines, np.zeros(batch.num_rows, np.bool_), checks)
         return _merged(records, self.one_by_one(_rows_at(chunk, unsure)))
 
-    def _learn(self, rows: Iterable[RawRow]) -> None:
-        """Take what rows look like into account from the next chunk on."""
+    def _learn(self, rows: Iterable[RawRow]) -> list[Checked]:
+        """Take what rows look like into account from the next chunk on; where it is new, judge the waiting lines."""
         assert self.plan is not None
+        judged: list[Checked] = []
         before = repr(self.shape)
         for row in rows:
             if row.reason is None:
                 learn(self.shape, row.value, self.plan.never)
         if repr(self.shape) != before:
+            judged = [self.judged()] if self.waiting else []
             schema = pa.schema(arrow_type(self.shape))
             self.options = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
             form, _, kind, _ = self.reading
             self.checks = self._checks(expressions(self.plan, form, self.shape, kind, nulls_are_there=False))
+        return judged
 
     def _checks(self, found: Mapping[str, Value] | None) -> list[pl.Expr] | None:
         """The columns of a record, its file, and whether it is sure, as expressions."""
@@ -174,19 +199,19 @@ class _Ingest:
         return [*named, pl.lit(self.path).alias("source"), sure.alias("sure")]
 
     def _certain(
-        self, rows: Any, lines: npt.NDArray[np.int64], checks: list[pl.Expr]
+        self, rows: Any, lines: npt.NDArray[np.int64], wrong: npt.NDArray[np.bool_], checks: list[pl.Expr]
     ) -> tuple[pl.DataFrame, list[int]]:
-        """The records of the rows that are certain, and the lines of the others."""
+        """The records of the rows that are certain, and the lines of the others; those that are wrong never are."""
         assert self.plan is not None
         tops = {name for field in self.plan.fields for name in (field.path, field.path.split(".")[0])}
         frame = pl.from_arrow(rows.select([name for name in rows.schema.names if name in tops]))
         assert isinstance(frame, pl.DataFrame)
         checked = frame.select(*checks)
-        certain = checked.get_column("sure")
+        certain = checked.get_column("sure").to_numpy() & ~wrong
         checked = checked.drop("sure").with_columns(pl.Series("source_row", lines, pl.Int64))
         if certain.all():
             return checked, []
-        return checked.filter(certain), lines[~certain.to_numpy()].tolist()
+        return checked.filter(pl.Series(certain)), lines[~certain].tolist()
 
 
 def _merged(records: pl.DataFrame, rest: Checked) -> Checked:
@@ -203,9 +228,14 @@ class _Text:
     def __init__(self, chunk: Lines) -> None:
         self.first = chunk.first
         self.content = chunk.content if chunk.content.endswith(b"\n") else chunk.content + b"\n"
+        self.height = chunk.height
         self.left_over: list[int] = []
         self._lines: list[bytes] = []
         self._decoder = Decoder()
+
+    def last(self) -> int:
+        """The number of the last line."""
+        return self.first + self.height - 1
 
     def row(self, line: int) -> RawRow:
         """A line as a row."""
@@ -214,19 +244,22 @@ class _Text:
     def parts(self, options: Any) -> list[_Part]:
         """The lines that Arrow reads, and what it reads there."""
         if self._is_clean():
-            lines = np.arange(self.first, self.first + num_lines(self.content))
-            table, _ = _parsed(self.content, len(lines), options)
-            if table is not None:
-                return [_Part(lines, table)]
+            lines = np.arange(self.first, self.first + self.height)
+            table, row = _parsed(self.content, len(lines), options)
+            return (
+                [_Part(lines, table)]
+                if table is not None
+                else self._divided(self._around(lines.tolist(), row), options)
+            )
         good: list[int] = []
         for line, raw in enumerate(self._split(), start=self.first):
             if raw.strip():
                 (good if _is_object(raw) else self.left_over).append(line)
-        return self._divided(good, options)
+        return self._divided([good], options)
 
-    def _divided(self, lines: list[int], options: Any) -> list[_Part]:
-        """Around each line that Arrow stops at; where it does not say which one that is, by halves."""
-        parts, fails, todo = [], 0, [lines]
+    def _divided(self, todo: list[list[int]], options: Any) -> list[_Part]:
+        """Runs of lines, the last one first, as often as Arrow stops in one without the line that it stops at."""
+        parts, fails = [], 0
         while todo:
             lines = todo.pop()
             if len(lines) <= FEW or fails > MAX_FAILS:
@@ -236,14 +269,17 @@ class _Text:
             table, row = _parsed(content, len(lines), options) if len(content) < MAX_CHUNK else (None, None)
             if table is not None:
                 parts.append(_Part(np.array(lines), table))
-                continue
-            fails += 1
-            if row is None or row >= len(lines):
-                todo += [lines[len(lines) // 2 :], lines[: len(lines) // 2]]
             else:
-                self.left_over.append(lines[row])
-                todo += [lines[row + 1 :], lines[:row]]
+                fails += 1
+                todo += self._around(lines, row)
         return parts
+
+    def _around(self, lines: list[int], row: int | None) -> list[list[int]]:
+        """What is left to try of lines that Arrow stopped in, the first last; halves where it does not say where."""
+        if row is None or row >= len(lines):
+            return [lines[len(lines) // 2 :], lines[: len(lines) // 2]]
+        self.left_over.append(lines[row])
+        return [lines[row + 1 :], lines[:row]]
 
     def _split(self) -> list[bytes]:
         self._lines = self._lines or self.content.split(b"\n")
@@ -284,28 +320,31 @@ def _parsed(content: bytes, height: int, options: Any) -> tuple[Any, int | None]
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         _, said, place = str(error).rpartition(" in row ")
         return None, int(place) if said and place.isdecimal() else None
-    if table.num_rows != height:
-        return None, None
-    return next(((None, row) for column in table.columns if (row := _not_finite(column)) is not None), (table, None))
+    return (table, None) if table.num_rows == height else (None, None)
 
 
-def _not_finite(column: Any) -> int | None:
-    """The first row with a number that is not finite, maybe an earlier one.
+def _not_finite(rows: Any) -> npt.NDArray[np.bool_]:
+    """Which rows have a number that is not finite, in any column.
 
     Arrow takes -NaN and Inf for numbers, which JSON in Python does not.
     """
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-    if pa.types.is_floating(column.type):
-        finite = pc.is_finite(column)
-        return None if pc.all(finite).as_py() in (True, None) else pc.index(finite, False).as_py()
+    found = np.zeros(rows.num_rows, np.bool_)
+    for column in rows.columns:
+        if pa.types.is_floating(column.type) or pa.types.is_nested(column.type):
+            whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+            found[_places(whole)] = True
+    return found
+
+
+def _places(column: Any) -> npt.NDArray[np.int64]:
+    """The rows of a column with a number that is not finite in them."""
+    if pa.types.is_float32(column.type) or pa.types.is_float64(column.type):
+        return np.flatnonzero(~np.isfinite(column.fill_null(0).to_numpy(zero_copy_only=False)))
     if pa.types.is_struct(column.type):
-        found = [_not_finite(inner) for inner in column.flatten()]
-        return min((row for row in found if row is not None), default=None)
-    if pa.types.is_list(column.type):
-        item = _not_finite(column.flatten())
-        return None if item is None else int(np.searchsorted(column.offsets.to_numpy(), item, side="right")) - 1
-    return None
+        return np.concatenate([np.empty(0, np.int64), *(_places(inner) for inner in column.flatten())])
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return pc.list_parent_indices(column).to_numpy()[_places(column.flatten())]  # type: ignore[no-any-return]
+    return np.empty(0, np.int64)
 
 
 def _readable(batch: Any) -> Any:
@@ -323,10 +362,9 @@ def _readable(batch: Any) -> Any:
 
 def _rows_at(chunk: Batch, lines: list[int]) -> list[RawRow]:
     """Some rows of a batch as `Batch.rows` gives them."""
-    if not lines:
-        return []
-    if any(pa.types.is_timestamp(column.type) for column in chunk.columns.schema):
-        wanted = set(lines)  # one time out of Python's range changes how the whole column is read
+    times = any(pa.types.is_timestamp(column.type) for column in chunk.columns.schema)
+    if len(lines) > MANY or (lines and times):  # one time out of Python's range changes how the whole column is read
+        wanted = set(lines)
         return [row for row in chunk.rows() if row.line in wanted]
-    taken = chunk.columns.take(pa.array([line - chunk.first for line in lines]))
-    return [row._replace(line=line) for row, line in zip(Batch(1, taken).rows(), lines, strict=True)]
+    ones = (Batch(line, chunk.columns.slice(line - chunk.first, 1)) for line in lines)
+    return [row for one in ones for row in one.rows()]

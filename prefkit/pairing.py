@@ -69,6 +69,14 @@ class Pairing(NamedTuple):
     margin: Floats
     reason: Ints
 
+    def pairs(self, some: slice) -> "Pairing":
+        """Some of the pairs."""
+        return Pairing(self.chosen[some], self.rejected[some], self.margin[some], self.reason)
+
+    def without_prompts(self) -> "Pairing":
+        """The pairs alone."""
+        return self._replace(reason=self.reason[:0])
+
 
 def pair_candidates(
     candidates: Candidates, narrow: pl.DataFrame, direction: Direction, rules: Rules, texts: Texts

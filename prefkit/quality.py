@@ -20,6 +20,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
+CHECK = 1000  # added to a hash seed for the second hash of a prompt
 SAYS_NOTHING = 1e-9  # a scorer or rater whose scores have a smaller standard deviation tells nothing apart
 PLACES = 12  # decimals of a z-score that count; 9 of a mean over scorers: numbers of order 1, their noise is 1e-15
 MEAN_PLACES = 9
@@ -28,6 +29,7 @@ MEAN_PLACES = 9
 class Candidates(NamedTuple):
     """The distinct candidates of `num_prompts` prompts; arrays of one entry a candidate unless said otherwise.
 
+    `mixed`: two prompts have one hash, and all has to be done again with another seed;
     `run`: number of its prompt, ascending, 0..num_prompts-1; `row`: its first row; `num_chars`: of its words, >= 1;
     `quality`: higher is better, NaN where no scorer tells it apart; `score`: the source's own mean score, NaN with
     several scorers; `first_row`: of each prompt, its first row; `merged`: (candidate, row) of every row of a candidate
@@ -35,6 +37,7 @@ class Candidates(NamedTuple):
     without raters); `unused`: rows that are no candidate of their own, by reason.
     """
 
+    mixed: bool
     run: Ints
     row: Ints
     num_chars: Ints
@@ -60,11 +63,13 @@ def narrow_rows(
         random_seed: of the `lot` column, a hash that is the same on every machine; left out without a seed.
 
     Returns:
-        prompt_key (of prompt and tools), text_key, num_chars (0: empty after stripping), score, scorer, rater, lot.
+        prompt_key (of prompt and tools), prompt_check (the same with another seed), text_key, num_chars (0:
+        empty after stripping), score, scorer, rater, lot.
     """
     words = words_of("response", kind)
     frame = records.select(
         flat("prompt", kind).hash(hash_seed).alias("prompt_key"),
+        flat("prompt", kind).hash(hash_seed + CHECK).alias("prompt_check"),
         flat("response", kind).hash(hash_seed).alias("text_key"),
         pl.when(words.str.strip_chars() != "").then(words.str.len_chars()).otherwise(0).alias("num_chars"),
         "score",
@@ -74,9 +79,11 @@ def narrow_rows(
         ),
     )
     if "tools" in records.columns and records["tools"].null_count() < records.height:
-        mixed = pl.struct(frame["prompt_key"], records["tools"]).hash(hash_seed)
-        key = pl.when(records["tools"].is_null()).then(frame["prompt_key"]).otherwise(mixed)
-        frame = frame.with_columns(key.alias("prompt_key"))
+        tools = records["tools"]
+        frame = frame.with_columns(
+            pl.when(tools.is_null()).then(pl.col(name)).otherwise(pl.struct(name, tools).hash(seed)).alias(name)
+            for name, seed in (("prompt_key", hash_seed), ("prompt_check", hash_seed + CHECK))
+        )
     return frame if random_seed is None else frame.with_columns(_lots(records, random_seed))
 
 
@@ -112,15 +119,22 @@ def group_numbers(starts: Ints, length: int) -> Ints:
 
 def significant(values: Floats) -> Floats:
     """Rounded to 12 significant digits: what floats lose in a sum or a difference is no reason to prefer anybody."""
-    return pl.Series(values).round_sig_figs(SIGNIFICANT).to_numpy()
+    return pl.Series(values).round_sig_figs(SIGNIFICANT).to_numpy(writable=True)
 
 
 def group_means(values: Floats, starts: Ints) -> Floats:
-    """Mean of each group; of a group of one, the number itself. Each group's values have to be in sorted order."""
-    sizes = sizes_of(starts, len(values))
+    """Mean of each group; of a group of one, the number itself. Each group's values have to be in sorted order.
+
+    Rounded to 12 significant digits of its largest value, so that [.1, .2, -.3] has the mean 0.
+    """
     if not len(starts):
         return np.zeros(0)
-    return np.where(sizes == 1, values[starts], significant(np.add.reduceat(values, starts) / sizes))
+    sizes = sizes_of(starts, len(values))
+    largest = np.maximum(np.abs(values[starts]), np.abs(values[starts + sizes - 1]))
+    means = significant(np.add.reduceat(values, starts) / sizes)
+    for at in np.flatnonzero(np.abs(means) < largest / 2):  # few: where most of the digits cancel out
+        means[at] = round(float(means[at]), SIGNIFICANT - 1 - int(np.floor(np.log10(largest[at]))))
+    return np.where(sizes == 1, values[starts], means)
 
 
 def group_deviations(values: Floats, starts: Ints, means: Floats) -> Floats:
@@ -158,7 +172,8 @@ def candidates_of(narrow: pl.DataFrame, direction: Direction, scorers: str) -> C
     plain = narrow["scorer"].n_unique() <= 1 and narrow["rater"].null_count() == narrow.height
     unused = {"empty_response": len(order) - len(rows)}
     make = _plain if plain else _judged
-    return make(narrow, run, rows, chars[filled], first_row, signed(direction), scorers, unused)
+    found = make(narrow, run, rows, chars[filled], first_row, signed(direction), scorers, unused)
+    return found._replace(mixed=len(starts_of(key, narrow["prompt_check"].to_numpy()[order])) > len(starts))
 
 
 def _together(series: pl.Series, key: npt.NDArray[np.uint64]) -> Ints:
@@ -214,7 +229,7 @@ def _plain(
         run, rows, chars, score = run[keep], rows[keep], chars[keep], score[keep]
     unused = unused | {"identical_response": num_rows - len(rows)}
     quality = score * sign
-    return Candidates(run, rows, chars, quality, score, first_row, merged, [], min(1, len(rows)), 0, unused)
+    return Candidates(False, run, rows, chars, quality, score, first_row, merged, [], min(1, len(rows)), 0, unused)
 
 
 def _codes(names: pl.Series) -> Ints:
@@ -259,6 +274,7 @@ def _judged(
     if rated:
         tells, values = _normalised(values, scorer, rater)
         whose, by, means = _mean_of(candidate[tells], scorer[tells], values)
+        means = np.round(means, PLACES)
     else:
         by = scorer
     own = np.full(len(first), np.nan)
@@ -273,6 +289,7 @@ def _judged(
     quality = opinions[0] if num_scorers == 1 else _over_scorers(run[first], opinions, scorers)
     num_raters = len(np.unique(rater)) if rated else 0
     return Candidates(
+        False,
         run[first],
         rows[first],
         chars[first],

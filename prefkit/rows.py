@@ -48,10 +48,11 @@ class RawRow(NamedTuple):
 
 
 class Lines(NamedTuple):
-    """Whole lines of a file of JSON lines, as bytes; `first` is the number of the first. The last may lack its end."""
+    """Whole lines of a file of JSON lines, the number of the first, and how many; the last one may lack its end."""
 
     first: int
     content: bytes
+    height: int
 
     def rows(self) -> Iterator[RawRow]:
         """Each line that is not blank, decoded."""
@@ -182,8 +183,8 @@ def _json_lines(file: Any, path: str) -> Iterator[Lines]:
                 content = b"".join(held)
                 end = content.rindex(b"\n") + 1
                 held, size = [content[end:]], len(content) - end
-                yield _lines(first, content[:end], path)
-                first += num_lines(content) - num_lines(content[end:])
+                yield (lines := _lines(first, content[:end], path))
+                first += lines.height
     except UNREADABLE:
         content = b"".join(held)
         yield _lines(first, content[: content.rfind(b"\n") + 1], path)
@@ -191,16 +192,14 @@ def _json_lines(file: Any, path: str) -> Iterator[Lines]:
     yield _lines(first, b"".join(held), path)
 
 
-def num_lines(content: bytes) -> int:
-    """How many line ends there are; `bytes.count` takes five times as long."""
-    return int(np.count_nonzero(np.frombuffer(content, np.uint8) == ord("\n")))
-
-
 def _lines(first: int, content: bytes, path: str) -> Lines:
     if first == 1:
         content = content.removeprefix(codecs.BOM_UTF8)
         _refuse_list(content.strip(), path)
-    return Lines(first, content)
+    ends = int(
+        np.count_nonzero(np.frombuffer(content, np.uint8) == ord("\n"))
+    )  # `bytes.count` takes five times as long
+    return Lines(first, content, ends + (0 if content.endswith(b"\n") else 1))
 
 
 def _refuse_list(content: bytes, path: str) -> None:
@@ -355,7 +354,7 @@ def _arrow(file: Any, path: str) -> Iterator[Batch | RawRow]:
     else:
         source.seek(-len(ARROW_END), io.SEEK_END)
         if source.read() != ARROW_END:  # Arrow takes a stream that breaks off between two batches for a whole one
-            raise EOFError("its end is missing")
+            raise SourceError("cannot be read: its end is missing", where=f"{path}:1", expected="a whole file")
         source.seek(0)
         batches = opened = pa.ipc.open_stream(source)
     _refuse_twice(opened.schema.names, path)

@@ -40,8 +40,8 @@ def format_page() -> str:
         "follows where there are some. `<key>`: the first 16 hex digits of sha256 over the JSON of `identity` in",
         "reference.json.",
         "",
-        f"`extra` of a message is null or a JSON object of {', '.join(disk.EXTRA_KEYS)}; in a dataset in which no message",
-        "has any, messages have role and content alone.",
+        f"`extra` of a message is null or a JSON object of {', '.join(disk.EXTRA_KEYS)}; in a dataset in which no",
+        "message has any, messages have role and content alone.",
     ]
     for table, columns in disk.TABLES.items():
         lines += ["", f"## {table}", "", "| column | type | |", "|---|---|---|"]

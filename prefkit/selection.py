@@ -22,15 +22,12 @@ from prefkit.pairs import Direction, as_drafts, as_dropped
 from prefkit.quality import Candidates, Floats, Ints, candidates_of, narrow_rows, significant, starts_of
 from prefkit.text import flat, with_prompt_ids
 
+HASH_SEEDS = range(8)  # the second is needed once in 10^7 sources of a million prompts
 UNUSED = ("empty_response", "identical_response", "merged_score", "not_selected")
 RECORD = ("prompt", "response", "tools", "score", "scorer", "rater", "model", "source", "source_row")
 MANY = 8  # candidates a prompt (median) above which the worst is advised against
 
 Gather = Callable[[Ints, Sequence[str]], pl.DataFrame]  # rows, columns -> these columns of the records
-
-
-class SameHash(Exception):  # noqa: N818  no error: it makes the caller begin again with other hashes
-    """Two different prompts have one 64-bit hash. It never leaves the package."""
 
 
 class Selected(NamedTuple):
@@ -95,17 +92,16 @@ def select_pairs(records: pl.DataFrame, kind: Kind, direction: Direction, rules:
     """
     complete = as_complete(records)
     gather = gather_from(complete)
-    for hash_seed in range(8):
+    for hash_seed in HASH_SEEDS:
         narrow = narrow_rows(complete, kind, hash_seed=hash_seed, random_seed=rules.lottery)
         candidates = candidates_of(narrow, direction, rules.scorers)
         pairing = pair_candidates(candidates, narrow, direction, rules, texts_from(gather, kind))
-        try:
-            pairs = pairs_frame(pairing, candidates, gather, kind)
-        except SameHash:
-            continue
-        dropped = dropped_frame(pairing, candidates, gather, kind)
-        return selected_of(pairs, dropped, [tally(pairing, candidates)], rules)
-    raise AssertionError("eight hashes in a row are the same for different prompts")
+        sides = sides_of(pairing, candidates, gather)
+        if not candidates.mixed and sides.share_prompts(kind):
+            break
+    pairs = pairs_frame(sides, pairing, candidates, gather)
+    dropped = dropped_frame(pairing, candidates, gather, kind)
+    return selected_of(pairs, dropped, [tally(pairing, candidates)], rules)
 
 
 def as_complete(records: pl.DataFrame) -> pl.DataFrame:
@@ -130,17 +126,27 @@ def texts_from(gather: Gather, kind: Kind) -> Texts:
 SIDE = ("prompt", "tools", "response", "model")
 
 
-def pairs_frame(pairing: Pairing, candidates: Candidates, gather: Gather, kind: Kind) -> pl.DataFrame:
-    """Drafts of all pairs.
+class PairSides(NamedTuple):
+    """The records of both sides, a row a pair."""
 
-    Raises:
-        SameHash: the two sides of a pair have different prompts.
-    """
-    rows = [candidates.row[numbers] for numbers in (pairing.chosen, pairing.rejected)]
-    chosen, rejected = gather(rows[0], [*SIDE, "source", "source_row"]), gather(rows[1], SIDE)
-    prompts = [frame.select(flat("prompt", kind), "tools") for frame in (chosen, rejected)]
-    if not prompts[0].equals(prompts[1]):
-        raise SameHash
+    chosen: pl.DataFrame
+    rejected: pl.DataFrame
+
+    def share_prompts(self, kind: Kind) -> bool:
+        """False where two prompts have one hash: then all has to be decided again, with other hashes."""
+        prompts = [frame.select(flat("prompt", kind), "tools") for frame in self]
+        return prompts[0].equals(prompts[1])
+
+
+def sides_of(pairing: Pairing, candidates: Candidates, gather: Gather) -> PairSides:
+    """Gather what pairs are made of."""
+    chosen, rejected = (candidates.row[numbers] for numbers in (pairing.chosen, pairing.rejected))
+    return PairSides(gather(chosen, [*SIDE, "source", "source_row"]), gather(rejected, SIDE))
+
+
+def pairs_frame(sides: PairSides, pairing: Pairing, candidates: Candidates, gather: Gather) -> pl.DataFrame:
+    """Drafts of all pairs."""
+    chosen, rejected = sides
     models = [
         _models(side["model"], numbers, candidates, gather)
         for side, numbers in ((chosen, pairing.chosen), (rejected, pairing.rejected))
@@ -161,7 +167,9 @@ def pairs_frame(pairing: Pairing, candidates: Candidates, gather: Gather, kind: 
 def _models(first: pl.Series, numbers: Ints, candidates: Candidates, gather: Gather) -> pl.Series:
     """The models of these candidates; of a text that several rows have, the smallest name."""
     owner, row = candidates.merged
-    wanted = np.isin(owner, numbers)
+    sought = np.zeros(len(candidates.row), np.bool_)
+    sought[numbers] = True
+    wanted = sought[owner]
     if not wanted.any():
         return first
     models = gather(row[wanted], ["model"]).to_series()
@@ -199,9 +207,11 @@ def _ranges(candidates: Candidates) -> Floats:
 
 def tally(pairing: Pairing, candidates: Candidates) -> Tally:
     """The account of these prompts."""
-    num_used = len(np.unique(np.concatenate([pairing.chosen, pairing.rejected])))
-    numbers, counts = np.unique(pairing.reason, return_counts=True)
-    reasons = {REASONS[n]: int(c) for n, c in zip(numbers, counts, strict=True) if n >= 0}
+    used = np.zeros(len(candidates.row), np.bool_)
+    used[pairing.chosen] = used[pairing.rejected] = True
+    num_used = int(used.sum())
+    counts = np.bincount(pairing.reason[pairing.reason >= 0], minlength=len(REASONS))
+    reasons = dict(zip(REASONS, counts.tolist(), strict=True))
     return Tally(
         np.bincount(candidates.run, minlength=len(candidates.first_row)),
         pairing.margin,

@@ -25,16 +25,18 @@ def learn(shape: dict[str, Shape], row: Mapping[str, Any], never: Collection[str
         row: decoded.
         never: names that stay unknown at the top.
     """
-    _learn_object(shape, {name: value for name, value in row.items() if name not in never}, MAX_DEPTH, shape)
+    room = [MAX_FIELDS - num_fields(shape)]
+    _learn_object(shape, {name: value for name, value in row.items() if name not in never}, MAX_DEPTH, room)
 
 
-def _learn_object(shape: dict[str, Shape], value: Mapping[str, Any], depth: int, root: Shape) -> None:
+def _learn_object(shape: dict[str, Shape], value: Mapping[str, Any], depth: int, room: list[int]) -> None:
     for name, inner in value.items():
-        if name in shape or num_fields(root) < MAX_FIELDS:
-            shape[name] = _learned(shape.get(name), inner, depth - 1, root)
+        if name in shape or room[0] > 0:
+            room[0] -= name not in shape
+            shape[name] = _learned(shape.get(name), inner, depth - 1, room)
 
 
-def _learned(shape: Shape, value: Any, depth: int, root: Shape) -> Shape:
+def _learned(shape: Shape, value: Any, depth: int, room: list[int]) -> Shape:
     match value:
         case bool():
             return "bool" if shape is None else shape
@@ -44,12 +46,12 @@ def _learned(shape: Shape, value: Any, depth: int, root: Shape) -> Shape:
             return "text" if shape is None else shape
         case dict() if depth and isinstance(shape, dict | None):
             known: dict[str, Shape] = {} if shape is None else shape
-            _learn_object(known, value, depth, root)
+            _learn_object(known, value, depth, room)
             return known
         case list() if depth and isinstance(shape, list | None):
             item = shape[0] if shape else None
             for inner in value[:MAX_ITEMS]:
-                item = _learned(item, inner, depth - 1, root)
+                item = _learned(item, inner, depth - 1, room)
             return [item]
         case _:
             return shape

@@ -106,7 +106,7 @@ def _saved_dataset(folder: Path) -> list[Path]:
         raise SourceError("a dataset of several splits", where=str(folder), expected="one split", hint=hint)
     state = _json_of(folder / "state.json")
     parts = state.get("_data_files")
-    if not isinstance(parts, list):
+    if not isinstance(parts, list) or not parts:
         hint = f"name its files: {folder}/*.jsonl"
         raise SourceError("a directory, not a file", where=str(folder), expected=READABLE, hint=hint)
     if state.get("_indices_files") or state.get("_indices_data_files"):

@@ -8,6 +8,8 @@ from typing import Any
 
 import polars as pl
 import pytest
+import test_formats_outside
+import test_formats_written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -272,6 +274,20 @@ DIRECTIONS: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
         [{"prompt": "q", "responses": [GOOD, BAD], "scores": [1, 2]}],
     ),
     ({"format": "corrections"}, [{"prompt": "q", "response": BAD, "correction": GOOD}]),
+    ({"format": "comparisons"}, [{"prompt": "q", "response_a": BAD, "response_b": GOOD, "winner": "b"}]),
+    (
+        {"format": "comparisons", "labels": {"a": [0], "b": [1]}},
+        [{"prompt": "q", "response_a": GOOD, "response_b": BAD, "winner": [0, 1, 0]}],
+    ),
+    (
+        {"format": "rewrite", "rules": [{"pattern": " 7 ", "replace": " 100 "}]},
+        [{"prompt": "q", "response": BAD}],
+    ),
+    ({"format": "distilabel"}, [{"instruction": "q", "generations": [BAD, GOOD], "ratings": [1, 5]}]),
+    (
+        {"format": "llamafactory_messages"},
+        [{f"{side}_messages": [user("q"), assistant(text)] for side, text in (("chosen", GOOD), ("rejected", BAD))}],
+    ),
     ({"format": "hh"}, [{"chosen": hh("q", GOOD), "rejected": hh("q", BAD)}]),
     ({"format": "trl"}, [{"prompt": "q", "chosen": GOOD, "rejected": BAD}]),
     ({"format": "trl"}, [{"chosen": f"q? {GOOD}", "rejected": f"q? {BAD}"}]),
@@ -295,7 +311,10 @@ def test_the_better_answer_ends_up_chosen(
 
 
 def test_every_format_that_builds_pairs_has_a_test_of_its_direction() -> None:
-    assert {source["format"] for source, _ in DIRECTIONS} == set(FORMATS)
+    here = {source["format"] for source, _ in DIRECTIONS}
+    outside = {form for form, _ in test_formats_outside.FAVOUR_OF_GOOD}
+    written = {*test_formats_written.BOTH_WAYS}  # a pair comes back from its file with each side in its place
+    assert here | outside | written == set(FORMATS)
 
 
 # the kind of dataset that a format asks for where the pipeline leaves it open

@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from prefkit import sources
+from prefkit import rows, sources
 from prefkit.build import Built, build_dataset
 from prefkit.config import Pipeline
 from prefkit.errors import SourceError
-from prefkit.rows import RawRow, read_rows
+from prefkit.rows import Chunk, read_chunks
 
 PipelineOf = Callable[..., Pipeline]
 ALL = {"max_reject_share": 1.0}  # any share of rejects: what becomes of a row is what is tested
@@ -407,7 +407,8 @@ TRANSCRIPT = row(None, "\n\nHuman: q\n\nAssistant: c", "\n\nHuman: q\n\nAssistan
 # of the wrong type for a text, in a chat dataset
 NO_TEXTS: list[Any] = [5, True, None, 1.5, {}, {"role": "user", "content": "x"}, ["x"], [None], [[]], [{}]]
 NO_TEXTS += [[{"role": "user"}], [{"content": "x"}], [{"role": 1, "content": "x"}], [{"role": "user", "content": None}]]
-NO_TEXTS += [[{"role": "user", "content": ["part"]}], [*TURN, "x"]]
+NO_PARTS = [{"role": "user", "content": ["part"]}]
+NO_TEXTS += [NO_PARTS, [*TURN, "x"]]
 WRONG_TEXTS = [(name, {name: value}) for name in ("prompt", "chosen", "rejected") for value in NO_TEXTS]
 NO_NAMES: list[Any] = [5, False, [], {}, ["m"]]
 NO_ANNOTATORS: list[Any] = ["crowd", 5, ["human"], "Human", {}]
@@ -507,7 +508,10 @@ DAMAGED = {
         "rows.jsonl",
         lines(row("a"), *(json.dumps({**json.loads(row("x")), **wrong}) for _, wrong in WRONG_TEXTS), row("b")),
         [1, len(WRONG_TEXTS) + 2],
-        [(number, field, "wrong_type") for number, (field, _) in enumerate(WRONG_TEXTS, start=2)],
+        [
+            (number, field, "not_text_content" if wrong[field] == NO_PARTS else "wrong_type")
+            for number, (field, wrong) in enumerate(WRONG_TEXTS, start=2)
+        ],
         kind="chat",
         command=True,
     ),
@@ -683,38 +687,38 @@ DAMAGED = {
     "too few and too many cells of csv": Damaged(
         "rows.csv",
         b"prompt,chosen,rejected\na,c,r\n\nq\nq,c\nq,c,r,x\nb,c,r\n",
-        [1, 5],
-        [(2, None, "wrong_number_of_fields"), (3, None, "wrong_number_of_fields"), (4, None, "wrong_number_of_fields")],
+        [2, 7],
+        [(4, None, "wrong_number_of_fields"), (5, None, "wrong_number_of_fields"), (6, None, "wrong_number_of_fields")],
         command=True,
     ),
     "latin-1 in csv": Damaged(
         "rows.csv",
         "prompt,chosen,rejected\na,c,r\ncafé,c,r\nb,c,r\n".encode("latin-1"),
-        [1, 3],
-        [(2, None, "not_utf8")],
+        [2, 4],
+        [(3, None, "not_utf8")],
     ),
     "nul bytes in csv": Damaged(
-        "rows.csv", b"prompt,chosen,rejected\na,c,r\np\0,c,r\nb,c,r\n", [1, 3], dropped=[(2, "nul_byte")]
+        "rows.csv", b"prompt,chosen,rejected\na,c,r\np\0,c,r\nb,c,r\n", [2, 4], dropped=[(3, "nul_byte")]
     ),
     "huge cells of csv": Damaged(
         "rows.csv",
         b"prompt,chosen,rejected\na,c,r\np," + b"x" * 3_000_000 + b",r\nb," + b"y" * 150_000 + b",r\n",
-        [1, 3],
-        dropped=[(2, "too_long")],
+        [2, 4],
+        dropped=[(3, "too_long")],
     ),
     "crlf, a mark and line ends in cells of csv": Damaged(
         "rows.csv",
         b'\xef\xbb\xbfprompt,chosen,rejected\r\na,"c\r\nd\r\r",r\r\nb,"","r"\r\n',
-        [1],
+        [2],
         [],
-        [(2, "empty_chosen")],
+        [(6, "empty_chosen")],
     ),
-    "a nameless and an unknown column of csv": Damaged("rows.csv", b",prompt,chosen,rejected,Prompt\n0,a,c,r,x\n", [1]),
+    "a nameless and an unknown column of csv": Damaged("rows.csv", b",prompt,chosen,rejected,Prompt\n0,a,c,r,x\n", [2]),
     "scores of csv": Damaged(
         "rows.csv",
         b"prompt,chosen,rejected,chosen_score\na,c,r,\nb,c,r, 7.5 \nc,c,r,nan\nd,c,r,-\n",
-        [1, 2],
-        [(3, "chosen_score", "not_finite"), (4, "chosen_score", "not_a_number")],
+        [2, 3],
+        [(4, "chosen_score", "not_finite"), (5, "chosen_score", "not_a_number")],
     ),
     "binary in parquet": Damaged(
         "rows.parquet", parquet(chosen=[b"c", b"\xff"]), [], [(1, "chosen", "wrong_type"), (2, "chosen", "wrong_type")]
@@ -1092,13 +1096,15 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     path.write_bytes({".jsonl": distinct(2000), ".jsonl.gz": GZ, ".parquet": PARQUET}[suffix])
     os.utime(path, (1, 1))  # so that a clock of any grain shows a write
 
-    def read_and_change(name: str) -> Iterator[RawRow]:
-        for number, found in enumerate(read_rows(name)):
+    def read_and_change(name: str) -> Iterator[Chunk]:
+        for number, found in enumerate(read_chunks(name)):
             if number == 1:
                 change(path)
             yield found
 
-    monkeypatch.setattr(sources, "read_rows", read_and_change)
+    monkeypatch.setattr(rows, "CHUNK_BYTES", 10_000)
+    monkeypatch.setattr(rows, "ROWS_PER_BATCH", 500)
+    monkeypatch.setattr(sources, "read_chunks", read_and_change)
     error = refused(pipeline_of({"path": str(path), "format": "pairs"}, kind="text", validate=ALL))
     assert error.message == "changed while it was read"
     assert error.where == str(path)

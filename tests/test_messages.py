@@ -278,7 +278,7 @@ REASONS = [
     ("", "UNUSED"),
     ("", "RawRow"),
     ("", "Unwritable"),
-    ("_csv", "reason"),
+    ("_csv_row", "reason"),
     ("_reason", "return"),
     ("_render", "return"),
     ("_tokenise_guarded", "return"),

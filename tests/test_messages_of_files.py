@@ -23,7 +23,7 @@ from prefkit.query import as_input_error
 
 ROW = '{"prompt": "p", "chosen": "c", "rejected": "r"}\n'
 GOOD = "dataset: data\nkind: text\nsources: [{path: rows.jsonl, format: pairs}]\n"
-READABLE = ".jsonl, .ndjson, .json, .csv or .parquet, plain, .gz or .zst"
+READABLE = ".jsonl, .ndjson, .json, .csv, .tsv, .parquet or .arrow, plain, .gz or .zst"
 VIEWS = "views: pairs, dropped, rejects, tokens, reference, steps, pair_dynamics"
 QUOTES = 'columns with a slash need double quotes: select "rewards/margins" from steps'
 
@@ -246,7 +246,8 @@ SOURCES: dict[str, tuple[str, str, str | bytes | None, str]] = {
         "rows.json",
         "rows.json",
         ROW,
-        "rows.json: not a list\n  expected: a list of objects (one object a line is .jsonl)",
+        "rows.json: not a list\n  expected: a list of objects\n"
+        "  next: one object a line is .jsonl: rename the file",
     ),
     "an empty csv": ("rows.csv", "rows.csv", b"", "rows.csv: empty\n  expected: a header line"),
     "a column twice": (
