@@ -101,10 +101,9 @@ def _rows(numbers: np.ndarray[Any, Any], pool: pl.Series) -> pl.DataFrame:
 # -- what is measured, each in a process of its own
 
 
-def floor(source: Path, out: Path, _limit: int) -> str:
+def floor(source: Path, out: Path, _limit: int) -> None:
     """Scan and write."""
     pl.scan_parquet(source).sink_parquet(out, compression="zstd", compression_level=3)
-    return ""
 
 
 def read_blocks(source: Path) -> Iterator[pl.DataFrame]:
@@ -121,25 +120,24 @@ def read_blocks(source: Path) -> Iterator[pl.DataFrame]:
         yield numbered.filter(pl.col("score").is_not_null())
 
 
-def ours(source: Path, out: Path, limit: int) -> str:
+def ours(source: Path, out: Path, limit: int) -> None:
     """The pairs to Parquet."""
     rules = Rules(min_margin=MIN_MARGIN)
-    writer, digest, path = None, hashlib.sha256(), out
+    writer = None
     for part in select_parts(lambda: read_blocks(source), "text", "higher_is_better", rules, limit, out.parent):
         if part is None:
             if writer is not None:
                 writer.close()
-            writer, digest = None, hashlib.sha256()
+            writer = None
             continue
         table = part.pairs.to_arrow(compat_level=pl.CompatLevel.oldest())
-        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd", compression_level=3)
+        writer = writer or pq.ParquetWriter(out, table.schema, compression="zstd", compression_level=3)
         writer.write_table(table, row_group_size=50_000)
     assert writer is not None
     writer.close()
-    return digest.hexdigest()
 
 
-def duckdb_arg_max(source: Path, out: Path, limit: int) -> str:
+def duckdb_arg_max(source: Path, out: Path, limit: int) -> None:
     """One pair a prompt, in SQL."""
     import duckdb
 
@@ -150,10 +148,9 @@ def duckdb_arg_max(source: Path, out: Path, limit: int) -> str:
                  FROM '{source}' WHERE score IS NOT NULL GROUP BY prompt HAVING max(score) - min(score) >= {MIN_MARGIN})
             TO '{out}' (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 3)"""
     )
-    return ""
 
 
-def polars_arg_max(source: Path, out: Path, _limit: int) -> str:
+def polars_arg_max(source: Path, out: Path, _limit: int) -> None:
     """One pair a prompt, in Polars."""
     best, worst = pl.col("score").arg_max(), pl.col("score").arg_min()
     (
@@ -168,10 +165,9 @@ def polars_arg_max(source: Path, out: Path, _limit: int) -> str:
         .filter(pl.col("margin") >= MIN_MARGIN)
         .sink_parquet(out, compression="zstd", compression_level=3)
     )
-    return ""
 
 
-def loop(source: Path, out: Path, _limit: int) -> str:
+def loop(source: Path, out: Path, _limit: int) -> None:
     """Python rows in a dict of lists, as scripts that binarize preference data do it."""
     prompts: dict[str, list[tuple[float, str]]] = {}
     for batch in pq.ParquetFile(source, pre_buffer=False).iter_batches(BLOCK):
@@ -184,10 +180,9 @@ def loop(source: Path, out: Path, _limit: int) -> str:
         if best[0] - worst[0] >= MIN_MARGIN:
             pairs.append({"prompt": prompt, "chosen": best[1], "rejected": worst[1]})
     pq.write_table(pa.Table.from_pylist(pairs), out, compression="zstd", compression_level=3)
-    return ""
 
 
-JOBS: dict[str, Callable[[Path, Path, int], str]] = {
+JOBS: dict[str, Callable[[Path, Path, int], None]] = {
     "floor": floor,
     "ours": ours,
     "duckdb": duckdb_arg_max,
@@ -221,14 +216,24 @@ def work(job: str, source: Path, out: Path, limit: int) -> None:
     now = resource.getrusage(resource.RUSAGE_SELF)
     cpu = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
     wall = time.perf_counter() - began
-    print(json.dumps({"wall": wall, "cpu": cpu, "anon": anon.most, "rss": now.ru_maxrss / 1024}))
+    print(
+        json.dumps(
+            {
+                "wall": wall,
+                "cpu": cpu,
+                "system": now.ru_stime - used.ru_stime,
+                "anon": anon.most,
+                "rss": now.ru_maxrss / 1024,
+            }
+        )
+    )
 
 
 def measure(job: str, source: Path, folder: Path, limit: int, threads: int | None = None) -> dict[str, float]:
     """Run a job in a fresh process; its result stays in FOLDER/JOB.parquet."""
     environment = os.environ | ({} if threads is None else {"POLARS_MAX_THREADS": str(threads)})
     command = [sys.executable, __file__, "--job", job, str(source), str(folder / f"{job}.parquet"), str(limit)]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)  # noqa: S603  this file
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -272,9 +277,8 @@ def main() -> None:
     options = parser.parse_args()
     folder, limit = options.folder / str(options.rows), options.memory_limit
     write_data(folder, options.rows)
-    print(
-        f"{options.rows:,} rows, memory limit {limit / 1e9:g} GB, polars {pl.__version__}, load {os.getloadavg()[0]:.1f}"
-    )
+    load = os.getloadavg()[0]
+    print(f"{options.rows:,} rows, memory limit {limit / 1e9:g} GB, polars {pl.__version__}, load {load:.1f}")
     print("| rows | wall s | CPU s | x floor wall | x floor CPU | anon MB | RSS MB |\n|---|---|---|---|---|---|---|")
     for name in ("sorted", "shuffled"):
         source = folder / f"{name}.parquet"

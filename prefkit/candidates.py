@@ -172,7 +172,7 @@ class _Ended:
 
     def add(self, narrow: pl.DataFrame, *, is_last: bool) -> int:
         """Take in a batch; how many of its rows are of prompts that have ended: all, or all but the last one's."""
-        self.scorers = pl.concat([self.scorers, narrow["scorer"].unique()]).unique()
+        self.scorers = pl.concat([self.scorers, narrow["scorer"].unique().cast(pl.String)]).unique()
         rated = narrow["rater"].null_count() < narrow.height
         key = narrow["prompt_key"].to_numpy()
         starts = starts_of(key)
@@ -219,7 +219,7 @@ def _all_together(
             complete = as_complete(frame)
             narrows.append(narrow_rows(complete, kind, hash_seed=hash_seed, random_seed=rules.lottery))
             held.add(complete.select(USED))
-        narrow = pl.concat(narrows)
+        narrow = pl.concat(narrows, how="vertical_relaxed")
         narrows.clear()
         candidates = candidates_of(narrow, direction, rules.scorers)
         if candidates.mixed:
@@ -261,37 +261,41 @@ class _Held:
 
     def __exit__(self, *_: object) -> None:
         self.frames.clear()
-        if self.folder is not None:
+        self.reader = None
+        try:
             self._close()
-            self.reader = None
-            shutil.rmtree(self.folder, ignore_errors=True)
+        finally:
+            if self.folder is not None:
+                shutil.rmtree(self.folder, ignore_errors=True)
 
     def add(self, frame: pl.DataFrame) -> None:
         """Take in the next rows."""
         self.size += int(frame.estimated_size() * OVERHEAD)
         self.firsts.append(self.firsts[-1] + frame.height)
-        self.frames.append(frame)
-        if self.size > self.memory_limit or self.folder is not None:
-            for held in self.frames:
-                self._to_disk(held)
-            self.frames.clear()
+        if self.folder is None and self.size <= self.memory_limit:
+            self.frames.append(
+                compact(frame)
+            )  # so the reader's own memory is reused: new pages cost more than the copy
+            return
+        for held in (*self.frames, frame):
+            self._to_disk(held)
+        self.frames.clear()
 
     def _to_disk(self, frame: pl.DataFrame) -> None:
         table = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
-        if self.folder is None:
-            if self.scratch is not None:
-                self.scratch.mkdir(parents=True, exist_ok=True)
-            self.folder = Path(tempfile.mkdtemp(prefix=".candidates-", dir=self.scratch))
-            self.writer = pa.ipc.new_file(str(self.folder / "records.arrow"), table.schema)
-        with written(self.folder):
+        with written(self.scratch or Path(tempfile.gettempdir())):
+            if self.folder is None:
+                if self.scratch is not None:
+                    self.scratch.mkdir(parents=True, exist_ok=True)
+                self.folder = Path(tempfile.mkdtemp(prefix=".candidates-", dir=self.scratch))
+                self.writer = pa.ipc.new_file(str(self.folder / "records.arrow"), table.schema)
             self.writer.write_batch(_one_batch(table))
 
     def _close(self) -> None:
-        if self.writer is not None:
-            assert self.folder is not None
-            with written(self.folder):
-                self.writer.close()
-            self.writer = None
+        writer, self.writer = self.writer, None
+        if writer is not None:
+            with written(self.scratch or Path(tempfile.gettempdir())):
+                writer.close()
 
     def gather(self, rows: Ints, columns: Sequence[str]) -> pl.DataFrame:
         """These rows, in this order."""

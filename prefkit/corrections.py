@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import polars as pl
 from rapidfuzz.distance import Levenshtein, Prefix
 
+from prefkit.errors import located
 from prefkit.format import Kind, text_dtype
 from prefkit.pairs import as_drafts, as_dropped
 from prefkit.text import WORD, words_of
@@ -71,10 +72,13 @@ def rewrite_responses(records: pl.DataFrame, rules: Sequence[Rule], kind: Kind) 
         kind: of the dataset.
 
     A response that no rule changes is dropped (`untouched`), and so is one whose correction still holds a text that had
-    to go (`old_text_remains`). Whatever a rule raises is raised.
+    to go (`old_text_remains`). An error that a rule raises gets the file and row.
     """
     touched = dict.fromkeys([rule.name for rule in rules], 0)
-    texts = [_rewritten(text, rules, touched) for text in records["response"].to_list()]
+    texts = []
+    for text, source, row in records.select("response", "source", "source_row").iter_rows():
+        with located(f"{source}:{row}"):
+            texts.append(_rewritten(text, rules, touched))
     made = records.with_columns(pl.Series("correction", texts, text_dtype(kind)))
     folded = made.select(words_of("correction", kind)).to_series().to_list()
     gone = [text.casefold() for rule in rules for text in rule.gone]

@@ -90,7 +90,7 @@ def expressions(
             continue
         column, shapes[field.name] = at
         value = _value(field, column, shapes[field.name], form.family, kind)
-        if value is None:
+        if value is None or shapes[field.name] == "other":
             return None
         told = nulls_are_there and field.path in shape
         found[field.name] = value if told or not field.named else Value(value.value, value.sure & column.is_not_null())

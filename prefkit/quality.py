@@ -73,10 +73,7 @@ def narrow_rows(
         flat("response", kind).hash(hash_seed).alias("text_key"),
         pl.when(words.str.strip_chars() != "").then(words.str.len_chars()).otherwise(0).alias("num_chars"),
         "score",
-        *(
-            pl.col(name) if name in records.columns else pl.lit(None, pl.String).alias(name)
-            for name in ("scorer", "rater")
-        ),
+        *(_told(records, name) for name in ("scorer", "rater")),
     )
     if "tools" in records.columns and records["tools"].null_count() < records.height:
         tools = records["tools"]
@@ -85,6 +82,13 @@ def narrow_rows(
             for name, seed in (("prompt_key", hash_seed), ("prompt_check", hash_seed + CHECK))
         )
     return frame if random_seed is None else frame.with_columns(_lots(records, random_seed))
+
+
+def _told(records: pl.DataFrame, name: str) -> pl.Expr:
+    """A column, without a dtype (and without memory) where it says nothing."""
+    if name in records.columns and records[name].null_count() < records.height:
+        return pl.col(name)
+    return pl.lit(pl.Series(name, [None], pl.Null).new_from_index(0, records.height))
 
 
 def _lots(records: pl.DataFrame, seed: int) -> pl.Series:
@@ -234,7 +238,7 @@ def _plain(
 
 def _codes(names: pl.Series) -> Ints:
     """Each name's place among the sorted names; null is a name of its own and comes first."""
-    return (names.rank("dense").cast(pl.Int64).fill_null(0)).to_numpy()
+    return names.cast(pl.String).rank("dense").cast(pl.Int64).fill_null(0).to_numpy()
 
 
 def _judged(

@@ -80,20 +80,19 @@ def _function(name: str) -> Callable[[str], str]:
 
 
 def _checked(name: str, function: Callable[[str], str]) -> Callable[[str], str]:
-    """The function, with an error that names it where it fails or gives something else than a text."""
+    """The function, with an error that names it where it fails or gives no text; the caller adds the row."""
 
     def apply(text: str) -> str:
         try:
             made = function(text)
         except Exception as error:
             raise SourceError(
-                f"rules.function raised {type(error).__name__}: {error}",
-                where=name,
+                f"rules.function {name} raised {type(error).__name__}: {error}",
                 expected="a text for every response",
                 hint="mend it and type the same command",
             ) from error
         if not isinstance(made, str):
-            raise SourceError(f"rules.function gave {type(made).__name__}", where=name, expected="a text")
+            raise SourceError(f"rules.function {name} gave {type(made).__name__}", expected="a text for every response")
         return made
 
     return apply

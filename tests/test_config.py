@@ -327,7 +327,7 @@ def test_every_configuration_error_ends_a_command_with_2() -> None:
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ({"columns": {"prompt": "q"}}, "columns: needs format:"),
+        ({"columns": {"prompt": "q"}}, "columns: needs format:, as it is the format that says what they mean"),
         ({"rules": [{"pattern": "a"}]}, "rules: needs format:"),
         ({"format": "shp", "direction": "lower_is_better"}, "direction: lower_is_better has no effect on shp"),
         ({"format": "trl", "labels": {"a": [1], "b": [2]}}, "labels: has no effect on trl: it is for comparisons"),

@@ -66,7 +66,8 @@ def test_no_format_that_fits_is_refused_with_the_keys_found(write_jsonl: Callabl
     text = str(raised.value)
     assert "no format is known by its rows; they have the keys question, answers (items of a list: text, rank)" in text
     assert "format: and columns: of this source" in text
-    assert "prefkit formats lists them; for example format: candidates" in text
+    assert "prefkit formats lists them; for example" in text
+    assert "format: candidates, columns: {prompt: question, response: answer, score: rating}" in text
 
 
 def test_a_file_without_a_row_says_so(write_jsonl: Callable[..., Path]) -> None:

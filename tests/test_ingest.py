@@ -730,3 +730,12 @@ def test_a_time_that_python_has_no_value_for_is_kept_in_the_raw_text_of_its_neig
     (tmp_path / "rows.parquet").write_bytes(buffer.getvalue())
     assert "timestamp[ms]" in same(tmp_path / "rows.parquet").rejects["raw"].item()
     assert dt.datetime(1970, 1, 1).isoformat() not in same(tmp_path / "rows.parquet").rejects["raw"].item()
+
+
+def test_a_time_where_a_name_should_be_is_judged_by_what_its_column_becomes(tmp_path: Path) -> None:
+    times = pa.array(
+        [None, 1, None], pa.timestamp("ns")
+    )  # Python has no nanoseconds: nulls of this column are read too
+    table = pa.table({"prompt": ["p"] * 3, "chosen": ["c"] * 3, "rejected": ["r"] * 3, "chosen_model": times})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    assert same(tmp_path / "rows.parquet").rejects["line"].to_list() == [1, 2, 3]

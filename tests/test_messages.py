@@ -63,6 +63,7 @@ NO_PLACE = {
     "log-probs are not finite": "likewise",
     "has no gradient checkpointing": "likewise",
     "takes its dropout from its config in train mode": "likewise",
+    "rules.function": "the caller adds the file and row of the response; a test reads it there",
     "the loss is not finite at step": "the caller adds the run's directory; a test reads it there",
     "the gradient is not finite at step": "likewise",
 }

@@ -84,7 +84,7 @@ PIPELINES: dict[str, tuple[str | bytes, str]] = {
     "a misspelt section": (
         f"dataset: d\n{SOURCE}splitt: {{seed: 1}}\n",
         "pipeline.yaml:3: unknown key splitt\n"
-        "  expected: one of dataset, kind, sources, pairs, validate, dedupe, split, audit, precompute, train\n"
+        "  expected: one of dataset, kind, sources, pairs, validate, dedupe, split, build, audit, precompute, train\n"
         "  next: did you mean split?",
     ),
     "a misspelt key": (
@@ -246,8 +246,7 @@ SOURCES: dict[str, tuple[str, str, str | bytes | None, str]] = {
         "rows.json",
         "rows.json",
         ROW,
-        "rows.json: not a list\n  expected: a list of objects\n"
-        "  next: one object a line is .jsonl: rename the file",
+        "rows.json: not a list\n  expected: a list of objects\n  next: one object a line is .jsonl: rename the file",
     ),
     "an empty csv": ("rows.csv", "rows.csv", b"", "rows.csv: empty\n  expected: a header line"),
     "a column twice": (
@@ -268,7 +267,7 @@ SOURCES: dict[str, tuple[str, str, str | bytes | None, str]] = {
         "rows.jsonl",
         "\n\n",
         "rows.jsonl: holds no row\n  expected: prompt, chosen, rejected [, chosen_score, rejected_score, chosen_model, "
-        "rejected_model, annotator, weight]",
+        "rejected_model, annotator, weight, tools]",
     ),
     "other columns": (
         "rows.jsonl",
@@ -277,7 +276,7 @@ SOURCES: dict[str, tuple[str, str, str | bytes | None, str]] = {
         "rows.jsonl: 2 of 2 rows could not become a record: 2 missing_field (prompt); first lines: 1, 2; "
         "a row has the keys question, answer\n"
         "  expected: prompt, chosen, rejected [, chosen_score, rejected_score, chosen_model, rejected_model, "
-        "annotator, weight]; at most a share of 0.1 rejects (validate.max_reject_share)\n"
+        "annotator, weight, tools]; at most a share of 0.1 rejects (validate.max_reject_share)\n"
         "  next: check format: and columns: of this source, or prefkit formats",
     ),
 }
@@ -387,6 +386,23 @@ def test_a_dataset_of_a_newer_prefkit_is_answered_in_full(refuses: Refuses, data
     text = f"data/manifest.json: format_version is {version + 1}\n  expected: at most {version}: use a newer prefkit"
     for arguments in (("info", dataset), ("audit", dataset), ("build", "pipeline.yaml")):
         refuses(arguments, text, "DatasetError")
+
+
+def test_a_dataset_of_an_older_prefkit_is_answered_in_full_and_built_again(
+    refuses: Refuses, prefkit: Prefkit, dataset: str, tmp_path: Path
+) -> None:
+    path = tmp_path / dataset / "manifest.json"
+    manifest = json.loads(path.read_text())
+    version = manifest["format_version"]
+    path.write_text(json.dumps(manifest | {"format_version": version - 1}))
+    text = (
+        f"data/manifest.json: format_version is {version - 1}, of an older prefkit\n  expected: {version}\n"
+        "  next: prefkit build PIPELINE.yaml makes it again; its reference and runs stay"
+    )
+    for arguments in (("info", dataset), ("audit", dataset)):
+        refuses(arguments, text, "DatasetError")
+    assert prefkit("build", "pipeline.yaml").code == 0
+    assert json.loads(path.read_text()) == manifest
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {

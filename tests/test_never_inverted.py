@@ -764,16 +764,25 @@ def mean(values: Iterable[Any]) -> Any:
     return sum(listed) / len(listed)
 
 
-def z_scores(values: Mapping[Any, Fraction]) -> dict[Any, float]:
-    """(value - mean) / population standard deviation; nothing where all are the same."""
+def spread(values: Iterable[Any]) -> float:
+    """The population standard deviation; 0 below 1e-9, where a judge tells nothing apart."""
+    listed = [*values]
+    middle = mean(listed)
+    found = math.sqrt(mean([(value - middle) ** 2 for value in listed]))
+    return found if found >= 1e-9 else 0.0
+
+
+def z_scores(values: Mapping[Any, Any]) -> dict[Any, float]:
+    """(value - mean) / standard deviation, to 12 decimals; nothing where all are the same."""
+    if not values or not (deviation := spread(values.values())):
+        return {}
     middle = mean(values.values())
-    variance = mean((value - middle) ** 2 for value in values.values())
-    return {key: float(value - middle) / math.sqrt(variance) for key, value in values.items()} if variance else {}
+    return {key: round(float(value - middle) / deviation, 12) for key, value in values.items()}
 
 
 def ranks(values: Mapping[Any, Any]) -> dict[Any, Fraction]:
     """From 0, the worst, to 1; equal ones have the average; nothing where all are the same."""
-    if len(set(values.values())) < 2:
+    if not values or not spread(values.values()):
         return {}
     below = {key: sum(other < value for other in values.values()) for key, value in values.items()}
     equal = {key: sum(other == value for other in values.values()) for key, value in values.items()}
@@ -971,8 +980,8 @@ def selections(draw: Draw, chosen: str, rejected: str) -> File:
     ]
     scorers, raters = draw(st.sampled_from(judges))
     lines = []
-    for _ in range(draw(st.integers(2, 20))):
-        about = draw(st.integers(0, 2))
+    for _ in range(draw(st.integers(4, 20))):
+        about = draw(st.integers(0, 1))
         one = opinion(draw, about, sign)
         scorer, rater = draw(st.sampled_from(scorers)), draw(st.sampled_from(raters))
         row = {"prompt": one.prompt, "response": one.text, "score": one.raw, "scorer": scorer, "rater": rater}
@@ -983,11 +992,13 @@ def selections(draw: Draw, chosen: str, rejected: str) -> File:
         "length_cap": st.sampled_from([0.05, 0.7]),
         "max_pairs_per_prompt": st.sampled_from([1, 2, 4]),
         "scorers": st.sampled_from(["rank", "zscore"]),
-        "scorers_agree": st.booleans(),
+        "scorers_agree": st.just(True),
         **({"min_chosen_score": st.sampled_from([0, 1.5, 3])} if scorers == [None] else {}),
     }
+    for name, where in (("min_chosen_score", [None]), ("scorers_agree", ["s", "t", "u"])):
+        optional |= {f"{name} {n}": optional[name] for n in range(6) if scorers == where}  # where it has an effect
     names = draw(st.lists(st.sampled_from([*optional]), max_size=3, unique=True))
-    pairs = {"chosen": chosen, "rejected": rejected, **{name: draw(optional[name]) for name in names}}
+    pairs = {"chosen": chosen, "rejected": rejected, **{name.split()[0]: draw(optional[name]) for name in names}}
     return File(source, lines, pairs)
 
 

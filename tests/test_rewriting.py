@@ -87,8 +87,12 @@ def test_a_function_of_a_module_beside_the_pipeline_is_a_rule_and_its_change_is_
         (None, "nowhere_at_all:f", "rules.function: no module nowhere_at_all"),
         ("x = 1\n", "rules_a:f", "rules.function: rules_a has no function f"),
         ("import no_such_thing\n", "rules_b:f", "rules.function: rules_b cannot be imported: ModuleNotFoundError"),
-        ("def f(text):\n    return 1 / 0\n", "rules_c:f", "rules.function raised ZeroDivisionError: division by zero"),
-        ("def f(text):\n    return None\n", "rules_d:f", "rules.function gave NoneType"),
+        (
+            "def f(text):\n    return 1 / 0\n",
+            "rules_c:f",
+            "rules.function rules_c:f raised ZeroDivisionError: division by zero",
+        ),
+        ("def f(text):\n    return None\n", "rules_d:f", "rules.function rules_d:f gave NoneType"),
     ],
 )
 def test_a_function_that_cannot_be_used_is_refused_by_name(
@@ -98,5 +102,12 @@ def test_a_function_that_cannot_be_used_is_refused_by_name(
         module(tmp_path, function.partition(":")[0], text)
     ended = prefkit("build", pipeline({"function": function}), "--json")
     assert ended.code == 2
-    assert said in ended.error()["message"]
+    error = ended.error()
+    assert said in error["message"]
+    if "raised" in said or "gave" in said:
+        assert (error["where"], error["expected"]) == ("r.jsonl:1", "a text for every response")
+    if "raised" in said:
+        assert error["hint"] == "mend it and type the same command"
+    if "no module" in said:
+        assert error["expected"] == "a Python file in the working directory, or an installed module"
     assert not (tmp_path / "d" / "manifest.json").exists()

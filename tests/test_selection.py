@@ -1,9 +1,11 @@
 """Every rule of selection equals plain Python loops in exact decimals, in memory, streamed and spilled alike."""
 
+import errno
 import gzip
 import hashlib
 import json
 import math
+import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +25,7 @@ from prefkit.build import build_dataset
 from prefkit.candidates import select_candidates, select_parts
 from prefkit.config import PairsConfig, Pipeline
 from prefkit.drafts import selection_rules
-from prefkit.errors import ConfigError
+from prefkit.errors import ConfigError, MachineError
 from prefkit.format import MESSAGES
 from prefkit.pairing import Rules
 from prefkit.pairs import Direction
@@ -444,6 +446,20 @@ def test_prompts_that_stand_together_are_read_once_and_others_twice(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_disk_that_is_full_is_said_so_and_nothing_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(candidates, "_one_batch", full)
+    frame = long_records(50, 8, shuffled=True)
+    with pytest.raises(MachineError, match="the disk is full") as caught:
+        select_candidates(lambda: [frame], "text", "higher_is_better", Rules(), 1000, tmp_path)
+    assert caught.value.where == str(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_prompt_that_comes_back_at_the_very_end_voids_all_that_was_decided() -> None:
     rows = [Row(f"p{n // 2}", f"text {n}", n) for n in range(20)]
     frame = records([*rows, Row("p0", "better", 99)])
@@ -651,7 +667,7 @@ def test_the_least_chosen_score_counts_in_the_direction_of_the_source() -> None:
 
 def test_a_least_chosen_score_needs_one_scorer() -> None:
     rows = [("p", "a", 1, "s"), ("p", "b", 2, "t")]
-    with pytest.raises(ConfigError, match=r"pairs.min_chosen_score has no meaning with 2 scorers") as caught:
+    with pytest.raises(ConfigError, match=r"pairs.min_chosen_score has no meaning with 2 scorers, whose units differ") as caught:
         select(rows, min_chosen_score=1.0)
     assert (caught.value.expected, caught.value.hint) == (
         "one scorer",
