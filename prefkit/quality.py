@@ -14,7 +14,7 @@ import polars as pl
 
 from prefkit.format import Kind, canonical_json
 from prefkit.pairs import SIGNIFICANT, Direction, signed
-from prefkit.text import bare, flat, words_of
+from prefkit.text import bare, flat, says_nothing, words_of
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -64,15 +64,15 @@ def narrow_rows(
 
     Returns:
         prompt_key (of prompt and tools), prompt_check (the same with another seed), text_key, num_chars (0:
-        empty after stripping), score, scorer, rater, lot.
+        it says nothing), score rounded to 12 significant digits, scorer, rater, lot.
     """
     words = words_of("response", kind)
     frame = records.select(
         flat("prompt", kind).hash(hash_seed).alias("prompt_key"),
         flat("prompt", kind).hash(hash_seed + CHECK).alias("prompt_check"),
         flat("response", kind).hash(hash_seed).alias("text_key"),
-        pl.when(words.str.strip_chars() != "").then(words.str.len_chars()).otherwise(0).alias("num_chars"),
-        "score",
+        pl.when(says_nothing("response", kind)).then(0).otherwise(words.str.len_chars()).alias("num_chars"),
+        pl.col("score").round_sig_figs(SIGNIFICANT),
         *(_told(records, name) for name in ("scorer", "rater")),
     )
     if "tools" in records.columns and records["tools"].null_count() < records.height:

@@ -13,6 +13,8 @@ import polars as pl
 from prefkit.format import Kind, canonical_json
 
 WORD = re.compile(r"\w+|[^\w\s]")
+VISIBLE = r"[^\s\p{Cf}]"  # no white space, and no format character (zero-width space, byte order mark)
+CALLS = '"tool_calls"'  # a key of `extra`; inside a JSON text its quotes would be escaped
 
 
 def content_hash(*parts: object) -> str:
@@ -86,8 +88,19 @@ def words_of(column: str, kind: Kind) -> pl.Expr:
     if kind == "text":
         return pl.col(column)
     content, extra = (pl.element().struct.field(name) for name in ("content", "extra"))
-    seen = pl.when(extra.is_null()).then(content).otherwise(pl.concat_str(content, extra))
-    return pl.col(column).list.eval(seen).list.join("\n")
+    calls = extra.str.contains(CALLS, literal=True).fill_null(False)
+    return (
+        pl.col(column).list.eval(pl.when(calls).then(pl.concat_str(content, extra)).otherwise(content)).list.join("\n")
+    )
+
+
+def says_nothing(column: str, kind: Kind) -> pl.Expr:
+    """Whether a reply is empty: its last message has no character that can be seen, and calls no tool."""
+    if kind == "text":
+        return ~pl.col(column).str.contains(VISIBLE)
+    last = pl.col(column).list.last()
+    calls = last.struct.field("extra").str.contains(CALLS, literal=True).fill_null(False)
+    return ~last.struct.field("content").str.contains(VISIBLE).fill_null(False) & ~calls
 
 
 def printable(text: str) -> str:

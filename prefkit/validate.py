@@ -11,7 +11,7 @@ import polars as pl
 
 from prefkit.format import Kind
 from prefkit.screen import Screened, screen
-from prefkit.text import flat, folded, words_of
+from prefkit.text import VISIBLE, flat, folded, says_nothing, words_of
 
 SIDES = ("chosen", "rejected")
 # ours: what an instruction model puts before a text that it was asked to revise; only at the very start
@@ -59,11 +59,8 @@ def rules(
         score_scale: lowest and highest allowed score, both inclusive; None: any finite score.
         meta_phrases: whether a correction may not begin by saying that it is a revision.
     """
-    empty = {f"empty_{name}": words_of(name, kind).str.strip_chars() == "" for name in ("prompt", *SIDES)}
-    if kind == "chat":
-        empty = {
-            reason: rule | (pl.col(reason.removeprefix("empty_")).list.len() == 0) for reason, rule in empty.items()
-        }
+    no_prompt = ~words_of("prompt", kind).str.contains(VISIBLE).fill_null(False)
+    empty = {"empty_prompt": no_prompt, **{f"empty_{side}": says_nothing(side, kind) for side in SIDES}}
     turns = {
         "prompt_ends_without_user_turn": ~_last_role("prompt").is_in(["user", "tool"]),
         "side_ends_without_assistant_turn": pl.any_horizontal(_last_role(side) != "assistant" for side in SIDES),

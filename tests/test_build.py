@@ -197,7 +197,7 @@ def test_a_chat_dataset_takes_texts_messages_and_transcripts_alike(
     rows = table(built, "pairs").sort("source", "source_row").to_dicts()
     assert [row["prompt"] for row in rows] == [[{"role": "user", "content": text}] for text in ("p1", "q2", "q3")]
     assert rows[0]["chosen"] == [{"role": "assistant", "content": "good 1"}]
-    assert table(built, "pairs").schema == schema("pairs", "chat")
+    assert table(built, "pairs").schema == schema("pairs", "chat", plain=True)
     assert read_manifest(Path(built.dataset))["kind"] == "chat"
 
 
@@ -231,7 +231,7 @@ def test_where_every_row_is_dropped_the_other_tables_are_empty_and_have_their_co
     assert table(built, "dropped").height == 1
     for name in ("pairs", "rejects"):
         assert table(built, name).is_empty()
-        assert table(built, name).schema == schema(name, kind)
+        assert table(built, name).schema == schema(name, kind, plain=True)
 
 
 # too many rejects

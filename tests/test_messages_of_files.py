@@ -110,8 +110,8 @@ PIPELINES: dict[str, tuple[str | bytes, str]] = {
     ),
     "a column like another": (
         "dataset: d\nsources:\n  - {path: r.jsonl, format: corrections, columns: {promt: q}}\n",
-        "pipeline.yaml:3: columns.promt: corrections has the fields prompt, response, correction, model, annotator"
-        "; did you mean prompt?",
+        "pipeline.yaml:3: columns.promt: corrections has the fields prompt, response, correction, model, annotator, "
+        "tools; did you mean prompt?",
     ),
     "a column like no other": (
         "dataset: d\nsources:\n  - {path: r.jsonl, format: hh, columns: {xyz: q}}\n",

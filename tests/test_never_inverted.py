@@ -750,13 +750,18 @@ def check_candidates(file: File, tables: Tables) -> None:
     said: dict[str, dict[str, Scores]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for one in opinions:
         if one.text.strip(WHITE):
-            said[one.prompt][one.text][one.scorer, one.rater].append(one.value or Fraction(0))
+            said[one.prompt][one.text][one.scorer, one.rater].append(to_12_digits(one.value or Fraction(0)))
     quality = qualities(said, file.pairs.get("scorers", "rank"))
     check_selected(file, tables, said, quality)
 
 
 Said = Mapping[str, Mapping[str, Scores]]
 Qualities = Mapping[str, Mapping[str, Any]]
+
+
+def to_12_digits(value: Fraction) -> Fraction:
+    """As many as count of a score: what floats lose in a sum prefers nobody."""
+    return Fraction(f"{float(value):.12g}")
 
 
 def mean(values: Iterable[Any]) -> Any:
@@ -792,7 +797,7 @@ def ranks(values: Mapping[Any, Any]) -> dict[Any, Fraction]:
 def qualities(said: Said, scorers: str) -> Qualities:
     """What the responses of each prompt are worth, higher is better; only of those that a scorer tells apart."""
     means = {
-        (prompt, text, *who): mean(values)
+        (prompt, text, *who): to_12_digits(mean(values))
         for prompt, texts in said.items()
         for text, scores in texts.items()
         for who, values in scores.items()

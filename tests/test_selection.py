@@ -667,7 +667,9 @@ def test_the_least_chosen_score_counts_in_the_direction_of_the_source() -> None:
 
 def test_a_least_chosen_score_needs_one_scorer() -> None:
     rows = [("p", "a", 1, "s"), ("p", "b", 2, "t")]
-    with pytest.raises(ConfigError, match=r"pairs.min_chosen_score has no meaning with 2 scorers, whose units differ") as caught:
+    with pytest.raises(
+        ConfigError, match=r"pairs.min_chosen_score has no meaning with 2 scorers, whose units differ"
+    ) as caught:
         select(rows, min_chosen_score=1.0)
     assert (caught.value.expected, caught.value.hint) == (
         "one scorer",

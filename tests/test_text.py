@@ -8,6 +8,7 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefkit.format import MESSAGES
 from prefkit.text import canonical, flat, pair_id, prompt_id, with_pair_ids, words_of
 
 PROPERTY = settings(deadline=None, max_examples=100, derandomize=True, database=None)
@@ -31,7 +32,7 @@ def folded(*texts: str) -> list[str]:
 
 
 def flattened(*conversations: list[dict[str, str]]) -> list[str]:
-    dtype = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+    dtype = MESSAGES
     return (
         pl.DataFrame({"side": pl.Series(conversations, dtype=dtype)}).select(flat("side", "chat")).to_series().to_list()
     )
@@ -87,7 +88,7 @@ def test_a_frame_gets_the_same_ids_as_single_pairs_in_any_row_order() -> None:
 
 def test_a_chat_frame_gets_the_same_ids_as_plain_messages() -> None:
     row = {"prompt": [user("p")], "chosen": [assistant("c")], "rejected": [assistant("r")]}
-    dtype = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+    dtype = MESSAGES
     frame = pl.DataFrame([row], schema=dict.fromkeys(row, dtype))
     assert with_pair_ids(frame, "chat")["pair_id"].to_list() == [
         pair_id("chat", row["prompt"], row["chosen"], row["rejected"])
@@ -136,7 +137,7 @@ def test_no_content_can_pass_for_a_boundary_between_messages() -> None:
 
 
 def test_words_are_the_contents_of_messages_without_their_roles() -> None:
-    dtype = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+    dtype = MESSAGES
     frame = pl.DataFrame({"side": pl.Series([[assistant("Hi"), user("there")]], dtype=dtype)})
     text = frame.select(words_of("side", "chat")).item()
     assert text.split() == ["Hi", "there"]

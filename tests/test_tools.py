@@ -165,7 +165,7 @@ def test_a_control_token_in_an_argument_or_a_tool_is_never_encoded(
             "not_text_content",
         ),
         ({"chosen": [{"role": "assistant", "content": None}]}, "chosen", "wrong_type"),
-        ({"chosen": [{"role": "assistant"}]}, "chosen", "missing_field"),
+        ({"chosen": [{"role": "assistant"}]}, "chosen", "wrong_type"),
     ],
 )
 def test_what_is_no_message_or_tool_is_a_reject_by_name(

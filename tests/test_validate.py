@@ -53,6 +53,7 @@ TEXT_RULES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("empty_prompt", {"prompt": " \n"}, {"prompt": " . "}),
     ("empty_chosen", {"chosen": ""}, {"chosen": "0"}),
     ("empty_rejected", {"rejected": "\t\u00a0 "}, {"rejected": "-"}),
+    ("empty_chosen", {"chosen": "\u200b\ufeff "}, {"chosen": "\u200b."}),  # nothing that can be seen
     ("identical", {"chosen": "bad"}, {"chosen": "Bad"}),
     ("identical_after_folding", {"chosen": " bad\n"}, {"chosen": "b ad"}),
     (
@@ -74,6 +75,16 @@ CHAT_RULES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("empty_prompt", {"prompt": [user(" ")]}, {"prompt": [system(" "), user("?")]}),
     ("empty_chosen", {"chosen": [assistant("\n")]}, {"chosen": [assistant(".")]}),
     ("empty_rejected", {"rejected": []}, {"rejected": [assistant(".")]}),
+    (  # the last answer counts, and a name is none
+        "empty_chosen",
+        {"chosen": [assistant("a"), user("q"), assistant(" ")]},
+        {"chosen": [assistant(""), user("q"), assistant("a")]},
+    ),
+    (
+        "empty_chosen",
+        {"chosen": [{**assistant(""), "extra": '{"name": "x"}'}]},
+        {"chosen": [{**assistant(""), "extra": '{"tool_calls": [{}]}'}]},
+    ),
     (
         "prompt_ends_without_user_turn",
         {"prompt": [user("q"), assistant("a")]},
