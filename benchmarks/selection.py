@@ -33,6 +33,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prefkit.ahead import ahead
 from prefkit.candidates import select_parts
 from prefkit.pairing import Rules
 
@@ -124,7 +125,8 @@ def ours(source: Path, out: Path, limit: int) -> None:
     """The pairs to Parquet."""
     rules = Rules(min_margin=MIN_MARGIN)
     writer = None
-    for part in select_parts(lambda: read_blocks(source), "text", "higher_is_better", rules, limit, out.parent):
+    parts = select_parts(lambda: read_blocks(source), "text", "higher_is_better", rules, limit, out.parent)
+    for part in ahead(parts):  # decided in one thread, read in another, written in this one
         if part is None:
             if writer is not None:
                 writer.close()

@@ -12,7 +12,7 @@ Pure functions on Polars frames: `screen`, `formats`, `pairs`, `corrections`, `c
 `selection`, `validate`, `dedupe`, `split`, `audit`.
 Files: `documents`, `config`, `rows`, `checked`, `shapes`, `plans`, `ingest`, `sources`, `detection`, `views`, `store`,
 `candidates`, `rewriting`, `drafts`, `target`, `build`, `report`, `query`, `export`, `info`, `schemas`. Below the torch
-line: `controls`, `encode`, `identity`, `models`, `logps`, `batches`, `work`, `processes`, `scoring`, `reference`,
+line: `conversations`, `controls`, `encode`, `identity`, `models`, `logps`, `batches`, `work`, `processes`, `scoring`, `reference`,
 `losses`, `schedule`, `gate`, `checkpoint`, `run`, `train`. The edge: `terminal`, `stopping`, `demo`, `cli`.
 
 Each command is one function here, imported on first use so that `import prefkit` stays light.

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from prefkit.ahead import ahead
 from prefkit.format import Kind, text_dtype
 from prefkit.pairing import Rules, pair_candidates
 from prefkit.pairs import Direction
@@ -110,7 +111,7 @@ def _one_after_the_other(
     pending = [as_complete(pl.DataFrame(schema=_schema(kind)))]
     rows = size = held_rows = held_size = 0  # held: of a prompt that may go on
     ended = _Ended()
-    for frame in read():
+    for frame in ahead(read()):
         pending.append(as_complete(frame))
         rows, size = rows + frame.height, size + int(frame.estimated_size())
         if size > memory_limit:
@@ -215,7 +216,7 @@ def _all_together(
     """Whether it went well: no two prompts have one hash."""
     with _Held(memory_limit, scratch) as held:
         narrows = []
-        for frame in read():
+        for frame in ahead(read()):
             complete = as_complete(frame)
             narrows.append(narrow_rows(complete, kind, hash_seed=hash_seed, random_seed=rules.lottery))
             held.add(complete.select(USED))

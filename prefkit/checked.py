@@ -46,6 +46,9 @@ RECORD_VALUES: Mapping[str, Mapping[str, pl.DataType | type[pl.DataType]]] = {
     },
 }
 ROLE_OF = {"prompt": "user"}  # every other text is the assistant's
+# names that records.py gives to what is wrong with a value
+OWN_PROBLEMS = {"not_a_number", "not_finite", "out_of_range", "not_text_content", "not_tools", "not_json"}
+OWN_PROBLEMS |= {"lone_surrogate", "function_call"}
 
 
 def check_row(
@@ -101,7 +104,7 @@ def _field(loc: tuple[int | str, ...], index: int, count: int) -> str:
 
 def _reason(loc: tuple[int | str, ...], problem: str) -> str:
     """The rule's name for a problem of pydantic's; what a message lacks makes its text the wrong type."""
-    if problem in ("not_a_number", "not_finite", "out_of_range", "not_text_content", "not_tools"):
+    if problem in OWN_PROBLEMS:
         return problem
     if problem == "missing" and len(loc) == 1:
         return "missing_field"

@@ -10,9 +10,7 @@ and trained on, and a drop with a reason for every pair that cannot be. The trai
 * text that spells a control token is encoded as text, never as the token.
 """
 
-import contextlib
 import functools
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +20,7 @@ import jinja2
 import polars as pl
 
 from prefkit.controls import Shadow, control_tokens, encode_pieces, make_shadow
+from prefkit.conversations import Conversation, conversations_of, hidden_texts, marked
 from prefkit.errors import CheckError, ModelError
 from prefkit.format import Kind
 
@@ -43,6 +42,8 @@ FIXED_DATE |= {"%a": "Fri", "%H": "00", "%I": "12", "%M": "00", "%S": "00", "%p"
 REPLACED = "".join(f" | replace('{code}', '{text}')" for code, text in FIXED_DATE.items())
 FIXED_STRFTIME = "{% macro strftime_now(format) %}{{ format" + REPLACED + " }}{% endmacro %}{{ '' }}"
 OWN_TEMPLATES = {"transcript": TRANSCRIPT}
+# what a template raises at a conversation that it cannot print, or that is nested too deeply
+TEMPLATE_FAILS = (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError, RecursionError)
 ShadowOf: TypeAlias = Callable[[], Shadow | None]
 CHUNK = 2_000  # pairs tokenised at once
 END_WINDOW = 3  # an end token may be followed by a newline or two of the template
@@ -153,13 +154,16 @@ def _encode_chunk(
     pairs: pl.DataFrame, tokenizer: Any, settings: EncodeSettings, controls: dict[int, str], shadow: ShadowOf
 ) -> Encoded:
     """A chunk at a time: ids as Python numbers take 70 bytes a token, in a frame 4."""
-    flags = _spells_control(pairs, settings.kind, [t for t in controls.values() if t])
+    spelt = [token for token in controls.values() if token]
+    flags = _spells_control(pairs, settings.kind, spelt)
     kept: list[dict[str, Any]] = []
     dropped: list[dict[str, str]] = []
     if pairs.height:
         named = ("pair_id", "prompt", "chosen", "rejected", *(["tools"] if "tools" in pairs.columns else []))
         rows = pairs.select(named).to_dicts()
-        for row, flag, tokens in zip(rows, flags, _tokenise(rows, flags, tokenizer, settings, shadow), strict=True):
+        for row, flag, tokens in zip(
+            rows, flags, _tokenise(rows, flags, tokenizer, settings, shadow, spelt), strict=True
+        ):
             if isinstance(tokens, str):
                 dropped.append({"pair_id": row["pair_id"], "reason": tokens})
                 continue
@@ -208,11 +212,16 @@ def _side_by_side(column: str, kind: Kind, strip: bool) -> pl.Expr:  # noqa: FBT
 
 
 def _tokenise(
-    rows: list[dict[str, Any]], spelled: list[bool], tokenizer: Any, settings: EncodeSettings, shadow: ShadowOf
+    rows: list[dict[str, Any]],
+    spelled: list[bool],
+    tokenizer: Any,
+    settings: EncodeSettings,
+    shadow: ShadowOf,
+    controls: Sequence[str],
 ) -> list[Sides | str]:
     """Token ids of (prompt, prompt + chosen, prompt + rejected) a row, or the reason why there are none."""
     plain = [row for row, flag in zip(rows, spelled, strict=True) if not flag]
-    texts = [_render(row, tokenizer, settings) for row in plain]
+    texts = [_render(row, tokenizer, settings, controls) for row in plain]
     flat = [text for three in texts if not isinstance(three, str) for text in three]
     ids = tokenizer(flat, add_special_tokens=settings.kind == "text")["input_ids"] if flat else []
     triples = iter(zip(ids[::3], ids[1::3], ids[2::3], strict=True))
@@ -223,57 +232,23 @@ def _tokenise(
     ]
 
 
-class Conversation(NamedTuple):
-    """What a chat template is given: messages as transformers knows them, tools, whether it asks for a reply."""
-
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None
-    ask: bool
-
-
-def _conversations(row: dict[str, Any]) -> list[Conversation]:
-    """The three conversations of a chat row."""
-    prompt, chosen, rejected = ([_unpacked(m) for m in row[name]] for name in ("prompt", "chosen", "rejected"))
-    tools = json.loads(row["tools"]) if row.get("tools") else None
-    return [
-        Conversation(prompt, tools, True),
-        Conversation(prompt + chosen, tools, False),
-        Conversation(prompt + rejected, tools, False),
-    ]
-
-
-def _unpacked(message: dict[str, Any]) -> dict[str, Any]:
-    """A message as templates know it: arguments of a tool call as an object, as transformers documents it."""
-    plain = {"role": message["role"], "content": message["content"]}
-    if not message.get("extra"):
-        return plain
-    extra = json.loads(message["extra"])
-    for call in extra.get("tool_calls", []):
-        function = call.get("function") if isinstance(call, dict) else None
-        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-            with contextlib.suppress(ValueError):  # OpenAI writes it as JSON text
-                function["arguments"] = json.loads(function["arguments"])
-    return {**plain, **extra}
-
-
-def _names_of_tools(conversation: Conversation) -> set[str]:
-    """The functions that a conversation offers or calls: a template that takes part in it prints their names."""
-    calls = [call for m in conversation.messages for call in m.get("tool_calls", [])]
-    functions = [c.get("function", c) for c in (*calls, *(conversation.tools or [])) if isinstance(c, dict)]
-    return {str(f["name"]) for f in functions if isinstance(f, dict) and f.get("name")}
-
-
-def _render(row: dict[str, Any], tokenizer: Any, settings: EncodeSettings) -> list[str] | str:
+def _render(row: dict[str, Any], tokenizer: Any, settings: EncodeSettings, controls: Sequence[str]) -> list[str] | str:
+    """The three texts of a row, or the reason why there are none."""
     if settings.kind == "text":
         return [row["prompt"], row["prompt"] + row["chosen"], row["prompt"] + row["rejected"]]
     try:
-        conversations = _conversations(row)
+        conversations = conversations_of(row)
         texts = [_apply(conversation, tokenizer, settings) for conversation in conversations]
-    except (jinja2.TemplateError, TypeError, ValueError, AttributeError):
+        for conversation in conversations:
+            if any(token in text for text in hidden_texts(conversation) for token in controls):
+                return "control_token_in_text"  # spelt with escapes, so that it shows only here
+            if conversation.uses_tools():
+                with_marks, marks = marked(conversation, len(row["prompt"]))
+                shown = _apply(with_marks, tokenizer, settings)
+                if any(mark not in shown for mark in marks):
+                    return "template_ignores_tools"
+    except TEMPLATE_FAILS:
         return "template_refused"
-    for conversation, text in zip(conversations, texts, strict=True):
-        if any(name not in text for name in _names_of_tools(conversation)):
-            return "template_ignores_tools"
     return texts
 
 
@@ -300,8 +275,8 @@ def _tokenise_guarded(row: dict[str, Any], tokenizer: Any, shadow: ShadowOf, set
     if row.get("tools") or any(m.get("extra") for name in ("prompt", "chosen", "rejected") for m in row[name]):
         return "control_token_in_text"  # which of its tokens stem from the arguments of a call nobody can say
     try:
-        found = [_guarded(conversation, tokenizer, shadow(), settings) for conversation in _conversations(row)]
-    except (jinja2.TemplateError, TypeError, ValueError):
+        found = [_guarded(conversation, tokenizer, shadow(), settings) for conversation in conversations_of(row)]
+    except TEMPLATE_FAILS:
         return "template_refused"
     return "control_token_in_text" if any(ids is None for ids in found) else Sides(*found)  # type: ignore[arg-type]
 

@@ -29,7 +29,7 @@ from prefkit.format import Kind
 from prefkit.formats import FORMATS, WRITERS, Writer
 from prefkit.formats.writing import Unwritable, Written, unpacked
 from prefkit.pairs import ready_pairs
-from prefkit.rows import LONE_SURROGATE
+from prefkit.records import LONE_SURROGATE
 from prefkit.sources import expand, is_chat_source, read_source
 from prefkit.store import atomic_path, check_parts, read_manifest
 from prefkit.text import with_pair_ids

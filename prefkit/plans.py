@@ -141,10 +141,10 @@ def _text(name: str, column: pl.Expr, shape: Shape, kind: Kind) -> Value | None:
     if kind == "text" or not isinstance(message, dict) or any(message.get(k) != "text" for k in ("role", "content")):
         return None
     item = pl.element().struct
-    written = item.field("extra") if message.get("extra") == "text" else pl.lit(None, pl.String)
-    whole = pl.struct(item.field("role"), item.field("content"), written.alias("extra"))
+    whole = pl.struct(item.field("role"), item.field("content"), pl.lit(None, pl.String).alias("extra"))
     sure = [item.field(key).is_not_null() for key in ("role", "content")]
-    sure += [_says_nothing(item.field(key), message[key]) for key in EXTRA_KEYS if message.get(key) is not None]
+    more = (*EXTRA_KEYS, "extra", "function_call")  # what records.Message looks at besides
+    sure += [_says_nothing(item.field(key), message[key]) for key in more if message.get(key) is not None]
     all_sure = column.list.eval(pl.all_horizontal(pl.element().is_not_null(), *sure).fill_null(False)).list.all()
     return Value(column.list.eval(whole).cast(text_dtype(kind)), column.is_not_null() & all_sure)
 

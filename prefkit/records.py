@@ -6,6 +6,7 @@ a number, a boolean or a number written as text (WildBench's score column is tex
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Literal, TypeAlias
@@ -15,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from prefkit.format import EXTRA_KEYS
 
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_SCORE = 1e30  # above it, rounding to 12 digits is no longer exact, and sums may overflow
 
 Annotator: TypeAlias = Literal["human", "model", "rule"]
@@ -62,8 +64,11 @@ class Message(_Record):
         """Text parts become one text, and what else a message may hold becomes `extra`."""
         if not isinstance(value, Mapping):
             return value
+        if value.get("function_call"):
+            raise PydanticCustomError("function_call", "tool_calls, which took the place of function_call")
         content = value.get("content")
         extra = {key: value[key] for key in EXTRA_KEYS if value.get(key) not in (None, "", [])}
+        extra = extra or _own_extra(value.get("extra"))
         if content is None and "tool_calls" in extra:
             content = ""
         elif isinstance(content, list):
@@ -71,10 +76,29 @@ class Message(_Record):
         given = {"role": value["role"]} if "role" in value else {}
         if "content" in value or content is not None:
             given["content"] = content
-        written = value.get("extra")
-        if not extra and isinstance(written, str):  # a message of a dataset of ours
-            return {**given, "extra": written}
-        return {**given, "extra": json.dumps(extra, ensure_ascii=False) if extra else None}
+        return {**given, "extra": _json_text(extra) if extra else None}
+
+
+def _own_extra(written: Any) -> dict[str, Any]:
+    """What a dataset of ours wrote into `extra`; anything else under that name is a key that is not read."""
+    try:
+        found = json.loads(written) if isinstance(written, str) else None
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) and found.keys() <= set(EXTRA_KEYS) else {}
+
+
+def _json_text(value: Any) -> str:
+    """A value as JSON text that any reader takes: finite numbers, whole characters, not nested without end."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except RecursionError:
+        raise PydanticCustomError("not_json", "nested less deeply") from None
+    except (TypeError, ValueError):
+        raise PydanticCustomError("not_finite", "finite numbers and texts") from None
+    if LONE_SURROGATE.search(text):
+        raise PydanticCustomError("lone_surrogate", "whole characters")
+    return text
 
 
 def _text_part(part: Any) -> str:
@@ -91,10 +115,10 @@ def _tools(value: Any) -> Any:
         return None
     try:
         tools = json.loads(value) if isinstance(value, str) else value
-        if isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools):
-            return json.dumps(tools, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError):
-        pass
+    except (ValueError, RecursionError):
+        tools = None
+    if isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools):
+        return _json_text(tools)
     raise PydanticCustomError("not_tools", "a list of tools, or the JSON of one")
 
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefkit.errors import SourceError
+from prefkit.records import LONE_SURROGATE
 
 MAX_DIGITS = 4_000
 CHUNK_BYTES = (
@@ -30,8 +31,8 @@ ROWS_PER_BATCH = 4_096
 UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"
+UNIFIED = ("tool_calls", "tools")  # their members differ from row to row, which columns do not know
 JSON_SPACE = re.compile(r"[ \t\n\r]*")
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 READABLE = ".jsonl, .ndjson, .json, .csv, .tsv, .parquet or .arrow, plain, .gz or .zst"
 RENAME_LINES = "one object a line is .jsonl: rename the file"
 RENAME_LIST = "one list of objects is .json: rename the file"
@@ -75,8 +76,9 @@ class Batch(NamedTuple):
 
     def rows(self) -> Iterator[RawRow]:
         """Each row as Python values."""
+        unified = any(name in str(self.columns.schema) for name in UNIFIED)
         for line, value in enumerate(_python_rows(self.columns), start=self.first):
-            yield RawRow(line, value, "")
+            yield RawRow(line, _without_nulls(value) if unified else value, "")
 
     def last(self) -> int:
         """The number of the last row."""
@@ -399,6 +401,16 @@ def _has_values(kind: Any) -> bool:
 
 def _is_text(kind: Any) -> bool:
     return any(is_one(kind) for is_one in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+
+
+def _without_nulls(value: Any, *, inside: bool = False) -> Any:
+    """A value whose tools and calls have no null members: a column of structs gives each row the keys of all others."""
+    if isinstance(value, list):
+        return [_without_nulls(item, inside=inside) for item in value]
+    if not isinstance(value, dict):
+        return value
+    members = value.items()
+    return {k: _without_nulls(v, inside=inside or k in UNIFIED) for k, v in members if not (inside and v is None)}
 
 
 def _python_rows(batch: Any) -> list[dict[str, Any]]:

@@ -24,7 +24,8 @@ from prefkit.format import Kind
 from prefkit.formats import FORMATS, Format
 from prefkit.formats.comparisons import with_labels
 from prefkit.ingest import Reading, check_chunks
-from prefkit.rows import LONE_SURROGATE, READABLE, read_chunks, read_rows
+from prefkit.records import LONE_SURROGATE
+from prefkit.rows import READABLE, read_chunks, read_rows
 
 WRITTEN: dict[str, Any] = {"compression": "zstd", "compression_level": 3}
 NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)

@@ -65,6 +65,8 @@ FILES = [
     "detection",
     "views",
     "store",
+    "ahead",
+    "candidates",
     "rewriting",
     "candidates",
     "drafts",
@@ -77,6 +79,7 @@ FILES = [
     "schemas",
 ]
 BELOW = [
+    "conversations",
     "controls",
     "encode",
     "identity",
@@ -97,7 +100,7 @@ BELOW = [
 EDGE = ["terminal", "stopping", "demo", "demo.grammar", "demo.world", "demo.tiny_model", "demo.walk", "cli", "__main__"]
 ORDER = ["__init__", *FRAMES, *FILES, *BELOW, *EDGE]
 # without torch in them, though they serve what stands below the line: bytes on disk, strings and ids
-LIGHT_BELOW = {"controls", "encode", "identity", "batches"}
+LIGHT_BELOW = {"conversations", "controls", "encode", "identity", "batches"}
 NO_FILES = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "read_parquet", "write_parquet"}
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tiny import tiny_tokenizer
 
@@ -166,6 +168,14 @@ def test_a_control_token_in_an_argument_or_a_tool_is_never_encoded(
         ),
         ({"chosen": [{"role": "assistant", "content": None}]}, "chosen", "wrong_type"),
         ({"chosen": [{"role": "assistant"}]}, "chosen", "wrong_type"),
+        ({"chosen": [{**YES, "function_call": {"name": "f"}}]}, "chosen", "function_call"),
+        ({"tools": '[{"a": "\\ud800"}]'}, "tools", "lone_surrogate"),
+        ({"tools": '[{"a": NaN}]'}, "tools", "not_finite"),
+        (
+            {"chosen": [{**CALLING, "tool_calls": [{"function": {"arguments": {"a": float("inf")}}}]}]},
+            "chosen",
+            "not_finite",
+        ),
     ],
 )
 def test_what_is_no_message_or_tool_is_a_reject_by_name(
@@ -194,3 +204,74 @@ def test_tools_do_not_fit_a_text_dataset(
     path = write_jsonl("rows.jsonl", [row] * 10 + [row | {"tools": TOOLS}])
     built = build_dataset(pipeline_of({"path": str(path), "format": "trl"}, kind="text"))
     assert built.reasons["tools_in_text_dataset"] == 1
+
+
+def test_what_a_foreign_file_has_under_extra_is_a_key_like_any_other(
+    pipeline_of: Callable[..., Pipeline], write_jsonl: Callable[..., Path]
+) -> None:
+    for foreign in ('{"content": "EVIL"}', "x", "[1]", {"content": "EVIL"}, 5):
+        row = {"prompt": [ASK], "chosen": [{**YES, "extra": foreign}], "rejected": [NO]}
+        assert pairs_of(build([row], pipeline_of, write_jsonl))["chosen"].to_list()[0] == [{**YES, "extra": None}]
+    ours = json.dumps({"tool_calls": [CALL]}, ensure_ascii=False)
+    row = {"prompt": [ASK], "chosen": [{**CALLING, "content": "", "tool_calls": None, "extra": ours}], "rejected": [NO]}
+    assert pairs_of(build([row], pipeline_of, write_jsonl))["chosen"][0][0]["extra"] == ours
+
+
+def test_a_tool_whose_name_the_user_happens_to_say_is_not_taken_for_printed(
+    pipeline_of: Callable[..., Pipeline], write_jsonl: Callable[..., Path]
+) -> None:
+    asked = {"role": "user", "content": "what is the weather"}
+    row = {"prompt": [asked], "chosen": [CALLING], "rejected": [NO], "tools": TOOLS}
+    _, found = encoded(pairs_of(build([row], pipeline_of, write_jsonl)), BLIND)
+    assert found.dropped["reason"].to_list() == ["template_ignores_tools"]
+
+
+def test_words_beside_a_call_that_the_template_leaves_out_of_a_reply_drop_the_pair(
+    pipeline_of: Callable[..., Pipeline], write_jsonl: Callable[..., Path]
+) -> None:
+    either = TEMPLATE.replace("{% if m.content %}", "{% if m.content and not m.tool_calls %}")
+    thinking = {**CALLING, "content": "Let me look."}
+    rows = [
+        {"prompt": [ASK], "chosen": [thinking], "rejected": [NO], "tools": TOOLS},
+        {"prompt": [ASK, thinking, RESULT], "chosen": [YES], "rejected": [NO], "tools": TOOLS},  # as when it is used
+    ]
+    _, found = encoded(pairs_of(build(rows, pipeline_of, write_jsonl)), either)
+    assert (found.dropped["reason"].to_list(), found.pairs.height) == (["template_ignores_tools"], 1)
+
+
+def test_a_control_token_spelt_with_escapes_in_json_text_is_found(
+    pipeline_of: Callable[..., Pipeline], write_jsonl: Callable[..., Path]
+) -> None:
+    end = tiny_tokenizer().eos_token
+    escaped = "".join(f"\\u{ord(c):04x}" for c in end)
+    call = {**CALL, "function": {"name": "weather", "arguments": '{"city": "' + escaped + '"}'}}
+    row = after_the_call() | {"prompt": [ASK, {**CALLING, "tool_calls": [call]}, RESULT]}
+    _, found = encoded(pairs_of(build([row], pipeline_of, write_jsonl)))
+    assert found.dropped["reason"].to_list() == ["control_token_in_text"]
+
+
+def test_arguments_nested_without_end_are_no_crash(
+    pipeline_of: Callable[..., Pipeline], write_jsonl: Callable[..., Path]
+) -> None:
+    call = {**CALL, "function": {"name": "weather", "arguments": "[" * 100_000}}
+    row = after_the_call() | {"prompt": [ASK, {**CALLING, "tool_calls": [call]}, RESULT]}
+    _, found = encoded(pairs_of(build([row], pipeline_of, write_jsonl)))
+    assert found.pairs.height + found.dropped.height == 1
+
+
+def test_parquet_gives_no_row_the_arguments_of_another(pipeline_of: Callable[..., Pipeline], tmp_path: Path) -> None:
+    rows = []
+    for arguments in ({"city": "Lviv"}, {"unit": "C"}):
+        call = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+        rows.append(
+            {
+                "prompt": [ASK],
+                "chosen": [{"role": "assistant", "content": "", "tool_calls": [call]}],
+                "rejected": [{**NO, "tool_calls": None}],
+            }
+        )
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    source = {"path": str(tmp_path / "rows.parquet"), "format": "trl"}
+    dataset = Path(build_dataset(pipeline_of(source, split={"test_share": 0})).dataset)
+    calls = [json.loads(pair["chosen"][0]["extra"])["tool_calls"][0] for pair in pairs_of(dataset).to_dicts()]
+    assert [call["function"]["arguments"] for call in calls] == [{"city": "Lviv"}, {"unit": "C"}]
