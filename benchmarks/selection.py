@@ -6,7 +6,7 @@ Makes FOLDER/sorted.parquet (the rows of a prompt stand together) and FOLDER/shu
 .3 kB a row, 1 % of the scores null, scores on a grid of .1, and measures in fresh processes, in turns:
 
     floor     pl.scan_parquet(...).sink_parquet(..., zstd 3): all rows in, all rows out
-    ours      blocks of pyarrow -> candidates.select_parts -> Parquet, zstd 3 (min_margin .5)
+    ours      blocks of pyarrow -> candidates.select_parts -> Parquet, zstd 3 (min_margin .5), in three threads
     duckdb    arg_max and arg_min by prompt, COPY to Parquet, zstd 3; whose row wins a tie is chance
     polars    group_by with get(arg_max) and get(arg_min); likewise
     loop      a dict of lists of Python rows, max and min of each
@@ -41,7 +41,7 @@ PER_PROMPT = 8
 PIECES = 200_000
 CHUNK = 200_000
 MIN_MARGIN = 0.5
-BLOCK = 32_768
+BLOCK = 65_536
 
 
 def pieces(rng: np.random.Generator) -> pl.Series:

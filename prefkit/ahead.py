@@ -2,11 +2,15 @@
 
 import contextlib
 import queue
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 Item = TypeVar("Item")
+SWITCH = (
+    5e-4  # seconds for which a thread may keep Python to itself; at its usual 5 ms the others stand still too often
+)
 PATIENCE = 0.05  # seconds until a thread that waits for room looks whether anybody still wants its items
 
 
@@ -19,11 +23,13 @@ class _End(NamedTuple):
 def ahead(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
     """The same items in the same order, at most `depth` of them made before they are asked for.
 
-    An error of theirs is raised where its item would have been. When the caller stops, so does the thread, and items that
-    can be closed are.
+    An error of theirs is raised where its item would have been. When the caller stops, so does the thread, and items
+    that can be closed are.
     """
     box: queue.Queue[Any] = queue.Queue(depth)
     stop = threading.Event()
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(min(usual, SWITCH))
     thread = threading.Thread(target=_fill, args=(items, box, stop), daemon=True)
     thread.start()
     try:
@@ -34,6 +40,7 @@ def ahead(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
     finally:
         stop.set()
         thread.join()
+        sys.setswitchinterval(usual)
 
 
 def _fill(items: Iterable[Any], box: "queue.Queue[Any]", stop: threading.Event) -> None:

@@ -6,7 +6,7 @@ bytes.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +18,10 @@ from prefkit.corrections import correction_report
 from prefkit.dedupe import dedupe_pairs
 from prefkit.detection import with_formats
 from prefkit.drafts import Drafted, draft_source, files_of, keep_draft, kept_draft
-from prefkit.errors import DatasetError, PrefkitError
+from prefkit.errors import ConfigError, DatasetError, PrefkitError
 from prefkit.format import CARD, FORMAT_VERSION, MANIFEST, VIEWS, Kind
+from prefkit.formats import FORMATS
+from prefkit.formats.reading import Family
 from prefkit.sources import SourceFile, is_chat_source, source_sha256
 from prefkit.split import split_pairs
 from prefkit.store import (
@@ -29,6 +31,7 @@ from prefkit.store import (
     check_parts,
     claim_directory,
     clear_left_behind,
+    clear_scratch,
     give_lock,
     leave_no_empty_directory,
     left_behind,
@@ -46,12 +49,19 @@ from prefkit.validate import validate_pairs
 from prefkit.views import views_sql
 
 Tell = Callable[[str], None]
+# who can use what a pipeline says of pairs; length_cap is for all
+SCORED = ("candidates", "comparisons", "pairs")
+USED_BY: Mapping[str, Sequence[Family]] = {
+    **dict.fromkeys(("chosen", "rejected", "max_pairs_per_prompt", "scorers", "scorers_agree", "seed"), SCORED[:1]),
+    **dict.fromkeys(("min_margin", "max_margin", "min_chosen_score"), SCORED),
+    "min_agreement": ("comparisons",),
+}
 
 
 class Counts(NamedTuple):
     """What became of everything that was read; `check` holds the accounting equations."""
 
-    rows: int  # rows of pair and correction sources
+    rows: int  # rows of pair, comparison and correction sources, as their files were read: each becomes one record
     pairs: int
     dropped: int  # rows of the dropped table
     rejects: int
@@ -108,6 +118,7 @@ def build_dataset(pipeline: Pipeline, *, check: bool = False, tell: Tell = lambd
     """Build the dataset of a pipeline, or with `check` only say what would be built.
 
     Raises:
+        ConfigError: a setting of pairs that no source can use.
         SourceError: a source cannot be read, or too many of its lines are rejects.
         DatasetError: the dataset directory is not ours, or another prefkit is writing to it.
         MachineError: the disk is full.
@@ -115,6 +126,7 @@ def build_dataset(pipeline: Pipeline, *, check: bool = False, tell: Tell = lambd
     dataset = Path(pipeline.dataset)
     claim_directory(dataset)
     pipeline = resolve_formats(pipeline, tell)
+    refuse_without_effect(pipeline)
     kind = resolve_kind(pipeline)
     if check:
         return _built(pipeline, make_tables(pipeline, kind, tell), checked_only=True)
@@ -125,6 +137,7 @@ def build_dataset(pipeline: Pipeline, *, check: bool = False, tell: Tell = lambd
     existed = dataset.exists()
     try:
         with locked(dataset):
+            clear_scratch(dataset)
             tables = make_tables(pipeline, kind, tell, dataset)
             write_dataset(dataset, pipeline, tables)
     except PrefkitError:
@@ -152,6 +165,24 @@ def resolve_formats(pipeline: Pipeline, tell: Tell = lambda _text: None) -> Pipe
         if why:
             tell(f"{source.path}: format {source.format}, as {why}")
     return pipeline.model_copy(update={"sources": [source for source, _ in found]})
+
+
+def refuse_without_effect(pipeline: Pipeline) -> None:
+    """Refuse what a pipeline says of pairs where none of its sources, whose formats are known, can use it.
+
+    Raises:
+        ConfigError: by the name of the key.
+    """
+    families = {FORMATS[str(source.format)].family for source in pipeline.sources}
+    for key in sorted(pipeline.pairs.model_fields_set & USED_BY.keys()):
+        if not families & set(USED_BY[key]):
+            what = " or ".join(USED_BY[key])
+            raise ConfigError(
+                f"has no effect: no source holds {what}",
+                where=f"pairs.{key}",
+                expected=f"a source of {what}",
+                hint="leave the key out of the pipeline file, or prefkit formats, which says what each format holds",
+            )
 
 
 def resolve_kind(pipeline: Pipeline) -> Kind:
@@ -231,7 +262,7 @@ def _count(
     without = set(dropped.filter(best_of_n)["prompt_id"]) - with_pair
     test = pairs.filter(pl.col("split") == "test").height
     return Counts(
-        rows=sum(d.num_records + d.rejects.height for d in drafted if d.selection is None),
+        rows=sum(file.rows for d in drafted if d.selection is None for file in d.files),
         pairs=pairs.height,
         dropped=dropped.height,
         rejects=rejects.height,

@@ -5,8 +5,9 @@ makes of all of them together, to the last bit, part by part.
 
 Where the rows of each prompt stand together (most files), prompts are decided as they pass, and memory is that of a
 batch and of 8 bytes a prompt. Where a prompt comes back after others, or where raters or several scorers are compared
-over the whole source, the records are held as long as they fit the limit and lie in temporary files beyond it (Arrow,
-uncompressed, mapped), while the decision is made on some 40 bytes a row.
+over the whole source, the decision is made on some 40 bytes a row, and the records that it may need are held as long as
+they fit the limit and lie in temporary files beyond it (Arrow, uncompressed, mapped). Of best against worst that is
+what ties for either, which a second reading finds.
 """
 
 import shutil
@@ -22,9 +23,9 @@ import pyarrow as pa
 
 from prefkit.ahead import ahead
 from prefkit.format import Kind, text_dtype
-from prefkit.pairing import Rules, pair_candidates
+from prefkit.pairing import Rules, only_extremes, pair_candidates
 from prefkit.pairs import Direction
-from prefkit.quality import Ints, candidates_of, narrow_rows, starts_of
+from prefkit.quality import Ints, candidates_of, extreme_rows, narrow_rows, starts_of
 from prefkit.selection import (
     HASH_SEEDS,
     Selected,
@@ -214,17 +215,23 @@ def _all_together(
     hash_seed: int,
 ) -> Generator[Part, None, bool]:
     """Whether it went well: no two prompts have one hash."""
+    twice = only_extremes(rules)  # to read again is dearer than to hold a third of the rows, and less than to hold all
     with _Held(memory_limit, scratch) as held:
         narrows = []
         for frame in ahead(read()):
             complete = as_complete(frame)
             narrows.append(narrow_rows(complete, kind, hash_seed=hash_seed, random_seed=rules.lottery))
-            held.add(complete.select(USED))
+            if not twice:
+                held.add(complete.select(USED))
         narrow = pl.concat(narrows, how="vertical_relaxed")
         narrows.clear()
         candidates = candidates_of(narrow, direction, rules.scorers)
         if candidates.mixed:
             return False
+        if twice:
+            held.only = extreme_rows(candidates, narrow.height)
+            for frame in ahead(read()):
+                held.add(as_complete(frame).select(USED))
         pairing = pair_candidates(candidates, narrow, direction, rules, texts_from(held.gather, kind))
         del narrow
         no_drops = dropped_frame(pairing.without_prompts(), candidates, held.gather, kind)
@@ -244,12 +251,16 @@ def _all_together(
 class _Held:
     """Records that can be gathered by their row: in memory up to a limit, beyond it all in a temporary file.
 
+    `only`: the rows that are held, ascending; all if None.
+
     Raises:
         MachineError: the disk is full.
     """
 
     def __init__(self, memory_limit: int, scratch: Path | None) -> None:
         self.memory_limit, self.scratch = memory_limit, scratch
+        self.only: Ints | None = None
+        self.num_seen = 0
         self.frames: list[pl.DataFrame] = []  # those in memory
         self.firsts = [0]  # the first row of each frame, and the number of all
         self.size = 0
@@ -271,6 +282,10 @@ class _Held:
 
     def add(self, frame: pl.DataFrame) -> None:
         """Take in the next rows."""
+        first, self.num_seen = self.num_seen, self.num_seen + frame.height
+        if self.only is not None:
+            begin, end = np.searchsorted(self.only, (first, self.num_seen))
+            frame = compact(frame[self.only[begin:end] - first])
         self.size += int(frame.estimated_size() * OVERHEAD)
         self.firsts.append(self.firsts[-1] + frame.height)
         if self.folder is None and self.size <= self.memory_limit:
@@ -300,6 +315,8 @@ class _Held:
 
     def gather(self, rows: Ints, columns: Sequence[str]) -> pl.DataFrame:
         """These rows, in this order."""
+        if self.only is not None:
+            rows = np.searchsorted(self.only, rows)
         order = np.argsort(rows, kind="stable")
         ends = np.searchsorted(rows[order], self.firsts)
         ends[0] = 0

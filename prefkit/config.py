@@ -17,12 +17,13 @@ from prefkit.errors import ConfigError, InputError
 from prefkit.format import MANIFEST, Kind
 from prefkit.formats import FORMATS
 from prefkit.formats.comparisons import label_key
+from prefkit.records import LONE_SURROGATE
 
 REJECTED = re.compile(r"worst|random|all|sigma:\d+(\.\d+)?")
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMG]B)", re.IGNORECASE)
+MIN_MEMORY, MAX_MEMORY = 1e6, 1e15  # bytes
 FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")
 SEVERAL_PATHS = {"prompt", "responses", "scores", "models", "score", "winner"}
-OPTIONAL_FIELDS = {"annotator", "model", "tools", "weight", "scorer", "rater", "models"}
 NEED_FORMAT = {"columns", "direction", "labels", "rules"}
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -49,7 +50,7 @@ class Labels(_Section):
 class RewriteRule(_Section):
     """One step from a response to its correction: a regular expression, or a Python function."""
 
-    pattern: str | None = Field(None, description="regular expression (Python); it must not match in the correction")
+    pattern: str | None = Field(None, description="regular expression (Python); every match is replaced")
     replace: str = Field("", description=r"what takes its place; \1 or \g<name> for groups")
     ignore_case: bool = False
     function: str | None = Field(None, description="module:function, from text to text; from the working directory")
@@ -66,10 +67,16 @@ class RewriteRule(_Section):
                 raise ValueError("replace: and ignore_case: have no effect on a rule with function:")
         else:
             self._check_pattern(self.pattern or "", self.replace)
+        if half := next((text for text in self.gone if LONE_SURROGATE.search(text)), None):
+            raise ValueError(f"rules.gone {half!a}: half a surrogate pair is no character")
         return self
 
     @staticmethod
     def _check_pattern(pattern: str, replace: str) -> None:
+        if LONE_SURROGATE.search(pattern + replace):
+            raise ValueError(
+                f"rules.pattern {pattern!a} with replace {replace!a}: half a surrogate pair is no character"
+            )
         try:
             re.compile(f"(?:{pattern})?").sub(replace, "")  # matches the empty text, so that the template is read
         except (re.error, IndexError) as error:
@@ -132,9 +139,10 @@ class SourceConfig(_Section):
     def _known_columns(self) -> "SourceConfig":
         if self.format is None:
             return self
-        known = FORMATS[self.format].columns
+        form = FORMATS[self.format]
+        known = form.columns
         for name, where in self.columns.items():
-            if where == "" and name in known and name not in OPTIONAL_FIELDS and "_" not in name:
+            if where == "" and name in form.required:
                 raise ValueError(f"columns.{name}: {self.format} cannot do without it")
             if isinstance(where, list) and name in known and name not in SEVERAL_PATHS:
                 raise ValueError(f"columns.{name}: takes one path; several are for {', '.join(sorted(SEVERAL_PATHS))}")
@@ -148,29 +156,38 @@ class SourceConfig(_Section):
 
 
 class PairsConfig(_Section):
-    """How candidates and comparisons become pairs."""
+    """How candidates and comparisons become pairs, and the bounds that every pair keeps to.
+
+    A key that no source of the pipeline can use is refused by the build.
+    """
 
     chosen: Literal["best", "all_above"] = Field(
-        "best", description="best: the best candidate; all_above: each that scores above the rejected one"
+        "best", description="of candidates. best: the best one; all_above: each that scores above the rejected one"
     )
     rejected: Annotated[str, Field(json_schema_extra={"pattern": REJECTED.pattern})] = Field(
-        "worst", description="worst | random | all | sigma:K, the one nearest to mean - K standard deviations"
+        "worst",
+        description="of candidates. worst | random | all | sigma:K, the one nearest to mean - K standard deviations",
     )
-    min_margin: Annotated[float, Field(ge=0)] = Field(0.0, description="smallest score difference that makes a pair")
-    max_margin: Annotated[float, Field(gt=0)] | None = Field(None, description="largest one")
+    min_margin: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="smallest score difference of a pair, from whatever source; a pair without scores stays"
+    )
+    max_margin: Annotated[float, Field(gt=0)] | None = Field(None, description="largest one, likewise")
     min_chosen_score: float | None = Field(
-        None, description="what chosen must reach, in the source's own scores and direction"
+        None, description="what chosen must reach, in the source's own scores and direction; likewise"
     )
     length_cap: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="largest |ln(characters of chosen / of rejected)|; .69 allows twice the length"
+        None, description="largest |ln(characters of chosen / of rejected)|, of pairs from any source; .69 allows twice"
     )
     max_pairs_per_prompt: Annotated[int, Field(gt=0)] | None = Field(
         None, description="of one prompt's candidates, those of the largest margins are kept"
     )
     scorers: Literal["rank", "zscore"] = Field(
-        "rank", description="several scorers: mean rank within the prompt, or mean z-score within the prompt"
+        "rank",
+        description="several scorers of candidates: mean rank within the prompt, or mean z-score within the prompt",
     )
-    scorers_agree: bool = Field(False, description="only pairs on which no scorer prefers the rejected side")
+    scorers_agree: bool = Field(
+        False, description="only pairs of candidates on which no scorer prefers the rejected side"
+    )
     min_agreement: Share = Field(0.0, description="smallest share of a comparison's votes for chosen")
     seed: int = Field(0, description="of rejected: random")
 
@@ -223,12 +240,17 @@ class BuildConfig(_Section):
     def _a_size(self) -> "BuildConfig":
         if not SIZE.fullmatch(self.memory_limit):
             raise ValueError(f"build.memory_limit: {self.memory_limit} is not a size such as 500MB or 4GB")
+        if not MIN_MEMORY <= self._bytes() <= MAX_MEMORY:
+            raise ValueError(f"build.memory_limit: {self.memory_limit} is not between 1MB and 1000000GB")
         return self
+
+    def _bytes(self) -> float:
+        number, unit = SIZE.fullmatch(self.memory_limit).groups()  # type: ignore[union-attr]
+        return float(number) * {"KB": 1e3, "MB": 1e6, "GB": 1e9}[unit.upper()]
 
     def num_bytes(self) -> int:
         """The limit as a number."""
-        number, unit = SIZE.fullmatch(self.memory_limit).groups()  # type: ignore[union-attr]
-        return int(float(number) * {"KB": 1e3, "MB": 1e6, "GB": 1e9}[unit.upper()])
+        return int(self._bytes())
 
 
 class SplitConfig(_Section):

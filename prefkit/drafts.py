@@ -24,7 +24,7 @@ from prefkit.detection import fitting, keys_found
 from prefkit.errors import DatasetError, SourceError, located
 from prefkit.format import Kind, canonical_json
 from prefkit.pairing import Rules
-from prefkit.pairs import as_dropped, ready_pairs
+from prefkit.pairs import Bounds, as_dropped, bounded_pairs, ready_pairs
 from prefkit.rewriting import make_rules, module_files
 from prefkit.sources import SourceFile, expand, format_of, load_source, read_source, source_sha256
 from prefkit.store import DRAFTS, folder_beside, read_json, write_json, write_parquet
@@ -64,7 +64,6 @@ class Made(NamedTuple):
 
     pairs: pl.DataFrame
     dropped: pl.DataFrame
-    selection: Selection | None = None
     report: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -81,7 +80,7 @@ def draft_source(
     Args:
         source: what to read.
         kind: of the dataset.
-        settings: how candidates and comparisons become pairs.
+        settings: how candidates and comparisons become pairs, and the bounds that all pairs keep to.
         max_reject_share: of its rows, above which it was described wrongly.
         memory_limit: bytes of candidates held in memory; the rest lies in temporary files.
         scratch: folder for these; the system's own if None.
@@ -93,14 +92,16 @@ def draft_source(
     """
     if format_of(source).family == "candidates":
         return _draft_candidates(source, kind, settings, max_reject_share, memory_limit, scratch)
-    rules = make_rules(source.rules)  # what cannot be found is said before anything is read
+    modules = [SourceFile(path, source_sha256(path), 0) for path in module_files(source.rules)]
+    rules = make_rules(source.rules)  # after the hashes: what changes in between is another build, never the same one
     loaded = load_source(source, kind)
     _stop_at_rejects(source, loaded.rejects, loaded.records.height, max_reject_share)
     made = _made(loaded.records, source, kind, settings, rules)
-    files = [*loaded.files, *(SourceFile(path, source_sha256(path), 0) for path in module_files(source.rules))]
-    return Drafted(
-        made.pairs, made.dropped, loaded.rejects, loaded.records.height, files, made.selection, dict(made.report)
-    )
+    bounds = Bounds(**{name: getattr(settings, name) for name in Bounds._fields})
+    pairs, out_of_bounds = bounded_pairs(made.pairs, kind, source.direction, bounds)
+    dropped = pl.concat([made.dropped, out_of_bounds])
+    files = [*loaded.files, *modules]
+    return Drafted(pairs, dropped, loaded.rejects, loaded.records.height, files, None, dict(made.report))
 
 
 def _made(

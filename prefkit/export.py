@@ -27,7 +27,7 @@ from prefkit.detection import detect_format
 from prefkit.errors import InputError
 from prefkit.format import Kind
 from prefkit.formats import FORMATS, WRITERS, Writer
-from prefkit.formats.writing import Unwritable, Written, unpacked
+from prefkit.formats.writing import Unwritable, Written, from_json, unpacked
 from prefkit.pairs import ready_pairs
 from prefkit.records import LONE_SURROGATE
 from prefkit.sources import expand, is_chat_source, read_source
@@ -154,9 +154,9 @@ def _of_file(path: str, source_format: str | None) -> Iterator[Block]:
 def _translate(pairs: pl.DataFrame, writer: Writer, left_out: Rows) -> Iterator[tuple[str, Rows]]:
     """The split and the rows of each pair that the format can hold; the others are added to `left_out`."""
     for row in pairs.iter_rows(named=True):
-        prompt, chosen, rejected = (unpacked(row[name]) for name in ("prompt", "chosen", "rejected"))
-        tools = json.loads(row["tools"]) if row.get("tools") else None
         try:
+            prompt, chosen, rejected = (unpacked(row[name]) for name in ("prompt", "chosen", "rejected"))
+            tools = from_json(row["tools"]) if row.get("tools") else None
             yield row["split"], writer.write(Written(prompt, chosen, rejected, tools, row))
         except Unwritable as error:
             named = {"pair_id": row["pair_id"], "source": row["source"], "line": row["source_row"]}
@@ -243,7 +243,7 @@ def _opened(path: Path) -> Iterator[Put]:
 
 
 def _as_json(row: Mapping[str, Any]) -> str:
-    text = json.dumps(row, ensure_ascii=False)
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
     return json.dumps(row) if LONE_SURROGATE.search(text) else text  # half a character has no UTF-8
 
 

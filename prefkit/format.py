@@ -95,7 +95,8 @@ ORIGIN = (
     Column(
         "edit_distance",
         pl.Float64,
-        "words to insert, delete or replace between the sides / words of the longer one, 0..1; corrections only",
+        "words to insert, delete or replace between the sides / words of the longer one, 0..1; corrections only, and "
+        "null where a side has more than 20,000 words",
     ),
     Column(
         "shared_prefix",

@@ -61,6 +61,12 @@ class Rules(NamedTuple):
         return self.seed if self.rejected == "random" else None
 
 
+def only_extremes(rules: Rules) -> bool:
+    """Whether nothing but the best and the worst candidates of a prompt can be in a pair, whatever the scores are."""
+    bounds = rules.max_margin is None and rules.length_cap is None and not rules.scorers_agree
+    return bounds and rules.chosen == "best" and rules.rejected == "worst"
+
+
 class Pairing(NamedTuple):
     """Pairs as numbers of candidates, with their margin; and for each prompt its REASONS number, -1 with a pair."""
 

@@ -54,9 +54,11 @@ class Value(NamedTuple):
 
 def plan_of(form: Format, columns: Columns) -> Plan | None:
     """The plan of a format that gives one record a row and only renames fields; None of any other."""
-    if form.name not in PLAIN or any(isinstance(path, list) for path in columns.values()) or "responses" in columns:
+    several = any(isinstance(path, list) for path in columns.values()) or any(name in columns for name in SEVERAL)
+    if form.name not in PLAIN or several or columns.get("system"):
         return None
-    optional = [name for name in form.columns if name not in (*PLAIN[form.name], *SEVERAL) and columns.get(name) != ""]
+    taken = (*PLAIN[form.name], *SEVERAL, "system")  # a system prompt makes messages of a prompt: it is no mere name
+    optional = [name for name in form.columns if name not in taken and columns.get(name) != ""]
     fields = [Field(name, str(columns.get(name, name)), True, True) for name in PLAIN[form.name]]
     fields += [Field(name, str(columns.get(name, name)), False, name in columns) for name in optional]
     if not all(step and step[0] not in "*^" for field in fields for step in field.path.split(".")):

@@ -189,6 +189,22 @@ def _together(series: pl.Series, key: npt.NDArray[np.uint64]) -> Ints:
     return sort["row"].to_numpy().astype(np.int64)
 
 
+def extreme_rows(candidates: Candidates, num_rows: int) -> Ints:
+    """Rows, ascending, of the candidates with the best or worst quality of their prompt, and each prompt's first row."""
+    told = np.flatnonzero(~np.isnan(candidates.quality))
+    quality = candidates.quality[told]
+    starts = starts_of(candidates.run[told])
+    sizes = sizes_of(starts, len(told))
+    extreme = np.zeros(len(candidates.row), np.bool_)
+    for ends in (np.maximum, np.minimum):
+        extreme[told] |= quality == (np.repeat(ends.reduceat(quality, starts), sizes) if len(told) else quality)
+    owner, row = candidates.merged
+    found = np.zeros(num_rows, np.bool_)
+    for rows in (candidates.row[extreme], row[extreme[owner]], candidates.first_row):
+        found[rows] = True
+    return np.flatnonzero(found)
+
+
 def _twins(run: Ints, text: npt.NDArray[np.uint64]) -> Ints:
     """Positions of the rows whose text another row of the prompt has too (and, once in 2^40, of others)."""
     if len(run) < 2:

@@ -43,6 +43,7 @@ from prefkit.views import VIEW_FILES, views_sql
 
 OWN_NAMES = {MANIFEST, CARD, VIEWS, LOCK, "pairs", "dropped", "rejects", "audit", REFERENCES, RUNS}
 BUILDING, DRAFTS = ".building", ".drafts"  # what a build makes before it is finished
+SCRATCH = ".candidates-"  # how folders in DRAFTS begin that only one process uses
 NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -381,6 +382,12 @@ def clear_left_behind(dataset: Path) -> None:
     """Remove it; whoever holds the lock empties its file."""
     for name in (BUILDING, DRAFTS):
         shutil.rmtree(dataset / name, ignore_errors=True)
+
+
+def clear_scratch(dataset: Path) -> None:
+    """Remove what a build that was killed had no time to; for the one that holds the lock. Finished drafts stay."""
+    for folder in (dataset / DRAFTS).glob(f"{SCRATCH}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def leave_no_empty_directory(folder: Path) -> None:

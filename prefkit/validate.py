@@ -14,13 +14,16 @@ from prefkit.screen import Screened, screen
 from prefkit.text import VISIBLE, flat, folded, says_nothing, words_of
 
 SIDES = ("chosen", "rejected")
-# ours: what an instruction model puts before a text that it was asked to revise; only at the very start
+# ours: what an instruction model puts before a text that it was asked to revise; only at the very start, and only where
+# it names a text of its own: "here are the updated opening hours" and "I have edited the file" are plain replies
+_REVISED = r"(revised|corrected|improved|updated|rewritten|edited|polished)"
+_TEXT = r"(version|answer|response|text|sentences?|translation|draft)"
 META_PHRASE = (
     r"(?i)^\W*((sure|certainly|of course|absolutely)\W+)?"
-    r"((here(['’]s| is| are)|below is|this is|i(['’]ve| have)) "
-    r"(the |my |your |a |an )?(\w+ )?"
-    r"(revised|corrected|improved|updated|rewritten|edited|polished|revision|correction|rewrite)\b"
-    r"|(revised|corrected|improved|updated|rewritten|edited|polished) (version|answer|response|text|sentence)\W*:)"
+    r"((here(['’]s| is| are)|below is|this is) (the |my |your |a |an )?(\w+ )?"
+    rf"({_REVISED}( and {_REVISED})? {_TEXT}(\s*([^\w\s]|$)|\s+(of|with|that|based|as|for)\b)"
+    r"|(revision|correction|rewrite)\s*([:.!]|$))"
+    rf"|(the |my |your |a |an )?{_REVISED}( and {_REVISED})? {_TEXT}\W*:)"
 )
 # a call of tools is the assistant's turn, and their answers stand between it and the assistant's next one
 PROMPT_ROLES = r"^((system|developer),)?(user,(assistant,(tool,)+)*assistant,)*user(,assistant(,tool)+)*$"

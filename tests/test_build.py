@@ -11,10 +11,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from prefkit import __version__
+from prefkit import __version__, candidates, drafts
 from prefkit.build import Built, build_dataset
 from prefkit.config import Pipeline
-from prefkit.errors import DatasetError, SourceError
+from prefkit.errors import ConfigError, DatasetError, SourceError
 from prefkit.format import FORMAT_VERSION, Kind, schema
 from prefkit.store import locked, read_manifest
 
@@ -526,3 +526,119 @@ def test_a_build_that_fails_before_it_has_anything_leaves_no_directory(
     with pytest.raises(SourceError):
         build_dataset(pipeline)
     assert Path(pipeline.dataset).exists()
+
+
+# what pairs: says
+
+
+@pytest.mark.parametrize(
+    ("form", "rows", "reason"),
+    [
+        (
+            "comparisons",
+            [
+                {"prompt": f"p{n}", "response_a": "a", "response_b": "b", "winner": "a", "score_a": n, "score_b": 0}
+                for n in (1, 2)
+            ],
+            "under_min_margin",
+        ),
+        ("pairs", [pair(n, chosen_score=n, rejected_score=0) for n in (1, 2)], "under_min_margin"),
+    ],
+)
+def test_the_margin_of_a_pipeline_holds_for_every_source_with_scores(
+    form: str, rows: list[dict[str, Any]], reason: str, write_jsonl: WriteJsonl, pipeline_of: PipelineOf
+) -> None:
+    path = str(write_jsonl("rows.jsonl", rows))
+    built = build_dataset(pipeline_of({"path": path, "format": form}, pairs={"min_margin": 1.5}))
+    assert built.reasons == {reason: 1}
+    assert table(built, "pairs")["prompt"].to_list() == ["p2"]
+    assert table(built, "dropped").select("stage", "source_row", "margin").rows() == [("pairs", 1, 1.0)]
+
+
+def test_a_length_cap_holds_for_corrections(write_jsonl: WriteJsonl, pipeline_of: PipelineOf) -> None:
+    rows = [{"prompt": "p", "response": "ab", "correction": text} for text in ("abc", "abcdefg")]
+    source = {"path": str(write_jsonl("rows.jsonl", rows)), "format": "corrections"}
+    assert build_dataset(pipeline_of(source, pairs={"length_cap": 0.7})).reasons == {"over_length_cap": 1}
+
+
+SOURCES: dict[str, dict[str, Any]] = {
+    "pairs": pair(1),
+    "candidates": {"prompt": "p", "response": "a", "score": 1},
+    "comparisons": {"prompt": "p", "response_a": "a", "response_b": "b", "winner": "a"},
+    "corrections": {"prompt": "p", "response": "a", "correction": "b"},
+}
+SCORED = ("candidates", "comparisons", "pairs")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "families"),
+    [
+        ("min_agreement", 0.0, ("comparisons",)),
+        ("chosen", "best", ("candidates",)),
+        ("rejected", "random", ("candidates",)),
+        ("max_pairs_per_prompt", 2, ("candidates",)),
+        ("scorers", "zscore", ("candidates",)),
+        ("scorers_agree", True, ("candidates",)),
+        ("seed", 3, ("candidates",)),
+        ("min_margin", 0.5, SCORED),
+        ("max_margin", 0.5, SCORED),
+        ("min_chosen_score", 0.5, SCORED),
+        ("length_cap", 0.5, tuple(SOURCES)),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_a_setting_of_pairs_that_no_source_can_use_is_refused_by_name(
+    key: str, value: Any, families: tuple[str, ...], *, named: bool, write_jsonl: WriteJsonl, pipeline_of: PipelineOf
+) -> None:
+    for family, row in SOURCES.items():
+        source = {"path": str(write_jsonl(f"{family}.jsonl", [row]))} | ({"format": family} if named else {})
+        made = pipeline_of(source, pairs={key: value})
+        if family in families:
+            build_dataset(made, check=True)
+            continue
+        with pytest.raises(ConfigError) as raised:
+            build_dataset(made)
+        error, wanted = raised.value, " or ".join(families)
+        assert (error.where, error.message) == (f"pairs.{key}", f"has no effect: no source holds {wanted}")
+        assert error.expected == f"a source of {wanted}"
+        assert "leave the key out of the pipeline file, or prefkit formats, which says what each format" in error.hint
+        assert not Path(made.dataset).exists()
+
+
+def test_one_source_that_can_use_a_setting_is_enough(write_jsonl: WriteJsonl, pipeline_of: PipelineOf) -> None:
+    sources = [{"path": str(write_jsonl(f"{family}.jsonl", [SOURCES[family]])), "format": family} for family in SOURCES]
+    assert not build_dataset(pipeline_of(*sources, pairs={"seed": 1, "min_agreement": 0.5})).unchanged
+
+
+# what is lost
+
+
+def test_a_row_that_a_reader_loses_breaks_the_equation(small: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = drafts.load_source
+
+    def losing(*given: Any) -> Any:
+        loaded = plain(*given)
+        return loaded._replace(records=loaded.records.slice(1))
+
+    monkeypatch.setattr(drafts, "load_source", losing)
+    with pytest.raises(AssertionError):
+        build_dataset(small)
+
+
+def test_what_a_killed_build_left_on_disk_is_removed_by_the_next_one_and_its_drafts_stay(
+    small: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / "dataset" / ".drafts"
+    held = candidates._Held(0, left)
+    held.add(pl.DataFrame({"a": [1]}))
+    (left / "0123456789abcdef").mkdir()
+    (tmp_path / "dataset" / ".lock").touch()
+    assert len([*left.glob(".candidates-*/records.arrow")]) == 1
+
+    def fails(*_: Any) -> Any:
+        raise SourceError("x")
+
+    monkeypatch.setattr(drafts, "load_source", fails)
+    with pytest.raises(SourceError):
+        build_dataset(small)
+    assert [path.name for path in left.iterdir()] == ["0123456789abcdef"]

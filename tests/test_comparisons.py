@@ -6,7 +6,8 @@ import polars as pl
 import pytest
 
 from prefkit.comparisons import compared_pairs
-from prefkit.format import schema
+from prefkit.format import MESSAGES, schema
+from prefkit.pairs import Bounds, bounded_pairs, ready_pairs
 
 
 def records(*votes: list[str], scores: tuple[float | None, float | None] = (None, None)) -> pl.DataFrame:
@@ -82,3 +83,73 @@ def test_the_frames_have_the_columns_of_the_road() -> None:
     made = compared_pairs(records(["a"], ["tie"]), "text")
     assert made.dropped.schema == {n: t for n, t in schema("dropped", "text").items() if n != "split"}
     assert "agreement" in made.kept.columns
+
+
+def ready(*rows: tuple[str, str, float | None, float | None], lower: bool = False) -> pl.DataFrame:
+    columns = {"chosen": pl.String, "rejected": pl.String, "chosen_score": pl.Float64, "rejected_score": pl.Float64}
+    frame = pl.DataFrame(rows, schema=columns, orient="row").with_row_index("source_row", offset=1)
+    whole = frame.with_columns(
+        pl.col("source_row").cast(pl.Int64), prompt=pl.lit("p"), tools=pl.lit(None, pl.String), source=pl.lit("s")
+    )
+    return ready_pairs(whole, "lower_is_better" if lower else "higher_is_better")
+
+
+def reasons(drafts: pl.DataFrame, bounds: Bounds, *, lower: bool = False) -> dict[int, str]:
+    """source_row -> reason; every other row is kept."""
+    found = bounded_pairs(drafts, "text", "lower_is_better" if lower else "higher_is_better", bounds)
+    lost = dict(found.dropped.select("source_row", "reason").rows())
+    assert found.kept["source_row"].to_list() == [row for row in drafts["source_row"] if row not in lost]
+    assert set(found.dropped["stage"]) <= {"pairs"}
+    assert found.dropped.schema == {n: t for n, t in schema("dropped", "text").items() if n != "split"}
+    assert found.kept.columns == drafts.columns
+    return lost
+
+
+SCORED = [("a", "b", 5.0, 4.0), ("a", "b", 5.0, 3.0), ("a", "b", 5.0, 2.0), ("a", "b", None, None)]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "wanted"),
+    [
+        (Bounds(), {}),
+        (Bounds(min_margin=2), {1: "under_min_margin"}),
+        (Bounds(max_margin=2), {3: "over_max_margin"}),
+        (Bounds(min_margin=1.5, max_margin=2.5), {1: "under_min_margin", 3: "over_max_margin"}),
+        (Bounds(min_chosen_score=5), {}),
+        (Bounds(min_chosen_score=5.1), dict.fromkeys([1, 2, 3], "under_min_chosen_score")),
+    ],
+)
+def test_bounds_hold_for_pairs_that_have_scores(bounds: Bounds, wanted: dict[int, str]) -> None:
+    assert reasons(ready(*SCORED), bounds) == wanted
+
+
+def test_scores_that_count_downwards_are_bounded_downwards() -> None:
+    drafts = ready(("a", "b", 1.0, 2.0), ("a", "b", 2.0, 4.0), lower=True)
+    assert reasons(drafts, Bounds(min_margin=1.5), lower=True) == {1: "under_min_margin"}
+    assert reasons(drafts, Bounds(min_chosen_score=1.5), lower=True) == {2: "under_min_chosen_score"}
+
+
+def test_scores_that_tie_or_speak_against_the_order_are_left_to_their_own_rules() -> None:
+    drafts = ready(("a", "b", 1.0, 1.0), ("a", "b", 1.0, 3.0))
+    assert reasons(drafts, Bounds(min_margin=1.5)) == {}
+
+
+def test_a_margin_that_only_rounding_puts_beside_a_bound_keeps_to_it() -> None:
+    drafts = ready(("a", "b", 0.3, 0.1))  # 0.19999999999999998 as floats
+    assert reasons(drafts, Bounds(min_margin=0.2, max_margin=0.2)) == {}
+
+
+def test_a_length_cap_holds_for_pairs_with_and_without_scores() -> None:
+    drafts = ready(("ab", "a", None, None), ("a", "abc", None, None), ("abc", "ab", 2.0, 1.0), ("", "a", None, None))
+    assert reasons(drafts, Bounds(length_cap=0.69)) == dict.fromkeys([1, 2], "over_length_cap")  # ln 2 is .693
+    assert reasons(drafts, Bounds(length_cap=0.7)) == {2: "over_length_cap"}  # ln 3 is 1.0986; an empty side has none
+
+
+def test_the_length_of_messages_is_that_of_what_they_say() -> None:
+    def said(*texts: str) -> pl.Series:
+        return pl.Series([[{"role": "assistant", "content": text}] for text in texts], dtype=MESSAGES)
+
+    drafts = ready(("x", "y", None, None), ("x", "y", None, None))
+    drafts = drafts.with_columns(prompt=said("p", "p"), chosen=said("abcd", "abcd"), rejected=said("ab", "a"))
+    found = bounded_pairs(drafts, "chat", "higher_is_better", Bounds(length_cap=1.0))
+    assert found.kept["source_row"].to_list() == [1]

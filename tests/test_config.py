@@ -10,6 +10,8 @@ from pydantic import ValidationError
 
 from prefkit.config import Pipeline, load_pipeline, pipeline_from_manifest
 from prefkit.errors import ConfigError, InputError
+from prefkit.formats import FORMATS
+from prefkit.formats.reading import Format
 
 SMALL = """
 dataset: out
@@ -336,6 +338,8 @@ def test_every_configuration_error_ends_a_command_with_2() -> None:
         ({"format": "shp", "columns": {"prompt": "q"}}, "columns.prompt: shp has its own names, which are not mapped"),
         ({"format": "pairs", "columns": {"chosen": ["a", "b"]}}, "columns.chosen: takes one path; several are for"),
         ({"format": "pairs", "columns": {"chosen": None}}, "columns.chosen: pairs cannot do without it"),
+        ({"format": "comparisons", "columns": {"response_a": None}}, "columns.response_a: comparisons cannot do without"),
+        ({"format": "openrlhf", "columns": {"rejected": None}}, "columns.rejected: openrlhf cannot do without it"),
         ({"format": "comparisons", "labels": {"a": [1], "b": ["1"]}}, "labels: 1 is given twice"),
         ({"format": "rewrite", "rules": [{"replace": "x"}]}, "a rewrite rule has either pattern: or function:"),
         ({"format": "rewrite", "rules": [{"function": "words"}]}, "rules.function: words is not module:function"),
@@ -345,6 +349,15 @@ def test_every_configuration_error_ends_a_command_with_2() -> None:
         ),
         ({"format": "rewrite", "rules": [{"pattern": "(a"}]}, "rules.pattern '(a' with replace ''"),
         ({"format": "rewrite", "rules": [{"pattern": "(a)", "replace": "\\2"}]}, "invalid group reference 2"),
+        (
+            {"format": "rewrite", "rules": [{"pattern": "a", "replace": "\ud800"}]},
+            "rules.pattern 'a' with replace '\\ud800': half a surrogate pair is no character",
+        ),
+        ({"format": "rewrite", "rules": [{"pattern": "\udfff"}]}, "half a surrogate pair is no character"),
+        (
+            {"format": "rewrite", "rules": [{"pattern": "a", "gone": ["b", "c\ud800"]}]},
+            "rules.gone 'c\\ud800': half a surrogate pair is no character",
+        ),
     ],
 )
 def test_what_a_source_cannot_mean_is_refused_in_words(
@@ -362,6 +375,9 @@ def test_what_a_source_cannot_mean_is_refused_in_words(
         ({"pairs": {"rejected": "sigma:"}}, "pairs.rejected: sigma: is not worst"),
         ({"pairs": {"min_margin": 2, "max_margin": 1}}, "pairs.max_margin must not be below pairs.min_margin"),
         ({"build": {"memory_limit": "lots"}}, "build.memory_limit: lots is not a size such as 500MB or 4GB"),
+        ({"build": {"memory_limit": "0KB"}}, "build.memory_limit: 0KB is not between 1MB and 1000000GB"),
+        ({"build": {"memory_limit": "999KB"}}, "build.memory_limit: 999KB is not between 1MB and 1000000GB"),
+        ({"build": {"memory_limit": f"{'9' * 400}GB"}}, "9GB is not between 1MB and 1000000GB"),
     ],
 )
 def test_what_a_section_cannot_mean_is_refused_in_words(
@@ -373,6 +389,24 @@ def test_what_a_section_cannot_mean_is_refused_in_words(
 
 
 def test_a_memory_limit_is_a_number_of_bytes(pipeline_of: Callable[..., Pipeline]) -> None:
-    for text, wanted in (("500MB", 500_000_000), ("1.5 gb", 1_500_000_000), ("64KB", 64_000)):
+    for text, wanted in (("500MB", 500_000_000), ("1.5 gb", 1_500_000_000), ("2000KB", 2_000_000), ("1MB", 1_000_000), ("1000000GB", 10**15)):
         made = pipeline_of({"path": "a.jsonl", "format": "pairs"}, build={"memory_limit": text})
         assert made.build.num_bytes() == wanted
+
+
+def test_what_a_record_may_lack_is_left_out_by_null(pipeline_of: Callable[..., Pipeline]) -> None:
+    for form, name in (("trl", "prompt"), ("pairs", "weight"), ("comparisons", "score_a"), ("candidates", "responses")):
+        made = pipeline_of({"path": "a.jsonl", "format": form, "columns": {name: None}})
+        assert made.sources[0].columns == {name: ""}
+
+
+@pytest.mark.parametrize("form", [form for form in FORMATS.values() if "prompt" in form.columns])
+def test_every_format_whose_prompt_may_be_mapped_reads_one_of_several_paths(
+    form: Format, pipeline_of: Callable[..., Pipeline]
+) -> None:
+    rules = {"rules": [{"pattern": "x"}]} if form.family == "responses" else {}
+    columns = {"prompt": ["a", "b"]}
+    source = pipeline_of({"path": "a.jsonl", "format": form.name, "columns": columns, **rules}).sources[0]
+    row = dict.fromkeys(form.required, "y") | {"a": "one", "b": "two", "score": 1, "winner": "a", "scores": [1]}
+    (record,) = form.read({name: value for name, value in row.items() if name != "prompt"}, source.columns)
+    assert record["prompt"] == "one\ntwo"

@@ -6,7 +6,15 @@ from typing import Any
 import polars as pl
 import pytest
 
-from prefkit.corrections import CLOSE, Rule, corrected_pairs, correction_report, distances, rewrite_responses
+from prefkit.corrections import (
+    CLOSE,
+    MAX_WORDS,
+    Rule,
+    corrected_pairs,
+    correction_report,
+    distances,
+    rewrite_responses,
+)
 from prefkit.format import MESSAGES
 
 
@@ -46,6 +54,15 @@ def swap(pattern: str, replace: str, *gone: str) -> Rule:
 def test_distances_count_words_as_they_are_written(chosen: str, rejected: str, wanted: tuple[float, ...]) -> None:
     row = distances(pl.Series([chosen]), pl.Series([rejected])).row(0)
     assert row == pytest.approx(wanted)
+
+
+def test_a_side_of_too_many_words_has_no_edit_distance() -> None:
+    """It would take the product of both: 37 s for two sides of a million marks, of a pair that is then too long."""
+    at_most, more = "! " * MAX_WORDS, "! " * (MAX_WORDS + 1)
+    found = distances(pl.Series([at_most, more, "? !"]), pl.Series(["!", "!", more]))
+    assert found.rows() == [((MAX_WORDS - 1) / MAX_WORDS, 1.0, 1), (None, 1.0, 1), (None, 0.0, 0)]
+    marks = distances(pl.Series(["!" * 1_000_000]), pl.Series(["?" * 1_000_000]))
+    assert marks.row(0) == (None, 0.0, 0)
 
 
 def test_a_correction_has_the_response_as_rejected_and_carries_its_distance() -> None:

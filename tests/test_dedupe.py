@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import prefkit.dedupe as dedupe_
 from prefkit.dedupe import Contradictions, dedupe_pairs
 from prefkit.format import MESSAGES
 from prefkit.screen import Screened
@@ -204,6 +205,47 @@ def test_of_a_cycle_the_pair_that_fewest_agree_on_goes_whatever_its_margin() -> 
 def test_a_reversal_is_no_cycle_and_a_cycle_across_prompts_is_none() -> None:
     assert kept(dedupe(("p", "a", "b"), ("p", "b", "a"), policy="keep")) == [0, 1]
     assert kept(dedupe(("p", "a", "b"), ("p", "b", "c"), ("q", "c", "a"))) == [0, 1, 2]
+
+
+def test_a_cycle_through_a_contradiction_that_is_kept_stays() -> None:
+    rows = [("p", "a", "b"), ("p", "b", "a"), ("p", "b", "c"), ("p", "c", "a")]
+    assert kept(dedupe(*rows, policy="keep")) == [0, 1, 2, 3]
+    assert kept(dedupe(*rows)) == [2, 3]  # both ways between a and b go, and nothing closes
+
+
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many edges each search for cycles looks at."""
+    seen: list[int] = []
+    plain = dedupe_.connected_components
+
+    def counted(graph: Any, **how: Any) -> Any:
+        seen.append(graph.nnz)
+        return plain(graph, **how)
+
+    monkeypatch.setattr(dedupe_, "connected_components", counted)
+    return seen
+
+
+def test_cycles_of_many_prompts_are_decided_in_as_many_passes_as_one_has_levels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """500 prompts of three pairs, 1,500 margins: with a pass a margin these were 2 million edges to look at."""
+    seen = passes(monkeypatch)
+    rows = [
+        (f"p{number}", *sides, None, 1.0 + 3 * number + step)
+        for number in range(500)
+        for step, sides in enumerate([("a", "b"), ("b", "c"), ("c", "a")])
+    ]
+    found = dedupe(*rows)
+    assert kept(found) == [number for number in range(1500) if number % 3]  # the smallest margin of each goes
+    assert len(seen) <= 5
+    assert sum(seen) <= 5 * 1500
+
+
+def test_where_no_response_is_both_chosen_and_rejected_nothing_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = passes(monkeypatch)
+    assert kept(dedupe(("p", "a", "b"), ("p", "a", "c"), ("p", "d", "c"), ("q", "b", "a"))) == [0, 1, 2, 3]
+    assert seen == []
 
 
 def test_no_rows_are_no_drops() -> None:

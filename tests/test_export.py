@@ -215,6 +215,37 @@ def test_an_export_of_nothing_is_an_error_that_names_the_reasons(build: Build, t
     assert not out.exists()
 
 
+def test_pairs_of_a_source_whose_lower_scores_are_better_come_back_as_pairs(
+    write_jsonl: Write, tmp_path: Path, pipeline_of: Callable[..., Pipeline]
+) -> None:
+    rows = [{**row, "chosen_score": 1, "rejected_score": 4} for row in text_rows(3)]
+    source = {"path": str(write_jsonl("rows.jsonl", rows)), "format": "pairs", "direction": "lower_is_better"}
+    built = build_dataset(pipeline_of(source))
+    assert built.counts["pairs"] == 3
+    for to in ("pairs", "ultrafeedback_binarized", "distilabel_pairs"):
+        export(tmp_path / "dataset", to, tmp_path / f"{to}.jsonl")
+        again = pipeline_of({"path": str(tmp_path / f"{to}.jsonl"), "format": to})
+        again = again.model_copy(update={"dataset": str(tmp_path / f"again_{to}")})
+        assert build_dataset(again).counts["pairs"] == 3
+        found = pairs_of(tmp_path / f"again_{to}")
+        texts = [side if isinstance(side, str) else side[0]["content"] for side in found["chosen"]]
+        assert sorted(texts) == sorted(row["chosen"] for row in rows)
+        assert found["chosen_score"].to_list() == [None] * 3
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.json", "out.parquet"])
+@pytest.mark.parametrize("to", [*WRITERS])
+def test_a_number_without_a_word_in_json_is_left_out_by_name_and_no_file_holds_it(
+    to: str, name: str, tmp_path: Path
+) -> None:
+    odd = {"type": "function", "function": {"name": "f", "arguments": {"a": float("nan")}}}
+    rows = [chat_row(0), chat_row(1, content="", tool_calls=[odd]), {**chat_row(2), "tools": [{"a": float("inf")}]}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = export(tmp_path / "rows.jsonl", to, tmp_path / name, source_format="pairs")
+    assert done.left_out == {"not_finite": 2}
+    assert [row["line"] for row in lines(f"{tmp_path / name}.left_out.jsonl")] == [2, 3]
+
+
 # a source file
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from prefkit.build import build_dataset
 from prefkit.config import Pipeline
 from prefkit.formats import FORMATS, Unreadable
+from prefkit.formats.comparisons import label_key, with_labels
 
 PROPERTY = settings(deadline=None, max_examples=200, derandomize=True, database=None)
 GOOD, BAD = "Water boils at 100 degrees Celsius.", "Water boils at 7 degrees Celsius."
@@ -176,6 +177,28 @@ def test_trl_never_cuts_a_text_inside_a_word_and_loses_no_character(shared: str,
         assert not prompt[-1].isspace()
 
 
+@pytest.mark.parametrize("form", ["trl", "openrlhf"])
+def test_trl_a_prompt_under_another_name_is_never_made_of_what_the_answers_share(form: str) -> None:
+    row = {"question": "Why?", "chosen": "It is so.", "rejected": "It is not."}
+    with pytest.raises(Unreadable) as refused:
+        read(form, row)
+    assert (refused.value.field, refused.value.reason) == ("question", "prompt_elsewhere")
+    assert read_one(form, row, prompt="question") == ("Why?", "It is so.", "It is not.")
+    assert read_one(form, row, prompt="") == ("It is", " so.", " not.")  # prompt: null says that there is none
+    assert read_one(form, row | {"question": 5}) == ("It is", " so.", " not.")  # a number was not asked
+    turns = {"question": "Why?", "chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]}
+    assert read_one(form, turns) == ([user("q")], [assistant("a")], [assistant("b")])
+
+
+@pytest.mark.parametrize("form", ["trl", "openrlhf"])
+def test_trl_a_prompt_of_several_columns_is_a_line_each(form: str) -> None:
+    row = {"a": "Translate.", "b": "Hallo", "chosen": "Hello", "rejected": "Bye"}
+    assert read_one(form, row, prompt=["a", "b"]) == ("Translate.\nHallo", "Hello", "Bye")
+    with pytest.raises(Unreadable) as refused:
+        read(form, row, prompt=["a", "c"])
+    assert (refused.value.field, refused.value.reason) == ("c", "missing_field")
+
+
 # pairs, candidates, corrections
 
 
@@ -245,10 +268,182 @@ def test_lists_of_candidates_that_do_not_fit_together_are_refused(row: dict[str,
     assert refused.value.reason == reason
 
 
+def test_in_list_form_scorer_rater_and_model_are_those_of_the_row_or_one_a_response() -> None:
+    row = {"prompt": "p", "responses": ["a", "b"], "scores": [1, 2], "judge": "j", "by": ["x", "y"]}
+    one, two = {"prompt": "p", "response": "a", "score": 1}, {"prompt": "p", "response": "b", "score": 2}
+    assert read("candidates", row) == [one, two]
+    assert read("candidates", row, scorer="judge", rater="by", model="judge") == [
+        {**one, "scorer": "j", "rater": "x", "model": "j"},
+        {**two, "scorer": "j", "rater": "y", "model": "j"},
+    ]
+    assert [found["model"] for found in read("candidates", row, model="judge", models="by")] == ["x", "y"]
+    assert [found["scorer"] for found in read("candidates", row | {"scorer": "own"})] == ["own", "own"]
+    for columns, field, reason in (
+        ({"scorer": "nowhere"}, "nowhere", "missing_field"),
+        ({"rater": "nowhere"}, "nowhere", "missing_field"),
+        ({"model": "nowhere"}, "nowhere", "missing_field"),
+        ({"score": "nowhere"}, "score", "not_in_list_form"),
+        ({"responses": "responses", "response": "nowhere"}, "response", "not_in_list_form"),
+        ({"response": "judge", "score": "judge", "models": "by"}, "models", "not_in_long_form"),
+    ):
+        with pytest.raises(Unreadable) as refused:
+            read("candidates", row, **columns)
+        assert (refused.value.field, refused.value.reason) == (field, reason)
+    with pytest.raises(Unreadable) as refused:
+        read("candidates", row | {"by": ["x"]}, rater="by")
+    assert (refused.value.field, refused.value.reason) == ("rater", "length_mismatch")
+
+
+def test_responses_null_reads_the_long_form_whatever_else_the_row_has() -> None:
+    row = {"prompt": "p", "responses": ["all"], "response": "a", "score": 1}
+    assert read("candidates", row, responses="") == [{"prompt": "p", "response": "a", "score": 1}]
+
+
+SYSTEM_ROWS: dict[str, dict[str, Any]] = {
+    "pairs": {"prompt": "q", "chosen": "a", "rejected": "b"},
+    "trl": {"prompt": "q", "chosen": "a", "rejected": "b"},
+    "openrlhf": {"prompt": "q", "chosen": "a", "rejected": "b"},
+    "candidates": {"prompt": "q", "response": "a", "score": 1},
+    "corrections": {"prompt": "q", "response": "a", "correction": "b"},
+    "comparisons": {"prompt": "q", "response_a": "a", "response_b": "b", "winner": "a"},
+    "rewrite": {"prompt": "q", "response": "a"},
+}
+
+
+def test_every_format_whose_system_prompt_columns_can_name_is_tried_here() -> None:
+    own = {"llamafactory_alpaca", "llamafactory_sharegpt"}  # they have a column of that name
+    assert {name for name, form in FORMATS.items() if "system" in form.columns} - own == set(SYSTEM_ROWS)
+
+
+@pytest.mark.parametrize("form", SYSTEM_ROWS)
+def test_a_system_prompt_that_columns_name_is_the_first_turn_of_the_prompt(form: str) -> None:
+    brief = {"role": "system", "content": "Be brief."}
+    row = SYSTEM_ROWS[form] | {"system": "Be brief.", "sys": {"text": "Be brief."}}
+    for path in ("system", "sys.text"):
+        (found,) = read(form, row, system=path)
+        assert found["prompt"] == [brief, user("q")]
+        assert "system" not in found
+        assert FORMATS[form].is_chat(row, {"system": path})
+        assert FORMATS[form].is_chat(row | {"system": "", "sys": {"text": ""}}, {"system": path})
+    assert read(form, row)[0]["prompt"] == "q"  # a column is not taken for one by its name
+    assert not FORMATS[form].is_chat(row, {})
+    for nothing in ("", None):
+        assert read(form, row | {"system": nothing}, system="system")[0]["prompt"] == "q"
+    turns = [user("q"), assistant("a"), user("more")]
+    assert read(form, row | {"prompt": turns}, system="system")[0]["prompt"] == [brief, *turns]
+    for role in ("system", "developer"):
+        own = [{"role": role, "content": "Be long."}, user("q")]
+        assert read(form, row | {"prompt": own}, system="system")[0]["prompt"] == own
+    for system, field, reason in ((5, "system", "wrong_type"), (["x"], "system", "wrong_type")):
+        with pytest.raises(Unreadable) as refused:
+            read(form, row | {"system": system}, system="system")
+        assert (refused.value.field, refused.value.reason) == (field, reason)
+    with pytest.raises(Unreadable) as refused:
+        read(form, row, system="nowhere")
+    assert (refused.value.field, refused.value.reason) == ("nowhere", "missing_field")
+
+
+def test_a_system_prompt_goes_before_a_prompt_of_several_columns_of_several_responses_or_that_is_implicit() -> None:
+    brief = {"role": "system", "content": "Be brief."}
+    row = {"s": "Be brief.", "a": "q", "b": "r", "prompt": "q", "responses": ["x", "y"], "scores": [1, 2]}
+    joined = [brief, user("q\nr")]
+    assert [found["prompt"] for found in read("candidates", row, system="s", prompt=["a", "b"])] == [joined] * 2
+    sides = {"s": "Be brief.", "chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]}
+    assert read_one("trl", sides, system="s") == ([brief, user("q")], [assistant("a")], [assistant("b")])
+
+
+def test_a_system_prompt_makes_a_chat_dataset_though_the_first_row_has_none(
+    write_jsonl: Callable[..., Path], pipeline_of: Callable[..., Pipeline]
+) -> None:
+    rows = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b", "system": "Be brief." if n else ""} for n in range(40)]
+    source = {"path": str(write_jsonl("rows.jsonl", rows)), "format": "pairs", "columns": {"system": "system"}}
+    built = build_dataset(pipeline_of(source, dedupe={"exact": False}))
+    assert (built.kind, built.counts["pairs"], built.counts["rejects"]) == ("chat", 40, 0)
+    found = pl.read_parquet(f"{built.dataset}/pairs/*.parquet").sort("source_row")["prompt"].to_list()
+    assert found[0] == [user("q0")]
+    assert found[1] == [{"role": "system", "content": "Be brief."}, user("q1")]
+
+
+def test_a_format_knows_which_columns_it_cannot_do_without() -> None:
+    assert {name: form.required for name, form in FORMATS.items() if form.columns} == {
+        "pairs": ("prompt", "chosen", "rejected"),
+        "candidates": ("prompt", "response", "score", "scores"),
+        "corrections": ("prompt", "response", "correction"),
+        "comparisons": ("prompt", "response_a", "response_b", "winner"),
+        "rewrite": ("prompt", "response"),
+        "hh": ("chosen", "rejected"),
+        "trl": ("chosen", "rejected"),
+        "openrlhf": ("chosen", "rejected"),
+        "llamafactory_alpaca": ("instruction", "chosen", "rejected"),
+        "llamafactory_sharegpt": ("conversations", "chosen", "rejected"),
+    }
+    assert all(set(form.required) <= set(form.columns) for form in FORMATS.values())
+
+
+ALL_ROWS = {
+    **SYSTEM_ROWS,
+    "hh": {"chosen": hh("q", "a"), "rejected": hh("q", "b")},
+    "llamafactory_alpaca": {"instruction": "i", "input": "q", "chosen": "a", "rejected": "b", "history": [["x", "y"]]},
+    "llamafactory_sharegpt": {
+        "conversations": [{"from": "human", "value": "q"}],
+        "chosen": {"from": "gpt", "value": "a"},
+        "rejected": {"from": "gpt", "value": "b"},
+        "system": "s",
+    },
+}
+
+
+@pytest.mark.parametrize("form", ALL_ROWS)
+def test_each_column_that_a_format_can_do_without_may_be_null(form: str) -> None:
+    row = ALL_ROWS[form] | ({"chosen": "q a", "rejected": "q b"} if form in ("trl", "openrlhf") else {})
+    for name in {*FORMATS[form].columns} - {*FORMATS[form].required}:
+        assert read(form, row, **{name: ""})
+
+
 def test_corrections_take_dotted_columns() -> None:
     row = {"src": "p", "mt": {"out": "wrong", "system": "m"}, "pe": "right"}
     found = read("corrections", row, prompt="src", response="mt.out", correction="pe", model="mt.system")
     assert found == [{"prompt": "p", "response": "wrong", "correction": "right", "model": "m"}]
+
+
+# labels of comparisons
+
+
+@pytest.mark.parametrize("label", [1, 1.0, "1", "1.0", " 1.00 ", "1.000"])
+def test_a_whole_number_is_one_label_however_it_is_written(label: Any) -> None:
+    assert label_key(label) == "1"
+
+
+@pytest.mark.parametrize(
+    ("label", "key"),
+    [
+        ("01", "01"),
+        ("01.0", "01.0"),
+        ("+1.0", "+1.0"),
+        ("1.5", "1.5"),
+        (1.5, "1.5"),
+        ("1.", "1."),
+        (".0", ".0"),
+        ("-1.0", "-1"),
+        (-1.0, "-1"),
+        ("-0.0", "0"),
+        (-0.0, "0"),
+        ("1_0.0", "1_0.0"),
+        ("١.0", "١.0"),
+        ("9" * 5000 + ".0", "9" * 5000 + ".0"),
+        (True, "true"),
+        ("A", "a"),
+        (float("nan"), "nan"),
+    ],
+)
+def test_what_is_no_whole_number_is_the_text_that_it_is(label: Any, key: str) -> None:
+    assert label_key(label) == key
+
+
+def test_labels_of_a_column_of_floats_in_a_csv_are_read() -> None:
+    read = with_labels([1], [2], [0])
+    rows = [{"prompt": "p", "response_a": "x", "response_b": "y", "winner": winner} for winner in ("1.0", "2.0", "0.0")]
+    assert [read(row, {})[0]["votes"] for row in rows] == [["a"], ["b"], ["tie"]]
 
 
 # direction: a known better answer ends up chosen, in every format

@@ -355,6 +355,28 @@ def test_argilla_sides_that_are_not_two_answers_to_one_prompt_are_refused(
     assert refused("argilla_cleaned", change("argilla_cleaned", rejected=rejected)) == fault
 
 
+CALLED = [assistant("") | {"tool_calls": [{"function": {"name": "f", "arguments": {"a": n}}}]} for n in (1, 2)]
+
+
+def test_prompts_that_differ_in_their_tool_calls_alone_are_different_prompts() -> None:
+    talks = [
+        [user(ASKED), called, user("And?"), assistant(text)] for called, text in zip(CALLED, (GOOD, BAD), strict=True)
+    ]
+    row = change("argilla_cleaned", chosen=talks[0], rejected=talks[1])
+    assert refused("argilla_cleaned", row) == ("rejected", "different_prompts")
+    record = read_one("lmarena", arena(*talks))
+    assert (record["prompt"], record["response_a"], record["response_b"]) == ([user(ASKED)], talks[0][1:], talks[1][1:])
+    named = [[user(ASKED) | {"name": name}, assistant(text)] for name, text in (("Bo", GOOD), ("Al", BAD))]
+    assert refused("lmarena", arena(*named)) == ("conversation_b", "different_prompts")
+
+
+def test_prompts_that_differ_in_what_records_ignore_are_the_same() -> None:
+    one, other = ([user(ASKED) | {"id": n, "name": None}, assistant(text)] for n, text in ((1, GOOD), (2, BAD)))
+    record = read_one("argilla_cleaned", change("argilla_cleaned", chosen=one, rejected=other))
+    assert (record["prompt"], record["rejected"]) == (one[:1], other[1:])
+    assert read_one("lmarena", arena(one, other))["prompt"] == one[:1]
+
+
 @pytest.mark.parametrize(
     ("ratings", "score"),
     [
@@ -450,7 +472,9 @@ def test_shp_label_one_is_a_and_the_scores_stay_with_their_sides() -> None:
         "score_a": 30,
         "score_b": 12,
     }
-    assert [read_one("shp", change("shp", labels=x))["votes"] for x in (0, 1, 0.0, "1")] == [["b"], ["a"], ["b"], ["a"]]
+    labels = (0, 1, 0.0, "1", "1.0", "0.0")
+    votes = [read_one("shp", change("shp", labels=label))["votes"] for label in labels]
+    assert votes == [["b"], ["a"], ["b"], ["a"], ["a"], ["b"]]
     assert refused("shp", change("shp", labels=2)) == ("labels", "unknown_label")
 
 

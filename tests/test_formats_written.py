@@ -4,14 +4,18 @@ The rows and texts are made up; the rules are the consumers' own, as their docum
 """
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefkit.build import build_dataset
+from prefkit.config import Pipeline
 from prefkit.detection import fitting
 from prefkit.formats import FORMATS, WRITERS, Unreadable
 from prefkit.formats.writing import Messages, Unwritable, Written, unpacked
@@ -147,7 +151,8 @@ def test_strings_stay_strings_in_formats_of_strings(form: str, name: str) -> Non
     given = TEXT_PAIRS[name]
     back = read_back(form, written(form, given))
     assert (back.prompt, back.chosen, back.rejected) == (given.prompt, given.chosen, given.rejected)
-    assert not FORMATS[form].is_chat(written(form, given), {})
+    if form != "llamafactory_alpaca":  # any row of which may have a history
+        assert not FORMATS[form].is_chat(written(form, given), {})
 
 
 @pytest.mark.parametrize("form", BOTH_WAYS)
@@ -275,6 +280,67 @@ def test_answers_out_of_order_are_left_out_where_calls_have_no_ids(form: str) ->
     assert read_back(form, row).prompt == [ASK, turn("assistant", "", tool_calls=[call("f", {})]), turn("tool", "x")]
 
 
+@pytest.mark.parametrize("form", ["ms_swift", "llamafactory_sharegpt"])
+def test_a_name_is_kept_by_no_turn_but_that_of_a_tool_and_so_left_out_by_name(form: str) -> None:
+    assert refused(form, chat([turn("user", "Hello?", name="Bo")])) == "name"
+    assert refused(form, chat([ASK], turn("assistant", "Yes.", name="Bo"))) == "name"
+    assert refused(form, chat([ASK], YES, turn("assistant", "No.", name="Bo"))) == "name"
+    assert refused(form, chat([turn("user", "Hello?", tool_calls=CALLS["tool_calls"])])) == "tool_calls"
+
+
+HOSTILE_CALLS: list[Any] = [5, "abc", {"a": 1}, ["x"], [5], True, [{"function": "f"}], [None], [[]]]
+HOSTILE_CALLS += [[call("f", {}, id=[1])], [call("f", {}, id={"a": 1})], [call("f", {}, id=5)], [call(["f"], {})]]
+HOSTILE_CALLS += [[call("f", "{")], [call("f", '{"a": NaN}')], [call("f", {"a": float("inf")})]]
+
+
+@pytest.mark.parametrize("calls", HOSTILE_CALLS)
+def test_calls_that_are_none_crash_no_writer(calls: Any) -> None:
+    bad = turn("assistant", "", tool_calls=calls)
+    for form, writer in WRITERS.items():
+        for one in (chat([ASK], bad), chat([ASK], YES, bad), chat([ASK, bad, ANSWERS[0]])):
+            try:
+                rows = writer.write(one)
+            except Unwritable as left_out:
+                assert left_out.reason in ("tool_calls", "tool_call_order", "turns_out_of_order", "not_finite")  # noqa: PT017
+            else:
+                assert rows
+                assert form != "openai_preference" or openai_complaints(wire(rows[0])) == []
+
+
+def test_a_number_without_a_word_in_json_is_left_out_by_name() -> None:
+    odd = turn("assistant", "", tool_calls=[call("f", {"a": float("nan")})])
+    in_text = turn("assistant", "", tool_calls=[call("f", '{"a": 1e999}')])
+    for form in ("ms_swift", "llamafactory_sharegpt", "openai_preference"):
+        assert refused(form, chat([ASK], odd)) == "not_finite"
+        assert refused(form, chat([ASK], in_text)) == "not_finite"
+    for form in ("pairs", "trl", "trl_unpaired", "ms_swift", "llamafactory_sharegpt"):
+        assert refused(form, chat([ASK], tools=[{"a": float("-inf")}])) == "not_finite"
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [('{"name": NaN}', "not_finite"), ('{"name": 1e999}', "not_finite"), ("{", "extra"), ("[1]", "extra")],
+)
+def test_what_a_message_of_ours_holds_besides_is_an_object_of_finite_numbers(extra: str, reason: str) -> None:
+    with pytest.raises(Unwritable) as left_out:
+        unpacked([{"role": "user", "content": "x", "extra": extra}])
+    assert left_out.value.reason == reason
+    held = '{"name": "Bo", "role": "system"}'
+    assert unpacked([{"role": "user", "content": "x", "extra": held}]) == [turn("user", "x", name="Bo")]
+
+
+@pytest.mark.parametrize("form", SCORED)
+def test_scores_that_speak_against_the_order_are_not_written(form: str) -> None:
+    against = chat([ASK], **SCORES | {"chosen_score": 1.0, "rejected_score": 4.0, "margin": 3.0})  # lower was better
+    back = read_back(form, written(form, against)).row
+    assert (back["chosen_score"], back["rejected_score"]) == (None, None)
+    for margin in (5.5, None):
+        back = read_back(form, written(form, chat([ASK], **SCORES, margin=margin))).row
+        assert (back["chosen_score"], back["rejected_score"]) == (4.5, -1.0)
+    one = chat([ASK], chosen_score=1.0, rejected_score=None, margin=None)
+    assert read_back(form, written(form, one)).row["chosen_score"] == 1.0
+
+
 def test_an_empty_prompt_crashes_no_writer() -> None:
     for writer in WRITERS.values():
         try:
@@ -390,6 +456,26 @@ def test_openai_calls_with_ids_come_back_and_missing_ids_are_made_in_order() -> 
     assert ids == ["call_1", "call_0"]
 
 
+def test_openai_ids_that_are_made_are_those_of_no_other_call_of_the_pair() -> None:
+    asked = turn("assistant", "", tool_calls=[call("f", {})])
+    given = turn("assistant", "", tool_calls=[call("g", {}, id="call_0")])
+    for one, other in ((given, asked), (asked, given)):
+        row = written("openai_preference", chat([ASK, asked, turn("tool", "x")], one, other))
+        answered = row["input"]["messages"]
+        ids = [answered[1]["tool_calls"][0]["id"]]
+        ids += [row[name][0]["tool_calls"][0]["id"] for name in ("preferred_output", "non_preferred_output")]
+        assert ids == (["call_1", "call_0", "call_2"] if one is given else ["call_1", "call_2", "call_0"])
+        assert answered[2] == {"role": "tool", "tool_call_id": "call_1", "content": "x"}
+
+
+def test_openai_a_tool_turn_that_names_another_function_than_its_call_is_left_out() -> None:
+    called = turn("assistant", "", tool_calls=[call("f", {}, id="a")])
+    assert refused("openai_preference", chat([ASK, called, turn("tool", "x", name="g")])) == "tool_call_order"
+    assert refused("openai_preference", chat([ASK, called, turn("tool", "x", tool_call_id=[1])])) == "tool_call_order"
+    row = written("openai_preference", chat([ASK, called, turn("tool", "x", name="f")]))
+    assert row["input"]["messages"][2] == {"role": "tool", "tool_call_id": "a", "content": "x"}
+
+
 def llamafactory_keeps(row: Mapping[str, Any]) -> bool:
     """Whether LLaMA-Factory's sharegpt converter would keep a ranking row."""
     turns = [t["from"] for t in row["conversations"]]
@@ -470,13 +556,8 @@ def test_distilabel_gives_a_candidate_a_generation() -> None:
     assert first == {"prompt": [SYSTEM, turn("user", "q")], "response": "a", "score": 4, "model": None}
     (first, _) = FORMATS["distilabel"].read({"messages": [ASK], "generations": ["a", "b"], "ratings": [1, 2]}, {})
     assert first["prompt"] == [ASK]
-    assert [
-        FORMATS["distilabel"].is_chat(r, {}) for r in (row, {**row, "system_prompt": "x"}, {"messages": [ASK]})
-    ] == [
-        False,
-        True,
-        True,
-    ]
+    (first, _) = FORMATS["distilabel"].read({**row, "messages": [ASK], "system_prompt": "Be brief."}, {})
+    assert first["prompt"] == [SYSTEM, ASK]
 
 
 def test_llamafactory_alpaca_joins_instruction_and_input_and_puts_history_before_them() -> None:
@@ -484,6 +565,25 @@ def test_llamafactory_alpaca_joins_instruction_and_input_and_puts_history_before
     assert read_back("llamafactory_alpaca", row).prompt == "Translate.\nHallo"
     row |= {"system": "Be brief.", "history": [["Hello?", "No."]]}
     assert read_back("llamafactory_alpaca", row).prompt == [SYSTEM, ASK, NO, turn("user", "Translate.\nHallo")]
+
+
+@pytest.mark.parametrize("form", ["llamafactory_alpaca", "distilabel"])
+def test_rows_of_which_some_have_turns_before_their_question_are_a_chat_dataset_whatever_the_first_has(
+    form: str, write_jsonl: Callable[..., Path], pipeline_of: Callable[..., Pipeline]
+) -> None:
+    rows: list[Row] = []
+    for n in range(60):
+        if form == "distilabel":
+            row: Row = {"instruction": f"q{n}", "generations": ["a", "b"], "ratings": [1, 2]}
+            rows.append(row | ({"system_prompt": "Be brief."} if n % 20 == 19 else {}))
+        else:
+            row = {"instruction": f"q{n}", "chosen": "b", "rejected": "a"}
+            rows.append(row | ({"history": [["Hello?", "No."]]} if n % 20 == 19 else {}))
+    source = {"path": str(write_jsonl("rows.jsonl", rows)), "format": form}
+    built = build_dataset(pipeline_of(source, dedupe={"exact": False}))
+    assert (built.kind, built.counts["pairs"], built.counts["rejects"]) == ("chat", 60, 0)
+    prompts = pl.read_parquet(f"{built.dataset}/pairs/*.parquet")["prompt"].to_list()
+    assert Counter(map(len, prompts)) == {1: 57, 2 if form == "distilabel" else 3: 3}
 
 
 def test_llamafactory_sharegpt_takes_a_system_column_where_no_turn_says_it() -> None:
@@ -521,10 +621,42 @@ def test_ms_swift_reads_both_names_of_answers_and_joins_a_call_to_the_turn_befor
     assert (back.chosen, back.rejected) == ([YES], [NO])
 
 
+def test_ms_swift_a_system_column_is_the_first_turn_where_the_messages_have_none() -> None:
+    row: Row = {"system": "Be brief.", "messages": [ASK, YES], "rejected_response": "No."}
+    assert read_back("ms_swift", row).prompt == [SYSTEM, ASK]
+    assert read_back("ms_swift", {**row, "rejected_messages": [ASK, NO]}).prompt == [SYSTEM, ASK]
+    for nothing in ("", None):
+        assert read_back("ms_swift", {**row, "system": nothing}).prompt == [ASK]
+    own = {**row, "messages": [SYSTEM, ASK, YES], "system": "Be long."}
+    assert read_back("ms_swift", own).prompt == [SYSTEM, ASK]
+
+
+@pytest.mark.parametrize("key", ["id", "weight", "loss", "name_of_turn"])
+def test_what_records_ignore_does_not_end_the_prompt_that_sides_share(key: str) -> None:
+    first, second = ([{**one, key: n + at} for at, one in enumerate([SYSTEM, ASK, NO, MORE])] for n in (0, 9))
+    row: Row = {"chosen": [*first, YES], "rejected": [*second, NO], "score_chosen": 2, "score_rejected": 1}
+    assert read_back("trl", row).prompt == [SYSTEM, ASK, NO, MORE]
+    assert read_back("ultrafeedback_binarized", row).prompt == [SYSTEM, ASK, NO, MORE]
+    swift = {"messages": row["chosen"], "rejected_messages": row["rejected"]}
+    assert read_back("ms_swift", swift).prompt == [SYSTEM, ASK, NO, MORE]
+
+
+def test_tool_calls_that_differ_end_the_prompt_that_sides_share() -> None:
+    calls = [turn("assistant", "", tool_calls=[call("f", {"a": number})]) for number in (1, 2)]
+    first, second = ([ASK, one, MORE, YES] for one in calls)
+    back = read_back("trl", {"chosen": first, "rejected": second})
+    assert (back.prompt, back.chosen, back.rejected) == ([ASK], first[1:], second[1:])
+    same = read_back("trl", {"chosen": first, "rejected": [ASK, {**calls[0], "name": None}, MORE, NO]})
+    assert same.prompt == [ASK, calls[0], MORE]
+
+
 @pytest.mark.parametrize(
     ("form", "row", "field", "reason"),
     [
         ("trl", {"chosen": "a"}, "rejected", "missing_field"),
+        ("trl", {"question": "q", "chosen": "It is a", "rejected": "It is b"}, "question", "prompt_elsewhere"),
+        ("openrlhf", {"Messages": [ASK], "chosen": "It is a", "rejected": "It is b"}, "Messages", "prompt_elsewhere"),
+        ("ms_swift", {"system": 5, "messages": [ASK, YES], "rejected_response": "x"}, "system", "wrong_type"),
         ("ultrafeedback_binarized", {"chosen": [ASK, YES], "rejected": "x"}, "rejected", "not_a_list"),
         ("ultrafeedback_binarized", {"chosen": [ASK, YES], "rejected": [ASK, NO]}, "score_chosen", "missing_field"),
         ("ultrafeedback_binarized", {"chosen": [ASK, YES], "rejected": [MORE, NO]}, "prompt", "no_shared_prompt"),
@@ -634,6 +766,9 @@ FIXTURES: dict[str, Row] = {
 VARIANTS: list[tuple[str, Row]] = [
     ("trl", {"prompt": "q", "chosen": "a", "rejected": "b"}),
     ("trl", {"chosen": "q? a", "rejected": "q? b"}),
+    ("trl", {"id": "x", "source": "s", "language": "en", "chosen": "q? a", "rejected": "q? b"}),
+    ("trl", {"prompt": "q", "question": "q", "chosen": "a", "rejected": "b"}),
+    ("llamafactory_alpaca", {"instruction": "i", "input": "q", "system": "s", "chosen": "a", "rejected": "b"}),
     ("trl", {"chosen": [ASK, YES], "rejected": [ASK, NO]}),
     ("trl", {"prompt": "Hello?", "chosen": [ASK, YES], "rejected": [ASK, NO]}),
     ("trl", written("trl", TOOL_PAIRS["a call is chosen"]._replace(tools=TOOLS))),
@@ -673,6 +808,21 @@ def test_a_row_is_known_for_its_own_format_and_no_other(form: str, row: Row) -> 
         {"context": [ASK], "completions": ["a"]},
         {"conversations": [], "chosen": {}, "rejected": {}},
         {"messages": [ASK, YES], "rejected_response": None},
+        {"question": "q", "chosen": "a", "rejected": "b"},
+        {"system": "s", "question": "q", "chosen": "a", "rejected": "b"},
+        {"query": "q", "chosen": "a", "rejected": "b"},
+        {"Trajectory": [ASK], "chosen": [YES], "rejected": [NO]},
+        {"messages": [ASK], "chosen": [ASK, YES], "rejected": [ASK, NO]},
+        {"system": "s", "prompt": "q", "chosen": "a", "rejected": "b"},
+        {"system": "", "prompt": "q", "chosen": "a", "rejected": "b"},
+        {"system_prompt": "s", "prompt": "q", "chosen": "a", "rejected": "b"},
+        {"system": "s", "prompt": "q", "chosen": "a", "rejected": "b", "chosen_score": 1},
+        {"system": "s", "prompt": "q", "response": "a", "score": 1},
+        {"context": "c", "prompt": "q", "responses": ["a"], "scores": [1]},
+        {"system": "s", "prompt": "q", "response": "a", "correction": "b"},
+        {"system": "s", "prompt": "q", "response_a": "a", "response_b": "b", "winner": "a"},
+        {"instruction": "i", "prompt": "q", "chosen": "a", "rejected": "b"},
+        {"instruction": "i", "query": "q", "chosen": "a", "rejected": "b"},
     ],
 )
 def test_a_row_that_fits_nothing_well_is_not_guessed(row: Row) -> None:

@@ -657,6 +657,10 @@ def test_what_is_more_than_new_names_has_no_plan() -> None:
     assert plan_of(FORMATS["candidates"], {"score": ["a", "b"]}) is None
     assert plan_of(FORMATS["candidates"], {"responses": "r", "scores": "s"}) is None
     assert plan_of(FORMATS["pairs"], {"prompt": ["instruction", "input"]}) is None
+    assert plan_of(FORMATS["candidates"], {"models": "m"}) is None
+    for form in FORMS:
+        assert plan_of(FORMATS[form], {"system": "s"}) is None
+        assert plan_of(FORMATS[form], {"system": ""}) == plan_of(FORMATS[form], {})
     for pattern in ("*", "^x$", "a.*", ""):
         assert plan_of(FORMATS["pairs"], {"prompt": pattern}) is None
 

@@ -68,7 +68,6 @@ FILES = [
     "ahead",
     "candidates",
     "rewriting",
-    "candidates",
     "drafts",
     "target",
     "build",

@@ -214,13 +214,14 @@ def decided(a: Any, b: Any, winner: str | None, scores: Iterable[Value] = (), *,
 
 
 def most_votes(raw: Any, meaning: Mapping[str, str]) -> str | None:
-    """A label means the same in upper and lower case, with white space around it, and as 1, 1.0 and "1"."""
+    """A label means the same in upper and lower case, with white space around it, and as 1, 1.0, "1" and "1.0"."""
     votes = [vote for vote in (raw if isinstance(raw, list) else [raw]) if vote is not None]
     found = Counter[str | None]()
     for vote in votes:
         if isinstance(vote, float) and math.isfinite(vote) and vote == int(vote):
             vote = int(vote)  # noqa: PLW2901
-        found[None if isinstance(vote, list | dict) else meaning.get(str(vote).strip().lower())] += 1
+        label = re.sub(r"^(-?\d+)\.0+$", r"\1", str(vote).strip().lower())
+        found[None if isinstance(vote, list | dict) else meaning.get(label)] += 1
     if not votes or None in found:
         return None
     (first, num), *others = [*found.most_common(), (None, 0)]
@@ -299,7 +300,7 @@ def corrections_line(draw: Draw, about: int, source: Row) -> Line:
 
 
 LABELS = st.sampled_from([None, {"a": [1], "b": [2], "tie": [0]}, {"a": ["left"], "b": [True, "2"], "tie": [0.5]}])
-OWN_LABELS: list[Any] = [0, 1, 2, 1.0, 2.0, "1", " 2 ", "left", "Left ", 0.5, "0.5", "true", "TRUE", -0.0, "+1"]
+OWN_LABELS: list[Any] = [0, 1, 2, 1.0, 2.0, "1", " 2.0 ", "left", "Left ", 0.5, "0.5", "true", "TRUE", -0.0, "+1"]
 WINNERS: list[Any] = [
     "a",
     "b",
@@ -314,7 +315,7 @@ WINNERS: list[Any] = [
     "c",
     "both",
 ]
-WINNERS += OWN_LABELS
+WINNERS += [*OWN_LABELS, "1.0", "0.0", "2.00", "01.0", " 2 "]
 WINNERS += [True, False, NAN, INF, None, GONE, "", {}, [[]]]
 
 

@@ -1,6 +1,7 @@
 """Rules of a rewrite source: regular expressions and functions of the user's modules, and what they leave behind."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,11 @@ from typing import Any
 import polars as pl
 import pytest
 from command import Prefkit
+
+from prefkit.config import RewriteRule
+from prefkit.rewriting import make_rules
+
+REPOSITORY = Path(__file__).parent.parent
 
 RESPONSES = [
     "I am Alpaca, made by Acme.",
@@ -93,6 +99,18 @@ def test_a_function_of_a_module_beside_the_pipeline_is_a_rule_and_its_change_is_
             "rules.function rules_c:f raised ZeroDivisionError: division by zero",
         ),
         ("def f(text):\n    return None\n", "rules_d:f", "rules.function rules_d:f gave NoneType"),
+        (
+            "def f(text):\n    return text + '\\ud800'\n",
+            "rules_e:f",
+            "rules.function rules_e:f gave half a surrogate pair, which is no character",
+        ),
+        ("import sys\nsys.exit(0)\n", "rules_f:f", "rules.function: rules_f cannot be imported: SystemExit: 0"),
+        (
+            "import sys\ndef f(text):\n    sys.exit(0)\n",
+            "rules_g:f",
+            "rules.function rules_g:f raised SystemExit: 0",
+        ),
+        ("def f(text:\n", "rules_h:f", "rules.function: rules_h cannot be imported: SyntaxError"),
     ],
 )
 def test_a_function_that_cannot_be_used_is_refused_by_name(
@@ -106,8 +124,112 @@ def test_a_function_that_cannot_be_used_is_refused_by_name(
     assert said in error["message"]
     if "raised" in said or "gave" in said:
         assert (error["where"], error["expected"]) == ("r.jsonl:1", "a text for every response")
-    if "raised" in said:
+    if "no module" not in said:
         assert error["hint"] == "mend it and type the same command"
+    if "has no function" in said:
+        assert (error["where"], error["expected"]) == ("rules_a.py", "module:function")
+    if "cannot be imported" in said:
+        assert (error["where"], error["expected"]) == (
+            f"{function.partition(':')[0]}.py",
+            "a module that Python imports",
+        )
     if "no module" in said:
         assert error["expected"] == "a Python file in the working directory, or an installed module"
     assert not (tmp_path / "d" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("1 / 0\n", "ZeroDivisionError"), ("x = nowhere_at_all_\n", "NameError"), ("def (\n", "SyntaxError")],
+)
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_package_that_cannot_be_imported_is_refused_by_name(
+    text: str, said: str, inside: bool, pipeline: Callable[..., str], prefkit: Prefkit, tmp_path: Path
+) -> None:
+    package = tmp_path / f"broken_{said.casefold()}_{inside}".casefold()
+    package.mkdir()
+    (package / "__init__.py").write_text(text, encoding="utf-8")
+    if inside:
+        (package / "steps.py").write_text("def f(text):\n    return text\n", encoding="utf-8")
+    ended = prefkit("build", pipeline({"function": f"{package.name}.steps:f"}), "--json")
+    assert ended.code == 2
+    assert f"{package.name}.steps cannot be imported: {said}: " in ended.error()["message"]
+
+
+CALM = "def calm(text):\n    return text.replace('!', {!r})\n"
+
+
+def made_by(folder: Path) -> list[str]:
+    return pl.read_parquet(folder / "d/pairs/part-00000.parquet")["chosen"].to_list()
+
+
+@pytest.mark.parametrize(
+    ("files", "function", "changed"),
+    [
+        ({"one_a.py": CALM}, "one_a:calm", "one_a.py"),
+        ({"one_b.py": "from two_b import calm\n", "two_b.py": CALM}, "one_b:calm", "two_b.py"),
+        ({"one_c.py": "def f(t):\n    import two_c\n    return two_c.calm(t)\n", "two_c.py": CALM}, "one_c:f", "two_c.py"),
+        ({"pack_d/__init__.py": CALM, "pack_d/one.py": "from . import calm\n"}, "pack_d.one:calm", "pack_d/__init__.py"),
+        (
+            {"pack_e/__init__.py": "", "pack_e/one.py": "from .two import calm\n", "pack_e/two.py": CALM},
+            "pack_e.one:calm",
+            "pack_e/two.py",
+        ),
+        (
+            {"pack_f/one.py": "from pack_f import three\ncalm = three.calm\n", "pack_f/three.py": CALM},
+            "pack_f.one:calm",
+            "pack_f/three.py",
+        ),
+    ],
+)
+def test_a_change_of_any_file_behind_a_function_is_another_build_with_the_new_text(
+    files: dict[str, str],
+    function: str,
+    changed: str,
+    pipeline: Callable[..., str],
+    prefkit: Prefkit,
+    tmp_path: Path,
+) -> None:
+    """In one process, and within a second: neither a loaded module nor a .pyc stands for the file."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text.replace("{!r}", "'.'"), encoding="utf-8")
+    path = pipeline({"function": function})
+    assert prefkit("build", path).code == 0
+    assert made_by(tmp_path) == ["Hello there."]
+    assert "is up to date" in prefkit("build", path).out
+    recorded = json.loads((tmp_path / "d" / "manifest.json").read_text(encoding="utf-8"))["sources"]
+    assert [file["path"] for file in recorded] == ["r.jsonl", *sorted(files)]
+    (tmp_path / changed).write_text(CALM.format(","), encoding="utf-8")
+    assert "is up to date" not in prefkit("build", path).out
+    assert made_by(tmp_path) == ["Hello there,"]
+    assert not [*tmp_path.rglob("*.pyc")]
+
+
+def test_a_module_of_the_same_name_in_another_directory_is_another_module(
+    pipeline: Callable[..., str], prefkit: Prefkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / pipeline({"function": "same_name:calm"})
+    for folder, end in (("first", "."), ("second", ",")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same_name.py").write_text(CALM.format(end), encoding="utf-8")
+        (tmp_path / folder / "r.jsonl").write_bytes((tmp_path / "r.jsonl").read_bytes())
+        monkeypatch.chdir(tmp_path / folder)
+        assert prefkit("build", str(path)).code == 0
+        assert made_by(tmp_path / folder) == [f"Hello there{end}"]
+
+
+def test_an_installed_module_may_hold_the_function(
+    pipeline: Callable[..., str], prefkit: Prefkit, tmp_path: Path
+) -> None:
+    assert prefkit("build", pipeline({"function": "html:escape"}, responses=["a & b"])).code == 0
+    assert made_by(tmp_path) == ["a &amp; b"]
+
+
+def test_modules_of_prefkit_stay_loaded_where_rules_import_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the repository itself the package lies in the working directory."""
+    monkeypatch.chdir(REPOSITORY)
+    before = sys.modules["prefkit.text"]
+    rule = RewriteRule(function="prefkit.text:printable")
+    assert make_rules([rule])[0].apply("a\x07") == "a\ufffd"
+    assert sys.modules["prefkit.text"] is before

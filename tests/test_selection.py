@@ -427,10 +427,17 @@ def long_records(num_prompts: int, per_prompt: int, *, shuffled: bool) -> pl.Dat
 
 
 @pytest.mark.parametrize(
-    ("shuffled", "memory_limit", "readings"), [(False, 10**9, 1), (True, 10**9, 2), (True, 10_000, 2)]
+    ("shuffled", "memory_limit", "rules", "readings"),
+    [
+        (False, 10**9, Rules(min_margin=0.5), 1),
+        (True, 10**9, Rules(min_margin=0.5), 3),  # in vain, for the numbers, for the best and the worst
+        (True, 10_000, Rules(min_margin=0.5), 3),
+        (True, 10**9, Rules(rejected="all"), 2),  # in vain, and to hold all
+        (True, 10_000, Rules(rejected="all"), 2),
+    ],
 )
-def test_prompts_that_stand_together_are_read_once_and_others_twice(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, shuffled: bool, memory_limit: int, readings: int
+def test_prompts_that_stand_together_are_read_once_and_others_as_often_as_it_takes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, shuffled: bool, memory_limit: int, rules: Rules, readings: int
 ) -> None:
     monkeypatch.setattr(candidates, "BATCH_ROWS", 256)
     frame = long_records(500, 8, shuffled=shuffled)
@@ -440,8 +447,8 @@ def test_prompts_that_stand_together_are_read_once_and_others_twice(
         seen.append(len(list(tmp_path.iterdir())))
         yield from frame.iter_slices(100)
 
-    found = select_candidates(read, "text", "higher_is_better", Rules(min_margin=0.5), memory_limit, tmp_path)
-    assert same(found, select_pairs(frame, "text", "higher_is_better", Rules(min_margin=0.5)))
+    found = select_candidates(read, "text", "higher_is_better", rules, memory_limit, tmp_path)
+    assert same(found, select_pairs(frame, "text", "higher_is_better", rules))
     assert len(seen) == readings
     assert not list(tmp_path.iterdir())
 

@@ -59,6 +59,7 @@ def _told(form: Format | None, writer: Writer | None) -> dict[str, Any]:
     one: Any = form or writer
     return {
         "fields": one.fields,
+        "columns": [*form.columns] if form else [],
         "records": form.family if form else None,
         "note": one.note,
         "read": form is not None,

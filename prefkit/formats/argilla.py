@@ -8,8 +8,9 @@ in which both sides must agree; `prompt` repeats it as a string and is not read.
 from collections.abc import Mapping
 from typing import Any
 
-from prefkit.formats.fields import messages, named, said
+from prefkit.formats.fields import messages, named
 from prefkit.formats.reading import Columns, Format, Row, Unreadable
+from prefkit.formats.turns import said
 
 
 def _split(row: Row, side: str) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
@@ -25,7 +26,7 @@ def read_argilla_cleaned(row: Row, _columns: Columns) -> list[dict[str, Any]]:
     """One row, one pair."""
     prompt, chosen = _split(row, "chosen")
     other, rejected = _split(row, "rejected")
-    if said(prompt) != said(other):
+    if [*map(said, prompt)] != [*map(said, other)]:
         raise Unreadable("rejected", "different_prompts")
     return [
         {

@@ -4,18 +4,21 @@
 is the source's `labels:`; without them only words that cannot be taken for their opposite are read.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefkit.formats.reading import (
+    BESIDE,
     Columns,
     Format,
     Reader,
     Row,
     Unreadable,
-    is_chat_field,
+    holds_messages,
     read_fields,
     require,
+    says_more,
 )
 
 OPTIONAL = ("tools", "model_a", "model_b", "score_a", "score_b", "annotator")
@@ -29,12 +32,15 @@ WORDS: Mapping[str, str] = {
     "tie": "tie",
     "equal": "tie",
 }  # no numbers: 0 is a tie here, the first side there
+WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,300}))\.0+")  # a whole number as a column of floats has it in a .csv
 
 
 def label_key(label: object) -> str:
-    """A label as it is compared: 1, 1.0 and "1" are one label, and case and white space do not count."""
+    """A label as it is compared: 1, 1.0, "1" and "1.0" are one label, and case and white space do not count."""
     whole = int(label) if isinstance(label, float) and label.is_integer() else label
-    return str(whole).strip().casefold()
+    text = str(whole).strip().casefold()
+    written = WHOLE.fullmatch(text)
+    return str(int(written[1])) if written else text
 
 
 def votes_of(winner: Any, meaning: Mapping[str, str], field: str) -> list[str]:
@@ -70,14 +76,9 @@ def with_labels(a: Sequence[Any], b: Sequence[Any], tie: Sequence[Any]) -> Reade
     return lambda row, columns: read_comparisons(row, columns, meaning)
 
 
-def is_chat(row: Row, columns: Columns) -> bool:
-    """Whether the prompt or a response is a list of messages."""
-    return any(is_chat_field(row, columns, name) for name in ("prompt", "response_a", "response_b"))
-
-
 def _detect(row: Row) -> str | None:
     names = ("prompt", "response_a", "response_b", "winner")
-    if not all(name in row for name in names):
+    if not all(name in row for name in names) or says_more(row, BESIDE):
         return None
     try:
         votes_of(row["winner"], WORDS, "winner")
@@ -89,12 +90,13 @@ def _detect(row: Row) -> str | None:
 COMPARISONS = Format(
     "comparisons",
     "comparisons",
-    ("prompt", "response_a", "response_b", "winner", *OPTIONAL),
+    ("prompt", "response_a", "response_b", "winner", *OPTIONAL, "system"),
     False,
     "prompt, response_a, response_b, winner or votes[] [, " + ", ".join(OPTIONAL) + "]",
     "two responses and who won; labels: {a: [1], b: [2], tie: [0]} says what the winner column means",
     read_comparisons,
-    is_chat,
+    holds_messages("prompt", "response_a", "response_b"),
     "the side that most votes name; ties are dropped",
     _detect,
+    ("prompt", "response_a", "response_b", "winner"),
 )

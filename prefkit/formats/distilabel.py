@@ -10,10 +10,9 @@ import hashlib
 from typing import Any
 
 from prefkit.formats.fields import messages
-from prefkit.formats.reading import Columns, Format, Row, Unreadable, require
-from prefkit.formats.turns import one_answer, refuse_more, refuse_tools, split_sides, whole_sides
-from prefkit.formats.ultrafeedback_binarized import first_question
-from prefkit.formats.writing import Writer, Written
+from prefkit.formats.reading import Columns, Format, Row, Unreadable, require, with_system
+from prefkit.formats.ultrafeedback_binarized import first_question, read_scored, whole_plain_sides
+from prefkit.formats.writing import Writer, Written, scores_of
 
 SIDES = ("chosen", "rejected")
 PAIR_FIELDS = (
@@ -22,12 +21,8 @@ PAIR_FIELDS = (
 
 
 def _prompt(row: Row) -> Any:
-    if row.get("messages") is not None:
-        return messages(row, "messages")
-    instruction, system = require(row, "instruction"), row.get("system_prompt")
-    if not system:
-        return instruction
-    return [{"role": "system", "content": system}, {"role": "user", "content": instruction}]
+    asked = require(row, "instruction") if row.get("messages") is None else messages(row, "messages")
+    return with_system(asked, row.get("system_prompt"), "system_prompt")
 
 
 def read_distilabel(row: Row, _columns: Columns) -> list[dict[str, Any]]:
@@ -46,11 +41,6 @@ def read_distilabel(row: Row, _columns: Columns) -> list[dict[str, Any]]:
     return [{"prompt": prompt, "response": text, "score": rating, "model": model} for text, rating, model in triples]
 
 
-def is_chat(row: Row, _columns: Columns) -> bool:
-    """Whether the row has messages or a system prompt, which a string cannot hold."""
-    return bool(row.get("messages")) or bool(row.get("system_prompt"))
-
-
 def detect_distilabel(row: Row) -> str | None:
     """Generations with ratings from which no pair was made yet."""
     lists = all(isinstance(row.get(name), list) for name in ("generations", "ratings"))
@@ -61,24 +51,19 @@ def detect_distilabel(row: Row) -> str | None:
 
 def read_distilabel_pairs(row: Row, _columns: Columns) -> list[dict[str, Any]]:
     """One row, one pair."""
-    prompt, chosen, rejected = split_sides(*(messages(row, side) for side in SIDES))
-    pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    given = {f"{side}_score": require(row, f"{side}_rating") for side in SIDES}
-    given |= {f"{side}_model": row.get(f"{side}_model") for side in SIDES}
-    return [pair | {name: value for name, value in given.items() if value is not None}]
+    models = {name: row.get(name) for name in ("chosen_model", "rejected_model")}
+    given = {name: model for name, model in models.items() if model is not None}
+    return [read_scored(row, "chosen_rating", "rejected_rating") | given]
 
 
 def write_distilabel_pairs(pair: Written) -> list[dict[str, Any]]:
     """One row; `prompt_id` is distilabel's own, the sha256 of `prompt`."""
-    refuse_tools(pair)
-    row: dict[str, Any] = {}
-    for side in (pair.chosen, pair.rejected):
-        one_answer(side)
-    for name, conversation in zip(SIDES, whole_sides(pair), strict=True):
-        refuse_more(conversation)
-        question = first_question(conversation)
-        row |= {"prompt": question, "prompt_id": hashlib.sha256(question.encode()).hexdigest()}
-        row |= {name: conversation, f"{name}_rating": pair.row.get(f"{name}_score")}
+    sides = whole_plain_sides(pair)
+    question = first_question(sides[0])
+    prompt_id = hashlib.sha256(question.encode()).hexdigest()
+    row: dict[str, Any] = {"prompt": question, "prompt_id": prompt_id}
+    for name, conversation, score in zip(SIDES, sides, scores_of(pair), strict=True):
+        row |= {name: conversation, f"{name}_rating": score}
         if (model := pair.row.get(f"{name}_model")) is not None:
             row[f"{name}_model"] = model
     return [row]
@@ -99,7 +84,7 @@ DISTILABEL = Format(
     "instruction [, system_prompt] | messages[]; generations[], ratings[] [, generation_models[]]",
     "distilabel, after a preference task",
     read_distilabel,
-    is_chat,
+    lambda _row, _columns: True,  # any later row may have messages or a system prompt
     "the higher rating is better",
     detect_distilabel,
 )

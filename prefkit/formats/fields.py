@@ -5,7 +5,7 @@ as every number of a .csv is; true and false are no numbers here, because the la
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from prefkit.formats.comparisons import votes_of
@@ -81,11 +81,6 @@ def messages(row: Row, path: str) -> list[Mapping[str, Any]]:
         if not isinstance(turn["role"], str):
             raise Unreadable(f"{path}.{at}.role", "wrong_type")
     return turns
-
-
-def said(turns: Sequence[Mapping[str, Any]]) -> list[tuple[Any, Any]]:
-    """Role and content of each message, in which two conversations are the same or are not."""
-    return [(turn["role"], turn.get("content")) for turn in turns]
 
 
 def first(row: Row, name: str) -> Mapping[str, Any]:

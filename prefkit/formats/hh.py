@@ -60,4 +60,5 @@ HH = Format(
     read_hh,
     lambda _row, _columns: True,
     detect=detect_hh,
+    required=("chosen", "rejected"),
 )

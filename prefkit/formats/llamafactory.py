@@ -17,10 +17,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefkit.formats.fields import messages
-from prefkit.formats.reading import Columns, Format, Row, Unreadable, read_fields
+from prefkit.formats.reading import ASKED, Columns, Format, Row, Unreadable, read_fields, says_more, with_system
 from prefkit.formats.turns import (
     ASKS,
-    TOOL_KEYS,
     calls_from,
     functions_of,
     one_answer,
@@ -30,9 +29,10 @@ from prefkit.formats.turns import (
     split_sides,
     tools_text,
 )
-from prefkit.formats.writing import Messages, Unwritable, Writer, Written, as_messages, one_text
+from prefkit.formats.writing import Messages, Unwritable, Writer, Written, as_json, as_messages, one_text
 
 ALPACA_OPTIONAL = ("input", "system", "history", "tools")
+NOT_ALPACA = ASKED - {"instruction", "input", "system", "history"} | {"prompt"}
 ALPACA_FIELDS = "instruction, input, chosen, rejected [, system, history[[question, answer]]]"
 SHAREGPT_OPTIONAL = ("system", "tools")
 SHAREGPT_FIELDS = "conversations[{from, value}], chosen{from, value}, rejected{from, value} [, tools]"
@@ -65,11 +65,12 @@ def read_alpaca(row: Row, columns: Columns) -> list[dict[str, Any]]:
     parts = [record.pop("instruction"), record.pop("input", "")]
     if not all(isinstance(part, str) for part in parts):
         raise Unreadable("instruction" if isinstance(parts[1], str) else "input", "wrong_type")
-    before: Messages = [{"role": "system", "content": record.pop("system")}] if "system" in record else []
+    before: Messages = []
     for turn in _history(record.pop("history", [])):
         before += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
     question = "\n".join(part for part in parts if part)
-    return [{"prompt": [*before, {"role": "user", "content": question}] if before else question, **record}]
+    asked = [*before, {"role": "user", "content": question}] if before else question
+    return [{"prompt": with_system(asked, record.pop("system", None), "system"), **record}]
 
 
 def _history(value: Any) -> list[list[Any]]:
@@ -78,11 +79,6 @@ def _history(value: Any) -> list[list[Any]]:
     if not all(isinstance(turn, list) and len(turn) == 2 for turn in value):
         raise Unreadable("history", "wrong_type")
     return value
-
-
-def is_chat_alpaca(row: Row, columns: Columns) -> bool:
-    """Whether the row has turns before its question."""
-    return any(bool(row.get(str(columns.get(name, name)))) for name in ("system", "history"))
 
 
 def write_alpaca(pair: Written) -> list[dict[str, Any]]:
@@ -108,8 +104,10 @@ def write_alpaca(pair: Written) -> list[dict[str, Any]]:
 
 
 def detect_alpaca(row: Row) -> str | None:
-    """An instruction with two answers that are strings."""
-    if all(isinstance(row.get(name), str) for name in ("instruction", "chosen", "rejected")):
+    """An instruction with two answers that are strings, and no other column that may be the prompt."""
+    if not says_more(row, NOT_ALPACA) and all(
+        isinstance(row.get(name), str) for name in ("instruction", "chosen", "rejected")
+    ):
         return "instruction, chosen and rejected are strings"
     return None
 
@@ -137,10 +135,8 @@ def read_sharegpt(row: Row, columns: Columns) -> list[dict[str, Any]]:
     if not isinstance(turns, list):
         raise Unreadable("conversations", "not_a_list")
     prompt = [_read_turn(turn, "conversations") for turn in turns]
-    if system is not None and not (prompt and prompt[0]["role"] == "system"):
-        prompt = [{"role": "system", "content": system}, *prompt]
     sides = {side: [_read_turn(record.pop(side), side)] for side in ("chosen", "rejected")}
-    return [{"prompt": prompt, **sides, **record}]
+    return [{"prompt": with_system(prompt, system, "system"), **sides, **record}]
 
 
 def _written_turn(message: Mapping[str, Any]) -> dict[str, str]:
@@ -152,14 +148,14 @@ def _written_turn(message: Mapping[str, Any]) -> dict[str, str]:
     if message["content"]:
         raise Unwritable("text_beside_tool_calls")
     value = functions[0] if len(functions) == 1 else functions
-    return {"from": "function_call", "value": json.dumps(value, ensure_ascii=False)}
+    return {"from": "function_call", "value": as_json(value)}
 
 
 def write_sharegpt(pair: Written) -> list[dict[str, Any]]:
     """One row; ids of tool calls are left out, as each observation answers the call before it."""
     prompt, chosen, rejected = as_messages(pair.prompt, "user"), one_answer(pair.chosen), one_answer(pair.rejected)
-    refuse_more([*prompt, chosen, rejected], TOOL_KEYS)
-    refuse_disorder(prompt)
+    for answer in (chosen, rejected):
+        refuse_disorder([*prompt, answer])
     turns = prompt[1:] if [turn["role"] for turn in prompt[:1]] == ["system"] else prompt
     due = [(*ASKS,), ("assistant",)] * (len(turns) // 2) + [(*ASKS,)]
     if len(turns) != len(due) or any(turn["role"] not in roles for turn, roles in zip(turns, due, strict=True)):
@@ -213,7 +209,7 @@ def read_messages(row: Row, _columns: Columns) -> list[dict[str, Any]]:
         turns = [_read_parts(message, field) for message in messages(row, field)]
         tools = next((found for _, found in turns if found), tools)
         conversations.append([turn for turn, found in turns if not (found and turn["content"] == "")])
-    prompt, chosen, rejected = split_sides(*conversations)
+    prompt, chosen, rejected = split_sides(conversations[0], conversations[1])
     pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     return [{**pair, "tools": tools} if tools else pair]
 
@@ -254,8 +250,9 @@ LLAMAFACTORY_ALPACA = Format(
     ALPACA_FIELDS,
     "LLaMA-Factory, formatting: alpaca",
     read_alpaca,
-    is_chat_alpaca,
+    lambda _row, _columns: True,  # any later row may have a system prompt or a history
     detect=detect_alpaca,
+    required=("instruction", "chosen", "rejected"),
 )
 LLAMAFACTORY_SHAREGPT = Format(
     "llamafactory_sharegpt",
@@ -267,6 +264,7 @@ LLAMAFACTORY_SHAREGPT = Format(
     read_sharegpt,
     lambda _row, _columns: True,
     detect=detect_sharegpt,
+    required=("conversations", "chosen", "rejected"),
 )
 LLAMAFACTORY_MESSAGES = Format(
     "llamafactory_messages",

@@ -2,46 +2,35 @@
 
 `winner` is model_a, model_b, or one of three ties (tie, "tie (bothbad)", both_bad): a tie is not a win for b. Both
 conversations are whole, and the same person wrote the user turns of both, so they must be equal. The prompt is what
-both share up to the last shared user turn. Where earlier answers differ already, the vote is about all that follows:
-each side then holds the rest of its conversation, user turns included.
+both share up to the last shared turn that an assistant answers. Where earlier answers differ already, the vote is about
+all that follows: each side then holds the rest of its conversation, user turns included.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
-from prefkit.formats.fields import messages, named, said, verdict
+from prefkit.formats.fields import messages, named, verdict
 from prefkit.formats.reading import Columns, Format, Row, Unreadable
+from prefkit.formats.turns import said, split_sides
 
 WINNER = {"model_a": "a", "model_b": "b", "tie": "tie", "tie (bothbad)": "tie", "both_bad": "tie"}
-
-
-def _num_shared(a: list[Mapping[str, Any]], b: list[Mapping[str, Any]]) -> int:
-    """How many first messages are the prompt: those that both share, up to a user turn."""
-    same = [one == other for one, other in zip(said(a), said(b), strict=False)]
-    num = same.index(False) if False in same else len(same)
-    while num and a[num - 1]["role"] != "user":
-        num -= 1
-    return num
 
 
 def read_lmarena(row: Row, _columns: Columns) -> list[dict[str, Any]]:
     """One row, one comparison."""
     a, b = messages(row, "conversation_a"), messages(row, "conversation_b")
-    asked, other = ([turn for turn in said(side) if turn[0] != "assistant"] for side in (a, b))
+    asked, other = ([said(turn) for turn in side if turn["role"] != "assistant"] for side in (a, b))
     if asked != other:
         raise Unreadable("conversation_b", "different_prompts")
-    num = _num_shared(a, b)
-    if not num:
-        raise Unreadable("conversation_a", "no_shared_prompt")
-    for name, side in (("conversation_a", a), ("conversation_b", b)):
-        if len(side) == num:
+    prompt, *sides = split_sides(a, b, "conversation_a")
+    for name, side in zip(("conversation_a", "conversation_b"), sides, strict=True):
+        if not side:
             raise Unreadable(name, "no_assistant_turn")
     models = {"model_a": row.get("model_a"), "model_b": row.get("model_b")}
     return [
         {
-            "prompt": a[:num],
-            "response_a": a[num:],
-            "response_b": b[num:],
+            "prompt": prompt,
+            "response_a": sides[0],
+            "response_b": sides[1],
             "votes": verdict(row, "winner", WINNER),
             **models,
         }

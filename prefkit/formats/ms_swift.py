@@ -3,28 +3,27 @@
 `rejected_response` takes the place of everything after the last user or tool turn; `rejected_messages`, a second whole
 conversation, can say more and is written where it has to. A tool call is a turn of its own there, role `tool_call`,
 its content the JSON of {"name", "arguments"}; it belongs to the assistant turn before it. Its answer's role is `tool`
-or `tool_response`. `tools` is the JSON of a list.
+or `tool_response`. `tools` is the JSON of a list. A `system` column beside the messages becomes their first turn where
+they have none of that role.
 """
 
-import json
 from typing import Any
 
 from prefkit.formats.fields import messages as read_messages
-from prefkit.formats.reading import Columns, Format, Row, Unreadable, require
+from prefkit.formats.reading import Columns, Format, Row, Unreadable, require, with_system
 from prefkit.formats.turns import (
     ASKS,
-    TOOL_KEYS,
     calls_from,
     functions_of,
     refuse_disorder,
-    refuse_more,
     split_sides,
     tools_text,
     whole_sides,
 )
-from prefkit.formats.writing import Messages, Unwritable, Writer, Written, as_messages
+from prefkit.formats.writing import Messages, Unwritable, Writer, Written, as_json, as_messages
 
 FIELDS = "messages[], rejected_response | rejected_messages[] [, tools]"
+READ_FIELDS = "messages[], rejected_response | rejected_messages[] [, system, tools]"
 
 
 def _read_turns(row: Row, field: str) -> Messages:
@@ -55,7 +54,7 @@ def read_ms_swift(row: Row, _columns: Columns) -> list[dict[str, Any]]:
         prompt, chosen, rejected = turns[:cut], turns[cut:], [{"role": "assistant", "content": text}]
     if not prompt or not chosen:
         raise Unreadable("messages", "no_assistant_turn" if prompt else "no_shared_prompt")
-    pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    pair = {"prompt": with_system(prompt, row.get("system"), "system"), "chosen": chosen, "rejected": rejected}
     return [{**pair, "tools": row["tools"]} if row.get("tools") else pair]
 
 
@@ -67,7 +66,7 @@ def _written_turns(messages: Messages) -> Messages:
         calls = functions_of(message)
         if message["content"] or not calls:
             turns.append({"role": message["role"], "content": message["content"]})
-        turns += [{"role": "tool_call", "content": json.dumps(call, ensure_ascii=False)} for call in calls]
+        turns += [{"role": "tool_call", "content": as_json(call)} for call in calls]
     return turns
 
 
@@ -75,7 +74,6 @@ def write_ms_swift(pair: Written) -> list[dict[str, Any]]:
     """One row; ids of tool calls are left out, as their order says which answer is whose."""
     chosen, rejected = whole_sides(pair)
     for conversation in (chosen, rejected):
-        refuse_more(conversation, TOOL_KEYS)
         refuse_disorder(conversation)
     row: dict[str, Any] = {"messages": _written_turns(chosen)}
     sides = [as_messages(side, "assistant") for side in (pair.chosen, pair.rejected)]
@@ -99,7 +97,7 @@ MS_SWIFT = Format(
     "pairs",
     (),
     False,
-    FIELDS,
+    READ_FIELDS,
     "ms-swift; messages end with the chosen answer",
     read_ms_swift,
     lambda _row, _columns: True,

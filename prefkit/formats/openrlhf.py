@@ -29,12 +29,13 @@ def write_openrlhf(pair: Written) -> list[dict[str, Any]]:
 OPENRLHF = Format(
     "openrlhf",
     "pairs",
-    ("prompt", "chosen", "rejected"),
+    ("prompt", "chosen", "rejected", "system"),
     False,
     "[prompt,] chosen, rejected (strings, or lists of {role, content})",
     "OpenRLHF; columns: names its --prompt_key",
     read_openrlhf,
     is_chat,
+    required=("chosen", "rejected"),
 )
 OPENRLHF_WRITER = Writer(
     "openrlhf",

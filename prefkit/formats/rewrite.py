@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from prefkit.formats.reading import Columns, Format, Row, is_chat_field, read_fields
+from prefkit.formats.reading import Columns, Format, Row, holds_messages, read_fields
 
 OPTIONAL = ("tools", "model")
 
@@ -12,18 +12,14 @@ def read_responses(row: Row, columns: Columns) -> list[dict[str, Any]]:
     return [read_fields(row, columns, ("prompt", "response"), OPTIONAL)]
 
 
-def is_chat(row: Row, columns: Columns) -> bool:
-    """Whether the prompt or the response is a list of messages."""
-    return any(is_chat_field(row, columns, name) for name in ("prompt", "response"))
-
-
 REWRITE = Format(
     "rewrite",
     "responses",
-    ("prompt", "response", *OPTIONAL),
+    ("prompt", "response", *OPTIONAL, "system"),
     False,
     "prompt, response [, model, tools]",
     "the response becomes rejected, what rules: make of it chosen: regular expressions or module:function",
     read_responses,
-    is_chat,
+    holds_messages("prompt", "response"),
+    required=("prompt", "response"),
 )

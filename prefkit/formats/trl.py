@@ -5,13 +5,30 @@ share up to the last shared turn that an assistant answers, so a reply is never 
 is the shared text before the last white space in it, so a word is never cut, and the space goes with the word that
 follows, where most tokenizers have it. A string prompt beside conversational sides also means implicit prompt. Written
 are explicit prompts only, and tools as JSON text, which TRL's trainers read.
+
+Strings without a prompt beside a column that may be one (question, instruction, ...) are refused: what their answers
+have in common is not what was asked. `columns:` says where the prompt is, or `prompt: null` that there is none.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from prefkit.formats.generic import PAIR_OPTIONAL
-from prefkit.formats.reading import Columns, Format, Row, Unreadable, is_chat_field, require
+from prefkit.formats.reading import (
+    ASKED,
+    BESIDE,
+    Columns,
+    Format,
+    Row,
+    Unreadable,
+    holds_messages,
+    optional_of,
+    prompt_of,
+    require,
+    says_more,
+    system_of,
+    with_system,
+)
 from prefkit.formats.turns import split_sides, tools_text
 from prefkit.formats.writing import Writer, Written
 
@@ -34,15 +51,26 @@ def _split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
 def read_trl(row: Row, columns: Columns) -> list[dict[str, Any]]:
     """One row, one pair."""
     chosen, rejected = (require(row, str(columns.get(name, name))) for name in ("chosen", "rejected"))
-    prompt, tools = (
-        require(row, str(columns[name])) if name in columns else row.get(name) for name in ("prompt", "tools")
-    )
+    without = columns.get("prompt") == "" or ("prompt" not in columns and "prompt" not in row)
+    prompt = None if without else prompt_of(row, {**columns, "system": ""})
     if isinstance(chosen, list) and isinstance(rejected, list) and not isinstance(prompt, list):
         prompt, chosen, rejected = split_sides(chosen, rejected)
     elif prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
+        if "prompt" not in columns and (name := _asked_elsewhere(row, columns)):
+            raise Unreadable(name, "prompt_elsewhere")
         prompt, chosen, rejected = _split_text(chosen, rejected)
-    pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    pair = {"prompt": with_system(prompt, *system_of(row, columns)), "chosen": chosen, "rejected": rejected}
+    tools = optional_of(row, columns, "tools")
     return [{**pair, "tools": tools} if tools else pair]
+
+
+def _asked_elsewhere(row: Row, columns: Columns) -> str | None:
+    """The first column that holds a text or a list under a name that a prompt may have, and is not mapped."""
+    mapped = [*columns.values()]
+    return next(
+        (n for n, value in row.items() if n.casefold() in ASKED and n not in mapped and isinstance(value, (str, list))),
+        None,
+    )
 
 
 def write_trl(pair: Written) -> list[dict[str, Any]]:
@@ -61,15 +89,20 @@ def _with_tools(row: dict[str, Any], pair: Written) -> dict[str, Any]:
     return {**row, "tools": tools_text(pair)} if pair.tools else row
 
 
-def is_chat(row: Row, columns: Columns) -> bool:
-    """Whether the sides are lists of messages."""
-    return is_chat_field(row, columns, "chosen")
+is_chat = holds_messages("chosen")
 
 
 def detect_trl(row: Row) -> str | None:
-    """Both sides are strings (no transcripts), or conversations, and nothing speaks for a richer layout."""
+    """Both sides are strings (no transcripts), or conversations, and nothing speaks for a richer layout.
+
+    Without a prompt no other column may be one; beside a prompt none may be a part of it.
+    """
     sides = [row.get("chosen"), row.get("rejected")]
-    if OTHERS & set(row) or not isinstance(row.get("prompt", ""), (str, list)):
+    if (
+        OTHERS & set(row)
+        or says_more(row, BESIDE if "prompt" in row else ASKED)
+        or not isinstance(row.get("prompt", ""), (str, list))
+    ):
         return None
     if all(isinstance(side, str) and not side.startswith("\n\nHuman:") for side in sides):
         return "chosen and rejected are strings"
@@ -85,13 +118,14 @@ def _is_message(value: object) -> bool:
 TRL = Format(
     "trl",
     "pairs",
-    ("prompt", "chosen", "rejected", "tools"),
+    ("prompt", "chosen", "rejected", "tools", "system"),
     False,
     "[prompt,] chosen, rejected (strings, or lists of {role, content}) [, tools]",
     "TRL standard and conversational, explicit or implicit prompt",
     read_trl,
     is_chat,
     detect=detect_trl,
+    required=("chosen", "rejected"),
 )
 TRL_WRITER = Writer(
     "trl",

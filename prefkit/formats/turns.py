@@ -9,26 +9,39 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prefkit.format import EXTRA_KEYS
 from prefkit.formats.reading import Unreadable
-from prefkit.formats.writing import Messages, Unwritable, Written, as_messages
+from prefkit.formats.writing import Messages, Unwritable, Written, as_json, as_messages, from_json
 
 ASKS = ("user", "tool")  # whom an assistant answers
-TOOL_KEYS = ("tool_calls", "tool_call_id", "name")
+ANSWER_KEYS = ("tool_call_id", "name")
+TOOL_KEYS = ("tool_calls", *ANSWER_KEYS)
+CALL_KEYS = {"assistant": TOOL_KEYS[:1], "tool": ANSWER_KEYS}  # what a format can tell by the place of a turn
 
 
-def split_sides(chosen: Sequence[Any], rejected: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+def said(turn: Any) -> Any:
+    """What of a message becomes part of a record, in which two messages are the same or are not; ids do not count."""
+    if not isinstance(turn, Mapping):
+        return turn
+    more = {key: turn[key] for key in (*EXTRA_KEYS, "extra") if turn.get(key) not in (None, "", [])}
+    return turn.get("role"), turn.get("content"), more
+
+
+def split_sides(
+    chosen: Sequence[Any], rejected: Sequence[Any], field: str = "prompt"
+) -> tuple[list[Any], list[Any], list[Any]]:
     """The prompt that two conversations share, and what is left of each.
 
     Raises:
-        Unreadable: they share no turn that an assistant answers.
+        Unreadable: they share no turn that an assistant answers; `field` is at fault.
     """
     shared = 0
-    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+    while shared < min(len(chosen), len(rejected)) and said(chosen[shared]) == said(rejected[shared]):
         shared += 1
-    while shared and not (isinstance(chosen[shared - 1], dict) and chosen[shared - 1].get("role") in ASKS):
+    while shared and not (isinstance(chosen[shared - 1], Mapping) and chosen[shared - 1].get("role") in ASKS):
         shared -= 1
     if not shared:
-        raise Unreadable("prompt", "no_shared_prompt")
+        raise Unreadable(field, "no_shared_prompt")
     return list(chosen[:shared]), list(chosen[shared:]), list(rejected[shared:])
 
 
@@ -74,7 +87,8 @@ def refuse_more(messages: Messages, held: Sequence[str] = (), roles: Sequence[st
     """
     for message in messages:
         more = [key for key in message if key not in ("role", "content", *held)]
-        if "tool_calls" not in held and (message["role"] == "tool" or set(more) & set(TOOL_KEYS[:2])):
+        is_answer = message["role"] == "tool" and not set(held) & set(TOOL_KEYS[:2])
+        if is_answer or set(more) & set(TOOL_KEYS[:2]):
             raise Unwritable("tool_calls")
         if more:
             raise Unwritable(more[0])
@@ -94,24 +108,27 @@ def refuse_tools(pair: Written) -> None:
 
 def tools_text(pair: Written) -> str:
     """The tools as JSON: text has one type in every row, which readers of columns need; empty without tools."""
-    return json.dumps(pair.tools, ensure_ascii=False) if pair.tools else ""
+    return as_json(pair.tools) if pair.tools else ""
 
 
 def functions_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The calls of a message as {"name", "arguments"}, arguments that are JSON text as the object they stand for.
 
     Raises:
-        Unwritable: they are no function calls, or the text is no JSON.
+        Unwritable: they are no function calls, or the text is no JSON, or a number in it is not finite.
     """
     try:
         called = [call.get("function", call) for call in message.get("tool_calls", [])]
-        return [{"name": f["name"], "arguments": _parsed(f["arguments"])} for f in called]
+        functions = [{"name": f["name"], "arguments": _parsed(f["arguments"])} for f in called]
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         raise Unwritable("tool_calls") from None
+    if not all(isinstance(function["name"], str) for function in functions):
+        raise Unwritable("tool_calls")
+    return functions
 
 
 def _parsed(arguments: Any) -> Any:
-    return json.loads(arguments) if isinstance(arguments, str) else arguments
+    return from_json(arguments) if isinstance(arguments, str) else arguments
 
 
 def calls_from(text: Any, field: str) -> list[dict[str, Any]]:
@@ -134,12 +151,15 @@ def calls_from(text: Any, field: str) -> list[dict[str, Any]]:
 def refuse_disorder(messages: Messages) -> None:
     """See that calls are known by their place: each tool turn answers the next open call.
 
+    An id is left out then, and so is a tool turn's name, which the call has; nothing else may be lost.
+
     Raises:
-        Unwritable: an id or a name says otherwise.
+        Unwritable: an id or a name says otherwise, or a turn holds more than its place can tell.
     """
     names: list[Any] = []
     ids: list[Any] = []
     for message in messages:
+        refuse_more([message], CALL_KEYS.get(message["role"], ()))
         if message["role"] != "tool":
             names = [function["name"] for function in functions_of(message)]
             ids = [call.get("id") for call in message.get("tool_calls", [])]

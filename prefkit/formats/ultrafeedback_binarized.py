@@ -9,17 +9,22 @@ from typing import Any
 from prefkit.formats.fields import messages
 from prefkit.formats.reading import Columns, Format, Row, require
 from prefkit.formats.turns import one_answer, refuse_more, refuse_tools, split_sides, whole_sides
-from prefkit.formats.writing import Messages, Writer, Written
+from prefkit.formats.writing import Messages, Writer, Written, scores_of
 
 FIELDS = "prompt, prompt_id, chosen[], rejected[], messages[], score_chosen, score_rejected"
 
 
+def read_scored(row: Row, chosen_score: str, rejected_score: str) -> dict[str, Any]:
+    """The pair of two whole conversations and their scores under these names, where they are not null."""
+    prompt, chosen, rejected = split_sides(messages(row, "chosen"), messages(row, "rejected"))
+    scores = {"chosen_score": require(row, chosen_score), "rejected_score": require(row, rejected_score)}
+    pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    return pair | {name: score for name, score in scores.items() if score is not None}
+
+
 def read_ultrafeedback_binarized(row: Row, _columns: Columns) -> list[dict[str, Any]]:
     """One row, one pair."""
-    prompt, chosen, rejected = split_sides(messages(row, "chosen"), messages(row, "rejected"))
-    scores = {"chosen_score": require(row, "score_chosen"), "rejected_score": require(row, "score_rejected")}
-    pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    return [pair | {name: score for name, score in scores.items() if score is not None}]
+    return [read_scored(row, "score_chosen", "score_rejected")]
 
 
 def first_question(conversation: Messages) -> str:
@@ -27,14 +32,25 @@ def first_question(conversation: Messages) -> str:
     return next((str(turn["content"]) for turn in conversation if turn["role"] == "user"), "")
 
 
-def write_ultrafeedback_binarized(pair: Written) -> list[dict[str, Any]]:
-    """One row; its consumers take the last turn of each side for the answer."""
+def whole_plain_sides(pair: Written) -> tuple[Messages, Messages]:
+    """Both conversations from their first turn on, of role and content alone, each ending with its one answer.
+
+    Raises:
+        Unwritable: the pair holds more than that.
+    """
     refuse_tools(pair)
     for side in (pair.chosen, pair.rejected):
         one_answer(side)
     chosen, rejected = whole_sides(pair)
     refuse_more(chosen)
     refuse_more(rejected)
+    return chosen, rejected
+
+
+def write_ultrafeedback_binarized(pair: Written) -> list[dict[str, Any]]:
+    """One row; its consumers take the last turn of each side for the answer, and the higher score for the better."""
+    chosen, rejected = whole_plain_sides(pair)
+    scores = scores_of(pair)
     return [
         {
             "prompt": first_question(chosen),
@@ -42,8 +58,8 @@ def write_ultrafeedback_binarized(pair: Written) -> list[dict[str, Any]]:
             "chosen": chosen,
             "rejected": rejected,
             "messages": chosen,
-            "score_chosen": pair.row.get("chosen_score"),
-            "score_rejected": pair.row.get("rejected_score"),
+            "score_chosen": scores[0],
+            "score_rejected": scores[1],
         }
     ]
 

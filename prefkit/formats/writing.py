@@ -5,8 +5,11 @@ a reason: the pair is left out by name, never bent to fit.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
+
+from prefkit.format import EXTRA_KEYS
 
 Messages: TypeAlias = list[dict[str, Any]]
 
@@ -17,6 +20,35 @@ class Unwritable(Exception):  # noqa: N818 - it becomes a row of the list of wha
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def as_json(value: Any) -> str:
+    """A value as JSON text.
+
+    Raises:
+        Unwritable: a number in it is not finite, for which JSON has no word.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise Unwritable("not_finite") from None
+
+
+def from_json(text: str) -> Any:
+    """The value that JSON text stands for.
+
+    Raises:
+        ValueError: it is no JSON.
+        Unwritable: a number in it is not finite; Python reads and writes NaN, and nobody else does.
+    """
+    return json.loads(text, parse_constant=_finite, parse_float=_finite)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise Unwritable("not_finite")
+    return number
 
 
 class Written(NamedTuple):
@@ -46,12 +78,36 @@ class Writer(NamedTuple):
 
 
 def unpacked(text: str | list[Mapping[str, Any]]) -> str | Messages:
-    """Messages of ours (role, content, extra) as others have them: what `extra` holds becomes keys of the message."""
+    """Messages of ours (role, content, extra) as others have them: what `extra` holds becomes keys of the message.
+
+    Raises:
+        Unwritable: `extra`, where it is no JSON object; `not_finite`, where a number in it is none.
+    """
     if isinstance(text, str):
         return text
-    return [
-        {"role": m["role"], "content": m["content"], **(json.loads(m["extra"]) if m.get("extra") else {})} for m in text
-    ]
+    return [{"role": m["role"], "content": m["content"], **_more(m.get("extra"))} for m in text]
+
+
+def _more(extra: str | None) -> dict[str, Any]:
+    try:
+        held = from_json(extra) if extra else {}
+    except (ValueError, RecursionError):
+        held = None
+    if not isinstance(held, dict):
+        raise Unwritable("extra")
+    return {key: value for key, value in held.items() if key in EXTRA_KEYS}
+
+
+def scores_of(pair: Written) -> tuple[Any, Any]:
+    """The scores of chosen and rejected, where the higher one is the better one in what is written.
+
+    The scores of a source with `direction: lower_is_better` say the opposite of the order to everybody who reads them
+    without the pipeline, and so may the mean of several scorers: both are left out then.
+    """
+    chosen, rejected, margin = (pair.row.get(name) for name in ("chosen_score", "rejected_score", "margin"))
+    if chosen is None or rejected is None or margin is None or (chosen > rejected) == (margin > 0):
+        return chosen, rejected
+    return None, None
 
 
 def as_messages(text: str | Messages, role: str) -> Messages:
