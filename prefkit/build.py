@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from prefkit import __version__
-from prefkit.config import Pipeline, SourceConfig
+from prefkit.config import PairsConfig, Pipeline, SourceConfig
 from prefkit.corrections import correction_report
 from prefkit.dedupe import dedupe_pairs
 from prefkit.detection import with_formats
@@ -50,9 +50,10 @@ from prefkit.views import views_sql
 
 Tell = Callable[[str], None]
 # who can use what a pipeline says of pairs; length_cap is for all
-SCORED = ("candidates", "comparisons", "pairs")
+SCORED: Sequence[Family] = ("candidates", "comparisons", "pairs")
+OF_CANDIDATES = ("chosen", "rejected", "max_pairs_per_prompt", "scorers", "scorers_agree", "seed")
 USED_BY: Mapping[str, Sequence[Family]] = {
-    **dict.fromkeys(("chosen", "rejected", "max_pairs_per_prompt", "scorers", "scorers_agree", "seed"), SCORED[:1]),
+    **dict.fromkeys(OF_CANDIDATES, SCORED[:1]),
     **dict.fromkeys(("min_margin", "max_margin", "min_chosen_score"), SCORED),
     "min_agreement": ("comparisons",),
 }
@@ -160,7 +161,7 @@ def resolve_formats(pipeline: Pipeline, tell: Tell = lambda _text: None) -> Pipe
     Raises:
         SourceError: none or several fit.
     """
-    found = with_formats(pipeline.sources)
+    found = with_formats(pipeline.sources, pipeline.validate_.max_reject_share)
     for source, why in found:
         if why:
             tell(f"{source.path}: format {source.format}, as {why}")
@@ -170,12 +171,15 @@ def resolve_formats(pipeline: Pipeline, tell: Tell = lambda _text: None) -> Pipe
 def refuse_without_effect(pipeline: Pipeline) -> None:
     """Refuse what a pipeline says of pairs where none of its sources, whose formats are known, can use it.
 
+    What is said as it is by default does no harm, and stands in every manifest.
+
     Raises:
         ConfigError: by the name of the key.
     """
     families = {FORMATS[str(source.format)].family for source in pipeline.sources}
-    for key in sorted(pipeline.pairs.model_fields_set & USED_BY.keys()):
-        if not families & set(USED_BY[key]):
+    defaults = PairsConfig()
+    for key in USED_BY:
+        if getattr(pipeline.pairs, key) != getattr(defaults, key) and not families & set(USED_BY[key]):
             what = " or ".join(USED_BY[key])
             raise ConfigError(
                 f"has no effect: no source holds {what}",

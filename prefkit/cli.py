@@ -45,8 +45,8 @@ def console(*, as_json: bool = False) -> "Console":
     from prefkit.text import printable
 
     class Screen(Console):
-        def on_broken_pipe(self) -> None:  # rich would end with 1, which says here that a check failed
-            raise ReaderGone
+        def on_broken_pipe(self) -> None:  # rich would end the command; whoever reads its words does not decide that
+            close_stdout()
 
         def print(self, *objects: Any, **options: Any) -> None:  # names of files are data: no escape sequences
             super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
@@ -255,13 +255,14 @@ def export(
     source_format: Annotated[
         str | None, typer.Option("--from", metavar="FORMAT", help="Of a file; otherwise found by its rows.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write pairs as another trainer reads them."""
     from prefkit.export import export_dataset
     from prefkit.terminal import print_exported
 
-    exported = export_dataset(target, to, out, split, source_format)
+    exported = export_dataset(target, to, out, split, source_format, overwrite=overwrite)
     print_exported(exported, console(as_json=as_json))
     emit(exported._asdict(), as_json=as_json)
 

@@ -16,7 +16,7 @@ from prefkit.sources import expand
 from prefkit.text import printable
 
 SAMPLE = 50  # rows
-STRAY = 0.1  # of them, as many as validate.max_reject_share lets pass: one damaged row hides no format
+MOST_STRAYS = 0.5  # of them, whatever share of rejects the pipeline allows
 MAX_KEYS, MAX_KEY_CHARS = 12, 40  # of a row, named in a message
 EXAMPLE = "format: candidates, columns: {prompt: question, response: answer, score: rating}"
 
@@ -28,8 +28,8 @@ class Detected(NamedTuple):
     why: str
 
 
-def fitting(rows: Iterable[Mapping[str, Any]]) -> list[Detected]:
-    """The formats that the rows fit, all but a share of STRAY at most; none for no rows."""
+def fitting(rows: Iterable[Mapping[str, Any]], strays: float = 0.0) -> list[Detected]:
+    """The formats that the rows fit, all but a share of `strays` at most; none for no rows."""
     reasons: dict[str, list[str]] = {}
     total = 0
     for row in rows:
@@ -37,11 +37,15 @@ def fitting(rows: Iterable[Mapping[str, Any]]) -> list[Detected]:
         for name, form in FORMATS.items():
             if form.detect is not None and (why := form.detect(row)):
                 reasons.setdefault(name, []).append(why)
-    return [Detected(name, given[0]) for name, given in reasons.items() if len(given) >= (1 - STRAY) * total]
+    return [Detected(name, given[0]) for name, given in reasons.items() if total - len(given) <= strays * total]
 
 
-def detect_format(path: str) -> Detected:
+def detect_format(path: str, max_reject_share: float = 0.1) -> Detected:
     """The one format that the first rows of a file or glob fit.
+
+    Args:
+        path: file or glob.
+        max_reject_share: of them that need not fit, as they may be rejects later; above MOST_STRAYS it counts as that.
 
     Raises:
         SourceError: none or several fit, or there is no row to look at.
@@ -50,7 +54,7 @@ def detect_format(path: str) -> Detected:
     rows = [*islice(every, SAMPLE)]
     if not rows:
         raise SourceError("holds no row that could say what format it has", where=path, hint="check the file")
-    fits = fitting(rows)
+    fits = fitting(rows, min(max_reject_share, MOST_STRAYS))
     if not fits:
         raise SourceError(
             f"no format is known by its rows; they have {keys_found(rows[0])}",
@@ -66,9 +70,12 @@ def detect_format(path: str) -> Detected:
     return fits[0]
 
 
-def with_formats(sources: Sequence[SourceConfig]) -> list[tuple[SourceConfig, str]]:
+def with_formats(sources: Sequence[SourceConfig], max_reject_share: float) -> list[tuple[SourceConfig, str]]:
     """Each source with its format filled in, and why it is that one (empty where the pipeline says it)."""
-    found = [(source, None if source.format is not None else detect_format(source.path)) for source in sources]
+    found = [
+        (source, None if source.format is not None else detect_format(source.path, max_reject_share))
+        for source in sources
+    ]
     return [
         (source, "") if seen is None else (source.model_copy(update={"format": seen.format}), seen.why)
         for source, seen in found

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from prefkit.config import SourceConfig
 from prefkit.detection import detect_format
 from prefkit.errors import InputError
-from prefkit.format import Kind
+from prefkit.format import MANIFEST, Kind
 from prefkit.formats import FORMATS, WRITERS, Writer
 from prefkit.formats.writing import Unwritable, Written, from_json, unpacked
 from prefkit.pairs import ready_pairs
@@ -59,7 +59,13 @@ class Exported(NamedTuple):
 
 
 def export_dataset(
-    target: str, to: str, out: str, split: str | None = None, source_format: str | None = None
+    target: str,
+    to: str,
+    out: str,
+    split: str | None = None,
+    source_format: str | None = None,
+    *,
+    overwrite: bool = False,
 ) -> Exported:
     """Write pairs in the format `to`.
 
@@ -69,6 +75,7 @@ def export_dataset(
         out: a file by its ending (.jsonl, .jsonl.gz, .json, .parquet), or a directory for a file a split.
         split: train | test, of a dataset; None: all pairs.
         source_format: of a source file; None: found by its rows.
+        overwrite: whether files that are there may be replaced.
 
     Raises:
         InputError: an unknown format or split, an `out` that must not be written, or no pair that the format can hold.
@@ -83,7 +90,7 @@ def export_dataset(
     if not is_dataset and split is not None:
         raise InputError("--split is for a dataset, and this is a file", where=target, hint="leave --split out")
     blocks = _of_dataset(Path(target), split) if is_dataset else _of_file(target, source_format)
-    as_directory = _check_out(Path(out), target, is_dataset=is_dataset)
+    as_directory = _check_out(Path(out), target, is_dataset=is_dataset, overwrite=overwrite)
     return _write(blocks, writer, Path(out), target, as_directory=as_directory)
 
 
@@ -99,21 +106,30 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]}?" if near else "prefkit formats lists them"
 
 
-def _check_out(out: Path, target: str, *, is_dataset: bool) -> bool:
-    """Whether `out` is a directory; nothing that is read may be written over."""
+def _check_out(out: Path, target: str, *, is_dataset: bool, overwrite: bool) -> bool:
+    """Whether `out` is a directory; nothing that is read, and no dataset, may be written over, and no file unasked."""
     as_directory = out.is_dir() or not out.suffix
     if not as_directory and not out.name.endswith(SUFFIXES):
         raise InputError("this kind of file is not written", where=str(out), expected=WRITABLE)
     if as_directory and out.exists() and not out.is_dir():
         raise InputError("is a file whose name does not say what to write", where=str(out), expected=WRITABLE)
-    if is_dataset and out.resolve().is_relative_to(Path(target).resolve()):
-        raise InputError("an export cannot be written into the dataset", where=str(out), hint="--out elsewhere")
+    own = [Path(target).resolve()] if is_dataset else []
+    own += [folder for folder in (out.resolve(), *out.resolve().parents) if _is_dataset(folder)]
+    if any(out.resolve().is_relative_to(folder) for folder in own):
+        raise InputError("an export cannot be written into a dataset", where=str(out), hint="--out elsewhere")
     read = set() if is_dataset else {Path(name).resolve() for name in expand(target)}
     names = [out / f"{split}.jsonl" for split in SPLITS] if as_directory else [out]
     for name in (*names, _list_path(out)):
         if name.resolve() in read:
             raise InputError("an export cannot be written over what it reads", where=str(name), hint="--out elsewhere")
+    if not overwrite and (there := [str(name) for name in names if name.exists()]):
+        hint = "--overwrite replaces it, --out elsewhere leaves it"
+        raise InputError("is there already", where=there[0], expected="a new file", hint=hint)
     return as_directory
+
+
+def _is_dataset(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file() and (folder / "pairs").is_dir()
 
 
 def _list_path(out: Path) -> Path:

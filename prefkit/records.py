@@ -122,6 +122,12 @@ def _tools(value: Any) -> Any:
     raise PydanticCustomError("not_tools", "a list of tools, or the JSON of one")
 
 
+def _name(value: Any) -> Any:
+    """The number of a person or thing as its name."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Name: TypeAlias = Annotated[str | None, BeforeValidator(_name)]
 Text: TypeAlias = Annotated[
     Annotated[str, Tag("text")] | Annotated[list[Message], Tag("messages")],
     Discriminator(lambda value: "messages" if isinstance(value, list) else "text"),  # an error is then of one of them
@@ -151,8 +157,8 @@ class Candidate(_Record):
     response: Text
     tools: Tools = None
     score: Score
-    scorer: str | None = Field(None, description="what the score measures, or the model that gave it")
-    rater: str | None = Field(None, description="the person who gave it")
+    scorer: Name = Field(None, description="what the score measures, or the model that gave it")
+    rater: Name = Field(None, description="the person who gave it; a number is a name too")
     model: str | None = None
 
 

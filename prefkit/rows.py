@@ -265,7 +265,7 @@ def _elements(text: str, path: str) -> Iterator[RawRow]:
     at = _skip_space(text, 0)
     if text[at : at + 1] != "[":
         decoder.whole(text)  # what is no JSON at all says so first
-        hint = RENAME_LINES if text[at : at + 1] == "{" else ""
+        hint = f"{RENAME_LINES}; rows in a list inside an object: write that list" if text[at : at + 1] == "{" else ""
         raise SourceError("not a list", where=path, expected="a list of objects", hint=hint)
     row, at = 0, _skip_space(text, at + 1)
     closed = text[at : at + 1] == "]"

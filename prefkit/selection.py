@@ -3,7 +3,7 @@
 Comes in: records of one source with scores (quality.py makes candidates of them). Goes out: draft pairs, a drop with a
 reason for every prompt without a pair, and an account of every row. Decided on numbers alone: a text is read where two
 candidates tie in all else, and for the pairs themselves. Pairs of candidates are enumerated only where a rule compares
-the two sides (`_crossed`), and there a few million at a time.
+the two sides (pairing.py), and there a few million at a time.
 
 Max/min pairs get worse as N grows: the best rejected response sits near mean - 2 standard deviations
 (arXiv 2502.16825), which `rejected: sigma:2` picks.
@@ -61,7 +61,9 @@ class Tally(NamedTuple):
 
 
 def select_pairs(records: pl.DataFrame, kind: Kind, direction: Direction, rules: Rules = Rules()) -> Selected:  # noqa: B008  immutable
-    """The pairs of a source whose records are in memory.
+    """The pairs of a source whose records are in memory: the plain function that candidates.py equals in every part.
+
+    A build goes through `candidates.select_candidates`, which needs no more memory than it is given.
 
     Args:
         records: prompt, response, score, model, source, source_row and, where there are any, tools, scorer, rater; one

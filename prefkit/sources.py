@@ -10,13 +10,11 @@ import glob
 import hashlib
 import json
 import stat
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
-import pyarrow.parquet as pq
 
 from prefkit.config import SourceConfig
 from prefkit.errors import SourceError
@@ -27,7 +25,6 @@ from prefkit.ingest import Reading, check_chunks
 from prefkit.records import LONE_SURROGATE
 from prefkit.rows import READABLE, read_chunks, read_rows
 
-WRITTEN: dict[str, Any] = {"compression": "zstd", "compression_level": 3}
 NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
@@ -52,16 +49,6 @@ class Loaded(NamedTuple):
 
     records: pl.DataFrame
     rejects: pl.DataFrame
-    files: list[SourceFile]
-
-
-class Ingested(NamedTuple):
-    """The checked records and the rejects of a source as two Parquet files, and the files they came from."""
-
-    records: Path
-    rejects: Path
-    num_records: int
-    num_rejects: int
     files: list[SourceFile]
 
 
@@ -156,7 +143,7 @@ def is_chat_source(source: SourceConfig) -> bool:
 
 def format_of(source: SourceConfig) -> Format:
     """The format of a source that names one, reading labels as the source says."""
-    assert source.format is not None, "detect_formats has filled it in"
+    assert source.format is not None, "with_formats has filled it in"
     form = FORMATS[source.format]
     if source.labels is None:
         return form
@@ -183,30 +170,6 @@ def read_source(source: SourceConfig, kind: Kind) -> Iterator[Block]:
     for path in expand(source.path):
         with _unchanged(path):
             yield from _read_file(path, source, kind)
-
-
-def ingest_source(source: SourceConfig, kind: Kind, folder: Path) -> Ingested:
-    """Write what `read_source` gives to records.parquet and rejects.parquet in a folder, block by block.
-
-    Raises:
-        SourceError: as `read_source`.
-    """
-    counts, files = Counter[str](), []
-    with contextlib.ExitStack() as stack:
-        writers: dict[str, pq.ParquetWriter] = {}
-        for block in read_source(source, kind):
-            for name in ("records", "rejects"):
-                frame = getattr(block, name)
-                table = frame.to_arrow()
-                if name not in writers:
-                    writers[name] = stack.enter_context(
-                        pq.ParquetWriter(folder / f"{name}.parquet", table.schema, **WRITTEN)
-                    )
-                writers[name].write_table(table)
-                counts[name] += frame.height
-            files += [block.file] if block.file else []
-    paths = folder / "records.parquet", folder / "rejects.parquet"
-    return Ingested(*paths, counts["records"], counts["rejects"], files)
 
 
 def _read_file(path: str, source: SourceConfig, kind: Kind, *, fast: bool = True) -> Iterator[Block]:

@@ -16,6 +16,7 @@ from prefkit.build import Built, build_dataset
 from prefkit.config import Pipeline
 from prefkit.errors import ConfigError, DatasetError, SourceError
 from prefkit.format import FORMAT_VERSION, Kind, schema
+from prefkit.sources import load_source
 from prefkit.store import locked, read_manifest
 
 WriteJsonl = Callable[..., Path]
@@ -573,8 +574,8 @@ SCORED = ("candidates", "comparisons", "pairs")
 @pytest.mark.parametrize(
     ("key", "value", "families"),
     [
-        ("min_agreement", 0.0, ("comparisons",)),
-        ("chosen", "best", ("candidates",)),
+        ("min_agreement", 0.5, ("comparisons",)),
+        ("chosen", "all_above", ("candidates",)),
         ("rejected", "random", ("candidates",)),
         ("max_pairs_per_prompt", 2, ("candidates",)),
         ("scorers", "zscore", ("candidates",)),
@@ -605,6 +606,12 @@ def test_a_setting_of_pairs_that_no_source_can_use_is_refused_by_name(
         assert not Path(made.dataset).exists()
 
 
+def test_what_no_source_can_use_may_be_said_as_it_is_by_default(small: Pipeline, pipeline_of: PipelineOf) -> None:
+    """As a manifest does, which says everything."""
+    source = {"path": small.sources[0].path, "format": "pairs"}
+    build_dataset(pipeline_of(source, pairs=small.as_manifest()["pairs"]))
+
+
 def test_one_source_that_can_use_a_setting_is_enough(write_jsonl: WriteJsonl, pipeline_of: PipelineOf) -> None:
     sources = [{"path": str(write_jsonl(f"{family}.jsonl", [SOURCES[family]])), "format": family} for family in SOURCES]
     assert not build_dataset(pipeline_of(*sources, pairs={"seed": 1, "min_agreement": 0.5})).unchanged
@@ -614,10 +621,8 @@ def test_one_source_that_can_use_a_setting_is_enough(write_jsonl: WriteJsonl, pi
 
 
 def test_a_row_that_a_reader_loses_breaks_the_equation(small: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = drafts.load_source
-
     def losing(*given: Any) -> Any:
-        loaded = plain(*given)
+        loaded = load_source(*given)
         return loaded._replace(records=loaded.records.slice(1))
 
     monkeypatch.setattr(drafts, "load_source", losing)

@@ -338,7 +338,10 @@ def test_every_configuration_error_ends_a_command_with_2() -> None:
         ({"format": "shp", "columns": {"prompt": "q"}}, "columns.prompt: shp has its own names, which are not mapped"),
         ({"format": "pairs", "columns": {"chosen": ["a", "b"]}}, "columns.chosen: takes one path; several are for"),
         ({"format": "pairs", "columns": {"chosen": None}}, "columns.chosen: pairs cannot do without it"),
-        ({"format": "comparisons", "columns": {"response_a": None}}, "columns.response_a: comparisons cannot do without"),
+        (
+            {"format": "comparisons", "columns": {"response_a": None}},
+            "columns.response_a: comparisons cannot do without",
+        ),
         ({"format": "openrlhf", "columns": {"rejected": None}}, "columns.rejected: openrlhf cannot do without it"),
         ({"format": "comparisons", "labels": {"a": [1], "b": ["1"]}}, "labels: 1 is given twice"),
         ({"format": "rewrite", "rules": [{"replace": "x"}]}, "a rewrite rule has either pattern: or function:"),
@@ -389,7 +392,13 @@ def test_what_a_section_cannot_mean_is_refused_in_words(
 
 
 def test_a_memory_limit_is_a_number_of_bytes(pipeline_of: Callable[..., Pipeline]) -> None:
-    for text, wanted in (("500MB", 500_000_000), ("1.5 gb", 1_500_000_000), ("2000KB", 2_000_000), ("1MB", 1_000_000), ("1000000GB", 10**15)):
+    for text, wanted in (
+        ("500MB", 500_000_000),
+        ("1.5 gb", 1_500_000_000),
+        ("2000KB", 2_000_000),
+        ("1MB", 1_000_000),
+        ("1000000GB", 10**15),
+    ):
         made = pipeline_of({"path": "a.jsonl", "format": "pairs"}, build={"memory_limit": text})
         assert made.build.num_bytes() == wanted
 

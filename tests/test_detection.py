@@ -9,6 +9,8 @@ import polars as pl
 import pytest
 from command import Prefkit
 
+from prefkit.build import resolve_formats
+from prefkit.config import Pipeline
 from prefkit.detection import detect_format, fitting
 from prefkit.errors import SourceError
 from prefkit.formats import FORMATS
@@ -28,12 +30,32 @@ def test_our_own_layouts_fit_exactly_their_own_format(name: str) -> None:
     assert [found.format for found in fitting([ROWS[name]])] == [name]
 
 
-def test_all_rows_but_one_in_ten_have_to_fit() -> None:
-    assert fitting([ROWS["trl"], ROWS["candidates"]]) == []
+def test_all_rows_have_to_fit_but_for_the_share_that_may_stray() -> None:
+    assert fitting([ROWS["trl"], ROWS["candidates"]], 0.4) == []
     damaged = {**ROWS["trl"], "chosen": 1}
-    assert [found.format for found in fitting([damaged, *[ROWS["trl"]] * 9])] == ["trl"]
-    assert fitting([damaged, *[ROWS["trl"]] * 8]) == []
-    assert fitting([]) == []
+    assert fitting([damaged, *[ROWS["trl"]] * 9]) == []
+    assert [found.format for found in fitting([damaged, *[ROWS["trl"]] * 9], 0.1)] == ["trl"]
+    assert fitting([damaged, *[ROWS["trl"]] * 8], 0.1) == []
+    assert fitting([], 0.1) == []
+
+
+@pytest.mark.parametrize(("share", "found"), [(0.0, False), (0.2, False), (0.25, True), (1.0, True)])
+def test_as_many_rows_may_stray_as_the_pipeline_lets_be_rejects(
+    share: float, *, found: bool, write_jsonl: Callable[..., Path], pipeline_of: Callable[..., Pipeline]
+) -> None:
+    path = str(write_jsonl("rows.jsonl", [{**ROWS["trl"], "chosen": 1}, *[ROWS["trl"]] * 3]))
+    pipeline = pipeline_of({"path": path}, validate={"max_reject_share": share})
+    if found:
+        assert resolve_formats(pipeline).sources[0].format == "trl"
+        return
+    with pytest.raises(SourceError, match="no format is known by its rows"):
+        resolve_formats(pipeline)
+
+
+def test_a_format_that_most_rows_do_not_fit_is_not_found_whatever_the_share(write_jsonl: Callable[..., Path]) -> None:
+    path = str(write_jsonl("rows.jsonl", [*[{**ROWS["trl"], "chosen": 1}] * 2, ROWS["trl"]]))
+    with pytest.raises(SourceError, match="no format is known by its rows"):
+        detect_format(path, 1.0)
 
 
 def test_a_build_says_which_format_it_found_and_why(

@@ -419,6 +419,16 @@ def test_a_reader_that_has_seen_enough_is_no_failure(form: str, dataset: str) ->
     assert (piped.returncode, piped.stderr) == (0, "")
 
 
+def test_a_build_whose_words_nobody_reads_is_built_all_the_same(prefkit: Prefkit, dataset: str, tmp_path: Path) -> None:
+    assert prefkit("info", dataset).code == 0  # it is there, beside its pipeline
+    for reader, name in (("true", "one"), ("head -1", "two")):
+        asked = shlex.join([sys.executable, "-m", "prefkit", "build", "pipeline.yaml", "--out", name])
+        command = ["bash", "-c", f"{asked} | {reader} > /dev/null; exit ${{PIPESTATUS[0]}}"]
+        piped = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (piped.returncode, piped.stderr) == (0, "")
+        assert (tmp_path / name / "manifest.json").exists()
+
+
 def test_info_names_a_damaged_reference_and_its_field(prefkit: Prefkit, dataset: str, tmp_path: Path) -> None:
     folder = tmp_path / dataset / "reference" / "k"
     folder.mkdir(parents=True)

@@ -64,7 +64,7 @@ def lines(path: Path | str) -> list[Any]:
 
 
 def export(target: Path, to: str, out: Path, **options: Any) -> Exported:
-    return export_dataset(str(target), to, str(out), **options)
+    return export_dataset(str(target), to, str(out), **{"overwrite": True, **options})
 
 
 # what is written
@@ -298,10 +298,31 @@ def test_an_unknown_format_is_an_error_that_names_the_nearest(build: Build, tmp_
 def test_an_export_into_the_dataset_is_refused(out: str, build: Build, tmp_path: Path) -> None:
     dataset = build(text_rows(2))
     before = sorted(dataset.rglob("*"))
-    with pytest.raises(InputError, match="an export cannot be written into the dataset") as refused:
+    with pytest.raises(InputError, match="an export cannot be written into a dataset") as refused:
         export(dataset, "trl", tmp_path / out)
     assert refused.value.hint == "--out elsewhere"
     assert sorted(dataset.rglob("*")) == before
+
+
+def test_an_export_into_any_other_dataset_is_refused(build: Build, write_jsonl: Write, tmp_path: Path) -> None:
+    dataset, source = build(text_rows(2)), write_jsonl("rows.jsonl", text_rows(2))
+    with pytest.raises(InputError, match="an export cannot be written into a dataset"):
+        export(source, "trl", dataset / "pairs" / "part-00001.parquet")
+
+
+@pytest.mark.parametrize("out", ["mine.jsonl", "folder"])
+def test_a_file_that_is_there_is_replaced_only_where_asked_for(out: str, build: Build, tmp_path: Path) -> None:
+    dataset = build(text_rows(20))
+    written = tmp_path / (out if "." in out else f"{out}/train.jsonl")
+    written.parent.mkdir(exist_ok=True)
+    written.write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match="is there already") as refused:
+        export(dataset, "trl", tmp_path / out, overwrite=False)
+    assert (refused.value.where, refused.value.expected) == (str(written), "a new file")
+    assert refused.value.hint == "--overwrite replaces it, --out elsewhere leaves it"
+    assert written.read_text(encoding="utf-8") == "mine"
+    export(dataset, "trl", tmp_path / out)
+    assert len(lines(written)) > 1
 
 
 def test_an_export_over_what_it_reads_is_refused(write_jsonl: Write, tmp_path: Path) -> None:

@@ -289,7 +289,12 @@ def test_a_name_is_kept_by_no_turn_but_that_of_a_tool_and_so_left_out_by_name(fo
 
 
 HOSTILE_CALLS: list[Any] = [5, "abc", {"a": 1}, ["x"], [5], True, [{"function": "f"}], [None], [[]]]
-HOSTILE_CALLS += [[call("f", {}, id=[1])], [call("f", {}, id={"a": 1})], [call("f", {}, id=5)], [call(["f"], {})]]
+HOSTILE_CALLS += [
+    [call("f", {}, id=[1])],
+    [call("f", {}, id={"a": 1})],
+    [call("f", {}, id=5)],
+    [{"function": {"name": ["f"], "arguments": {}}}],
+]
 HOSTILE_CALLS += [[call("f", "{")], [call("f", '{"a": NaN}')], [call("f", {"a": float("inf")})]]
 
 

@@ -194,7 +194,7 @@ def cases(draw: st.DrawFn) -> Case:
     pipeline = {
         "sources": [source],
         "kind": kind,
-        "pairs": {"min_margin": draw(st.sampled_from([0, 0, 0.2, 1.5]))},
+        "pairs": {"min_margin": draw(st.sampled_from([0, 0, 0.2, 1.5] if form != "corrections" else [0]))},
         "dedupe": {
             "exact": draw(st.sampled_from([True, True, False])),
             "contradictions": draw(st.sampled_from(["drop_both", "majority", "higher_margin", "keep"])),

@@ -246,7 +246,8 @@ SOURCES: dict[str, tuple[str, str, str | bytes | None, str]] = {
         "rows.json",
         "rows.json",
         ROW,
-        "rows.json: not a list\n  expected: a list of objects\n  next: one object a line is .jsonl: rename the file",
+        "rows.json: not a list\n  expected: a list of objects\n  next: one object a line is .jsonl: rename the file; rows in a list "
+        "inside an object: write that list",
     ),
     "an empty csv": ("rows.csv", "rows.csv", b"", "rows.csv: empty\n  expected: a header line"),
     "a column twice": (

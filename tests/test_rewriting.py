@@ -168,8 +168,16 @@ def made_by(folder: Path) -> list[str]:
     [
         ({"one_a.py": CALM}, "one_a:calm", "one_a.py"),
         ({"one_b.py": "from two_b import calm\n", "two_b.py": CALM}, "one_b:calm", "two_b.py"),
-        ({"one_c.py": "def f(t):\n    import two_c\n    return two_c.calm(t)\n", "two_c.py": CALM}, "one_c:f", "two_c.py"),
-        ({"pack_d/__init__.py": CALM, "pack_d/one.py": "from . import calm\n"}, "pack_d.one:calm", "pack_d/__init__.py"),
+        (
+            {"one_c.py": "def f(t):\n    import two_c\n    return two_c.calm(t)\n", "two_c.py": CALM},
+            "one_c:f",
+            "two_c.py",
+        ),
+        (
+            {"pack_d/__init__.py": CALM, "pack_d/one.py": "from . import calm\n"},
+            "pack_d.one:calm",
+            "pack_d/__init__.py",
+        ),
         (
             {"pack_e/__init__.py": "", "pack_e/one.py": "from .two import calm\n", "pack_e/two.py": CALM},
             "pack_e.one:calm",

@@ -77,7 +77,7 @@ def test_the_whole_road_on_real_data(name: str, small_llama: Path, test_data: Pa
     assert trained["steps"] == 30
     assert 0 <= trained["eval"]["rewards/accuracies"] <= 1
 
-    dataset = f"data/built/{name}"
+    dataset = f"built/{name}"
     sql = "select avg(loss) filter (step < 10) as early, avg(loss) filter (step >= 20) as late from steps"
     losses = run(tmp_path, "query", dataset, sql, "--format", "json")
     assert losses["late"] < losses["early"], losses

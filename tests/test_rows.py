@@ -49,7 +49,9 @@ def test_json_lines_in_a_json_file_are_answered_with_the_name_they_need(name: st
     hint = "  next: one object a line is .jsonl: rename the file"
     wanted = f"{name}:2: no JSON: Extra data\n  expected: a list of objects\n{hint}"
     assert refused(tmp_path, name, text(f"{row()}\n{row()}\n")) == wanted
-    wanted = f"{name}: not a list\n  expected: a list of objects\n{hint}"
+    wanted = (
+        f"{name}: not a list\n  expected: a list of objects\n{hint}; rows in a list inside an object: write that list"
+    )
     assert refused(tmp_path, name, text(f"\n{row()}\n")) == wanted
     assert "next:" not in refused(tmp_path, name, text("[] []"))
     assert "next:" not in refused(tmp_path, name, text("3"))

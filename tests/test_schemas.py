@@ -53,7 +53,7 @@ def test_the_pipeline_in_the_readme_is_one() -> None:
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "pipelines").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_pipeline_is_valid(path: Path) -> None:
-    assert load_pipeline(path).dataset.startswith("data/built/")
+    assert load_pipeline(path).dataset.startswith("built/")
 
 
 def test_the_names_that_the_readme_imports_are_there() -> None:
