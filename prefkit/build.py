@@ -185,7 +185,7 @@ def refuse_without_effect(pipeline: Pipeline) -> None:
                 f"has no effect: no source holds {what}",
                 where=f"pairs.{key}",
                 expected=f"a source of {what}",
-                hint="leave the key out of the pipeline file, or prefkit formats, which says what each format holds",
+                hint="leave the key out; prefkit formats says what each format holds",
             )
 
 

@@ -26,10 +26,13 @@ from prefkit.format import Kind, canonical_json
 from prefkit.pairing import Rules
 from prefkit.pairs import Bounds, as_dropped, bounded_pairs, ready_pairs
 from prefkit.rewriting import make_rules, module_files
-from prefkit.sources import SourceFile, expand, format_of, load_source, read_source, source_sha256
+from prefkit.sources import CHANGED, SourceFile, expand, format_of, load_source, read_source, source_sha256
 from prefkit.store import DRAFTS, folder_beside, read_json, write_json, write_parquet
+from prefkit.text import printable
 
 DESCRIPTION = "check format: and columns: of this source, or prefkit formats"
+LABELS = "labels: {a: [1], b: [2], tie: [0]} of this source says which label stands for which response"
+MANY_LABELS, MAX_LABELS = 1_000, 8  # rejects that are looked at, labels that are named
 ENCODING = "save the file as UTF-8: iconv -f LATIN1 -t UTF-8 FILE > NEW_FILE, if it is Latin-1"
 FRAMES = ("pairs", "dropped", "rejects")
 
@@ -133,12 +136,16 @@ def _draft_candidates(
     heights: list[int] = []
 
     def read() -> Iterator[pl.DataFrame]:
-        for told in (rejects, files, heights):  # of an earlier reading that was in vain
+        before = {file.path: file for file in files}
+        for told in (rejects, files, heights):  # of an earlier reading
             told.clear()
         for block in read_source(source, kind):
             rejects.append(block.rejects)
-            files.extend([block.file] if block.file else [])
             heights.append(block.records.height)
+            if block.file is not None:
+                files.append(block.file)
+                if before.get(block.file.path, block.file) != block.file:
+                    raise SourceError(CHANGED, where=block.file.path, hint="run the same command again")
             yield block.records
 
     with located(source.path):
@@ -173,13 +180,26 @@ def _stop_at_rejects(source: SourceConfig, rejects: pl.DataFrame, num_records: i
     several = len(expand(source.path)) > 1
     first = ", ".join(f"{row['source']}:{row['line']}" if several else str(row["line"]) for row in rows[:10])
     found, better = _look_at([row["raw"] for row in rows[:10]])
-    usual = ENCODING if reasons.most_common(1)[0][0].startswith("not_utf8") else DESCRIPTION
+    found += _labels_found(rows)
+    most = reasons.most_common(1)[0][0].partition(" ")[0]
+    usual = {"not_utf8": ENCODING, "unknown_label": LABELS}.get(most, DESCRIPTION)
     raise SourceError(
         f"{bad} of {total} rows could not become a record: {listed}; first lines: {first}{found}",
         where=source.path,
         expected=f"{format_of(source).fields}; at most a share of {limit:g} rejects (validate.max_reject_share)",
         hint=usual if not better or better.startswith(f"format: {source.format} ") else better,
     )
+
+
+def _labels_found(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The labels that the first rows have where nobody said what they mean."""
+    unknown = [row for row in rows if row["reason"] == "unknown_label"][:MANY_LABELS]
+    values = [_object(row["raw"]) for row in unknown]
+    given = [
+        v[row["field"]] for v, row in zip(values, unknown, strict=True) if isinstance(v, dict) and row["field"] in v
+    ]
+    labels = {printable(str(one)[:40]) for value in given for one in (value if isinstance(value, list) else [value])}
+    return f"; labels: {', '.join(sorted(labels)[:MAX_LABELS])}" if labels else ""
 
 
 def _look_at(raws: Sequence[str]) -> tuple[str, str]:

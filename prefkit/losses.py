@@ -14,7 +14,7 @@ class Loss(NamedTuple):
     """A loss and what it wants of its caller.
 
     `function`: (chosen_logratios, rejected_logratios, beta, label_smoothing) to (B,) losses; `token_averaged`: the
-    caller divides each log-ratio by its side's number of tokens. Only sigmoid smooths labels: config.py refuses
+    caller divides each log-ratio by its side's number of tokens. Only sigmoid smooths labels: settings.py refuses
     label_smoothing beside the others.
     """
 

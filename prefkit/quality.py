@@ -190,7 +190,7 @@ def _together(series: pl.Series, key: npt.NDArray[np.uint64]) -> Ints:
 
 
 def extreme_rows(candidates: Candidates, num_rows: int) -> Ints:
-    """Rows, ascending, of the candidates with the best or worst quality of their prompt, and each prompt's first row."""
+    """Rows, ascending, of candidates with the best or worst quality of their prompt, and each prompt's first row."""
     told = np.flatnonzero(~np.isnan(candidates.quality))
     quality = candidates.quality[told]
     starts = starts_of(candidates.run[told])

@@ -25,6 +25,7 @@ from prefkit.ingest import Reading, check_chunks
 from prefkit.records import LONE_SURROGATE
 from prefkit.rows import READABLE, read_chunks, read_rows
 
+CHANGED = "changed while it was read"
 NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
@@ -195,7 +196,7 @@ def _unchanged(path: str) -> Iterator[None]:
     except SourceError as error:
         failed = error
     if _state(path) != before:
-        raise SourceError("changed while it was read", where=path, hint="run the same command again")
+        raise SourceError(CHANGED, where=path, hint="run the same command again")
     if failed is not None:
         raise failed
 

@@ -44,7 +44,7 @@ from prefkit.views import VIEW_FILES, views_sql
 OWN_NAMES = {MANIFEST, CARD, VIEWS, LOCK, "pairs", "dropped", "rejects", "audit", REFERENCES, RUNS}
 BUILDING, DRAFTS = ".building", ".drafts"  # what a build makes before it is finished
 SCRATCH = ".candidates-"  # how folders in DRAFTS begin that only one process uses
-NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOENT)
 
 
 REMAKE = "prefkit build, or prefkit precompute, makes it again"

@@ -1,9 +1,12 @@
 """Comparisons: who won by hand-counted votes, agreement, ties dropped."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from command import Prefkit
 
 from prefkit.comparisons import compared_pairs
 from prefkit.format import MESSAGES, schema
@@ -153,3 +156,16 @@ def test_the_length_of_messages_is_that_of_what_they_say() -> None:
     drafts = drafts.with_columns(prompt=said("p", "p"), chosen=said("abcd", "abcd"), rejected=said("ab", "a"))
     found = bounded_pairs(drafts, "chat", "higher_is_better", Bounds(length_cap=1.0))
     assert found.kept["source_row"].to_list() == [1]
+
+
+def test_labels_that_nobody_explained_are_named_with_what_to_type(
+    write_jsonl: Callable[..., Path], prefkit: Prefkit, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"p{n}", "response_a": "x", "response_b": "y", "winner": [n % 2, "left"]} for n in range(4)]
+    write_jsonl("rows.jsonl", rows)
+    (tmp_path / "p.yaml").write_text("dataset: d\nsources: [{path: rows.jsonl, format: comparisons}]\n")
+    error = prefkit("build", "p.yaml", "--json").error()
+    assert "4 unknown_label (winner)" in error["message"]
+    assert "; labels: 0, 1, left" in error["message"]
+    meaning = "labels: {a: [1], b: [2], tie: [0]} of this source says which label stands for which response"
+    assert error["hint"] == meaning

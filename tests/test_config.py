@@ -354,12 +354,13 @@ def test_every_configuration_error_ends_a_command_with_2() -> None:
         ({"format": "rewrite", "rules": [{"pattern": "(a)", "replace": "\\2"}]}, "invalid group reference 2"),
         (
             {"format": "rewrite", "rules": [{"pattern": "a", "replace": "\ud800"}]},
-            "rules.pattern 'a' with replace '\\ud800': half a surrogate pair is no character",
+            "sources[0].rules[0].replace holds half a character",
         ),
-        ({"format": "rewrite", "rules": [{"pattern": "\udfff"}]}, "half a surrogate pair is no character"),
+        ({"format": "rewrite", "rules": [{"pattern": "\udfff"}]}, "sources[0].rules[0].pattern holds half a character"),
+        ({"format": "rewrite", "rules": [{"pattern": ""}]}, "rules.pattern: an empty one matches everywhere"),
         (
             {"format": "rewrite", "rules": [{"pattern": "a", "gone": ["b", "c\ud800"]}]},
-            "rules.gone 'c\\ud800': half a surrogate pair is no character",
+            "sources[0].rules[0].gone[1] holds half a character",
         ),
     ],
 )
@@ -419,3 +420,19 @@ def test_every_format_whose_prompt_may_be_mapped_reads_one_of_several_paths(
     row = dict.fromkeys(form.required, "y") | {"a": "one", "b": "two", "score": 1, "winner": "a", "scores": [1]}
     (record,) = form.read({name: value for name, value in row.items() if name != "prompt"}, source.columns)
     assert record["prompt"] == "one\ntwo"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ('dataset: "d\\ud800"\nsources: [{path: a, format: hh}]\n', 1, "dataset"),
+        ('dataset: d\naudit:\n  allow: [a, "\\udc00"]\nsources: [{path: a, format: hh}]\n', 3, "audit.allow[1]"),
+    ],
+)
+def test_half_a_character_is_refused_with_its_line_and_key(text: str, line: int, key: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as raised:
+        load_pipeline(path)
+    assert raised.value.message == f"{key} holds half a character (a lone surrogate)"
+    assert raised.value.where == f"{path}:{line}"

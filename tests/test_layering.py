@@ -55,6 +55,7 @@ FRAMES = [
 ]
 FILES = [
     "documents",
+    "settings",
     "config",
     "rows",
     "checked",

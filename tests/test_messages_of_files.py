@@ -111,7 +111,7 @@ PIPELINES: dict[str, tuple[str | bytes, str]] = {
     "a column like another": (
         "dataset: d\nsources:\n  - {path: r.jsonl, format: corrections, columns: {promt: q}}\n",
         "pipeline.yaml:3: columns.promt: corrections has the fields prompt, response, correction, model, annotator, "
-        "tools; did you mean prompt?",
+        "tools, system; did you mean prompt?",
     ),
     "a column like no other": (
         "dataset: d\nsources:\n  - {path: r.jsonl, format: hh, columns: {xyz: q}}\n",
@@ -246,8 +246,8 @@ SOURCES: dict[str, tuple[str, str, str | bytes | None, str]] = {
         "rows.json",
         "rows.json",
         ROW,
-        "rows.json: not a list\n  expected: a list of objects\n  next: one object a line is .jsonl: rename the file; rows in a list "
-        "inside an object: write that list",
+        "rows.json: not a list\n  expected: a list of objects\n  next: one object a line is .jsonl: rename the file; "
+        "rows in a list inside an object: write that list",
     ),
     "an empty csv": ("rows.csv", "rows.csv", b"", "rows.csv: empty\n  expected: a header line"),
     "a column twice": (

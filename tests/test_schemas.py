@@ -23,8 +23,8 @@ def test_every_table_column_is_documented_once() -> None:
     page = (REPOSITORY / "schemas" / "FORMAT.md").read_text(encoding="utf-8")
     section = page.split("## pairs\n")[1].split("\n## ")[0]
     columns = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
-    assert columns[:7] == ["pair_id", "prompt_id", "prompt", "chosen", "rejected", "split", "method"]
-    assert len(columns) == len(set(columns)) == 18
+    assert columns[:7] == ["pair_id", "prompt_id", "prompt", "chosen", "rejected", "tools", "split"]
+    assert len(columns) == len(set(columns)) == 22
 
 
 def test_a_schema_is_json_schema_with_the_documented_keys() -> None:
@@ -38,6 +38,7 @@ def test_a_schema_is_json_schema_with_the_documented_keys() -> None:
         "counts",
         "reasons",
         "unused",
+        "report",
         "parts",
     }
     assert schema["additionalProperties"] is False

@@ -47,8 +47,8 @@ def small_dataset(folder: Path, **changes: Any) -> dict[str, Any]:
     tables = {"pairs": empty, "dropped": empty, "rejects": rejects(3)}
     parts = {name: write_table(folder / name, name, frame, "text") for name, frame in tables.items()}
     counts = """
-        rows pairs dropped rejects candidates candidate_rejects used unused prompts prompts_with_pair prompts_dropped
-        train test
+        rows pairs dropped rejects candidates candidate_rejects used unused candidate_pairs candidate_dropped
+        prompts prompts_with_pair prompts_dropped train test
     """
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -59,6 +59,7 @@ def small_dataset(folder: Path, **changes: Any) -> dict[str, Any]:
         "counts": dict.fromkeys(counts.split(), 0) | {"rows": 3, "rejects": 3},
         "reasons": {"x": 3},
         "unused": {},
+        "report": [],
         "parts": {name: [part._asdict() for part in listed] for name, listed in parts.items()},
     } | changes
     write_json(folder / "manifest.json", manifest)

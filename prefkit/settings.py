@@ -1,0 +1,359 @@
+"""The sections of a pipeline file as frozen pydantic models, each setting documented where it stands.
+
+Comes in: plain settings. Goes out: a `Pipeline`, or what pydantic says of the first key that does not fit; config.py
+makes a sentence of it.
+"""
+
+import difflib
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from prefkit.format import Kind
+from prefkit.formats import FORMATS
+from prefkit.formats.comparisons import label_key
+
+REJECTED = re.compile(r"worst|random|all|sigma:\d+(\.\d+)?")
+SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMG]B)", re.IGNORECASE)
+MIN_MEMORY, MAX_MEMORY = 1e6, 1e15  # bytes
+FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")
+SEVERAL_PATHS = {"prompt", "responses", "scores", "models", "score", "winner"}
+NEED_FORMAT = {"columns", "direction", "labels", "rules"}
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """What every section is: frozen, without unknown keys, numbers finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Labels(Section):
+    """What the winner column of comparisons says: which labels stand for the first side, the second, and neither."""
+
+    a: Annotated[list[str | int | float | bool], Field(min_length=1)]
+    b: Annotated[list[str | int | float | bool], Field(min_length=1)]
+    tie: list[str | int | float | bool] = []
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> "Labels":
+        named = [label_key(label) for labels in (self.a, self.b, self.tie) for label in labels]
+        if twice := next((label for label in named if named.count(label) > 1), None):
+            raise ValueError(f"labels: {twice} is given twice")
+        return self
+
+
+class RewriteRule(Section):
+    """One step from a response to its correction: a regular expression, or a Python function."""
+
+    pattern: str | None = Field(None, description="regular expression (Python); every match is replaced")
+    replace: str = Field("", description=r"what takes its place; \1 or \g<name> for groups")
+    ignore_case: bool = False
+    function: str | None = Field(None, description="module:function, from text to text; from the working directory")
+    gone: list[str] = Field([], description="texts that no correction may hold, in upper or lower case: an old name")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "RewriteRule":
+        if (self.pattern is None) == (self.function is None):
+            raise ValueError("a rewrite rule has either pattern: or function:")
+        if self.function is not None:
+            if not FUNCTION.fullmatch(self.function):
+                raise ValueError(f"rules.function: {self.function} is not module:function")
+            if self.model_fields_set & {"replace", "ignore_case"}:
+                raise ValueError("replace: and ignore_case: have no effect on a rule with function:")
+        else:
+            self._check_pattern(self.pattern or "", self.replace)
+        return self
+
+    @staticmethod
+    def _check_pattern(pattern: str, replace: str) -> None:
+        if not pattern:
+            raise ValueError("rules.pattern: an empty one matches everywhere")
+        try:
+            re.compile(f"(?:{pattern})?").sub(replace, "")  # matches the empty text, so that the template is read
+        except (re.error, IndexError) as error:
+            raise ValueError(f"rules.pattern {pattern!r} with replace {replace!r}: {error}") from None
+
+
+class SourceConfig(Section):
+    """One source: a file, or a glob of files in the same format."""
+
+    path: str = Field(description="file or glob, relative to the working directory")
+    format: Annotated[str, Field(json_schema_extra={"enum": sorted(FORMATS)})] | None = Field(
+        None, description="prefkit formats lists them; left out: found by the first rows"
+    )
+    columns: dict[str, str | Annotated[list[str], Field(min_length=1)]] = Field(
+        {}, description="our field name: the file's, dotted paths allowed; null: leave out what the file has under it"
+    )
+    direction: Literal["higher_is_better", "lower_is_better"] = "higher_is_better"
+    labels: Labels | None = Field(None, description="of comparisons: what their winner column says")
+    rules: list[RewriteRule] = Field([], description="of format rewrite: what makes the correction, in order")
+    annotator: Literal["human", "model", "rule"] | None = Field(
+        None, description="who preferred, where the rows do not say"
+    )
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _null_is_no_path(cls, value: Any) -> Any:
+        return {k: "" if v is None else v for k, v in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("format")
+    @classmethod
+    def _known_format(cls, value: str | None) -> str | None:
+        if value is not None and value not in FORMATS:
+            near = difflib.get_close_matches(value, FORMATS, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"format: {value} is not known; {hint}prefkit formats lists them")
+        return value
+
+    @model_validator(mode="after")
+    def _what_needs_a_format(self) -> "SourceConfig":
+        if self.format is None and (given := sorted(self.model_fields_set & NEED_FORMAT)):
+            raise ValueError(f"{given[0]}: needs format:, as it is the format that says what they mean")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_without_effect(self) -> "SourceConfig":
+        if self.format is None:
+            return self
+        form = FORMATS[self.format]
+        if self.direction == "lower_is_better" and not form.scored:
+            own = f": {form.direction}" if form.direction else ", which has no scores"
+            raise ValueError(f"direction: lower_is_better has no effect on {self.format}{own}")
+        if self.labels is not None and "winner" not in form.columns:
+            raise ValueError(f"labels: has no effect on {self.format}: it is for comparisons")
+        if bool(self.rules) != (form.family == "responses"):
+            what = "needs rules:" if form.family == "responses" else "takes no rules:, format: rewrite does"
+            raise ValueError(f"format: {self.format} {what}")
+        return self
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> "SourceConfig":
+        if self.format is None:
+            return self
+        form = FORMATS[self.format]
+        known = form.columns
+        for name, where in self.columns.items():
+            if where == "" and name in form.required:
+                raise ValueError(f"columns.{name}: {self.format} cannot do without it")
+            if isinstance(where, list) and name in known and name not in SEVERAL_PATHS:
+                raise ValueError(f"columns.{name}: takes one path; several are for {', '.join(sorted(SEVERAL_PATHS))}")
+            if not known:
+                raise ValueError(f"columns.{name}: {self.format} has its own names, which are not mapped")
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ValueError(f"columns.{name}: {self.format} has the fields {', '.join(known)}{hint}")
+        return self
+
+
+class PairsConfig(Section):
+    """How candidates and comparisons become pairs, and the bounds that every pair keeps to.
+
+    A key that no source of the pipeline can use is refused by the build.
+    """
+
+    chosen: Literal["best", "all_above"] = Field(
+        "best", description="of candidates. best: the best one; all_above: each that scores above the rejected one"
+    )
+    rejected: Annotated[str, Field(json_schema_extra={"pattern": REJECTED.pattern})] = Field(
+        "worst",
+        description="of candidates. worst | random | all | sigma:K, the one nearest to mean - K standard deviations",
+    )
+    min_margin: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="smallest score difference of a pair, from whatever source; a pair without scores stays"
+    )
+    max_margin: Annotated[float, Field(gt=0)] | None = Field(None, description="largest one, likewise")
+    min_chosen_score: float | None = Field(
+        None, description="what chosen must reach, in the source's own scores and direction; likewise"
+    )
+    length_cap: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="largest |ln(characters of chosen / of rejected)|, of pairs from any source; .69 allows twice"
+    )
+    max_pairs_per_prompt: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="of one prompt's candidates, those of the largest margins are kept"
+    )
+    scorers: Literal["rank", "zscore"] = Field(
+        "rank",
+        description="several scorers of candidates: mean rank within the prompt, or mean z-score within the prompt",
+    )
+    scorers_agree: bool = Field(
+        False, description="only pairs of candidates on which no scorer prefers the rejected side"
+    )
+    min_agreement: Share = Field(0.0, description="smallest share of a comparison's votes for chosen")
+    seed: int = Field(0, description="of rejected: random")
+
+    @model_validator(mode="after")
+    def _sound(self) -> "PairsConfig":
+        if not REJECTED.fullmatch(self.rejected):
+            raise ValueError(f"pairs.rejected: {self.rejected} is not worst, random, all or sigma:K (sigma:2)")
+        if self.max_margin is not None and self.max_margin < self.min_margin:
+            raise ValueError("pairs.max_margin must not be below pairs.min_margin")
+        return self
+
+
+class ValidateConfig(Section):
+    """What a pair must satisfy."""
+
+    max_reject_share: Share = Field(0.1, description="the build stops when more of a source's lines are rejects")
+    max_chars: Annotated[int, Field(gt=0)] = Field(200_000, description="longest prompt or side, in characters")
+    score_scale: tuple[float, float] | None = Field(None, description="lowest and highest score that a source may give")
+    meta_phrases: Literal["drop", "keep"] = Field(
+        "drop", description="corrections that speak of being one (here is the revised version)"
+    )
+
+    @model_validator(mode="after")
+    def _low_to_high(self) -> "ValidateConfig":
+        if self.score_scale is not None and not self.score_scale[0] <= self.score_scale[1]:
+            raise ValueError("validate.score_scale must be given from low to high")
+        return self
+
+
+class DedupeConfig(Section):
+    """What counts as the same pair twice, and what happens to pairs that contradict each other."""
+
+    exact: bool = Field(True, description="drop pairs equal after folding Unicode (NFC) and white space")
+    contradictions: Literal["drop_both", "majority", "higher_margin", "keep"] = Field(
+        "drop_both", description="A over B and B over A for one prompt"
+    )
+    cycles: Literal["drop", "keep"] = Field(
+        "drop", description="A over B, B over C and C over A for one prompt: the least sure go"
+    )
+
+
+class BuildConfig(Section):
+    """What a build may use."""
+
+    memory_limit: str = Field(
+        "4GB", description="texts of candidates held in memory at once (500MB, 4GB); the rest on disk"
+    )
+
+    @model_validator(mode="after")
+    def _a_size(self) -> "BuildConfig":
+        if not SIZE.fullmatch(self.memory_limit):
+            raise ValueError(f"build.memory_limit: {self.memory_limit} is not a size such as 500MB or 4GB")
+        if not MIN_MEMORY <= self._bytes() <= MAX_MEMORY:
+            raise ValueError(f"build.memory_limit: {self.memory_limit} is not between 1MB and 1000000GB")
+        return self
+
+    def _bytes(self) -> float:
+        number, unit = SIZE.fullmatch(self.memory_limit).groups()  # type: ignore[union-attr]
+        return float(number) * {"KB": 1e3, "MB": 1e6, "GB": 1e9}[unit.upper()]
+
+    def num_bytes(self) -> int:
+        """The limit as a number."""
+        return int(self._bytes())
+
+
+class SplitConfig(Section):
+    """Which prompts are held out."""
+
+    test_share: Share = Field(0.05, description="share of prompts held out for evaluation")
+    seed: int = 0
+
+
+class AuditLimits(Section):
+    """When a token is a finding, and how large one has to be."""
+
+    q: Share = Field(0.05, description="largest Benjamini-Hochberg q of a finding")
+    min_coverage: Share = Field(0.01, description="smallest share of pairs that a finding separates")
+    win_rate: Annotated[float, Field(ge=0.5, le=1)] = Field(
+        0.7, description="smallest share of them that one side wins"
+    )
+    strict: Literal["note", "warn", "fail"] = Field("warn", description="--strict exits 1 at this verdict or worse")
+
+
+class AuditConfig(Section):
+    """What the audit may overlook, and its limits."""
+
+    allow: list[str] = Field([], description="words that are the point of the data: reported, never a finding")
+    limits: AuditLimits = AuditLimits()
+
+
+class PrecomputeConfig(Section):
+    """The reference pass: which model, and how pairs become tokens."""
+
+    model: str | None = Field(None, description="folder of the reference model and its tokenizer")
+    max_length: Annotated[int, Field(gt=1)] = Field(1024, description="longest prompt + completion, in tokens")
+    min_completion_tokens: Annotated[int, Field(gt=0)] = Field(
+        16, description="room a long prompt must leave for the completion"
+    )
+    long_prompt: Literal["drop", "cut"] = Field(
+        "drop", description="a prompt that leaves less: drop the pair, or cut its left"
+    )
+    max_boundary_share: Share = Field(
+        0.05, description="the pass stops when more prompts are no token prefix of prompt + completion"
+    )
+    chat_template: str | None = Field(
+        None, description="a jinja file, or `transcript`, where the tokenizer has no template"
+    )
+    dtype: Literal["float32", "bfloat16", "bfloat16_weights"] = "float32"
+    max_batch_tokens: Annotated[int, Field(gt=0)] = Field(8192, description="padded tokens a forward pass holds")
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
+
+
+class TrainConfig(Section):
+    """DPO training. max_length, dtype and template are the reference's and stand in its reference.json."""
+
+    model: str | None = Field(None, description="the policy to start from; precompute.model if left out")
+    other_reference: bool = Field(
+        False, description="the reference is another model on purpose; only its tokenizer must be the policy's"
+    )
+    loss: Literal["sigmoid", "hinge", "ipo", "ipo_sum"] = Field(
+        "sigmoid", description="ipo averages log-ratios over tokens, as TRL does; ipo_sum is the paper's"
+    )
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.0, description="assumed share of flipped preferences; sigmoid only"
+    )
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    optimizer: Literal["adamw", "rmsprop"] = Field("adamw", description="rmsprop is the DPO paper's")
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    batch_size: Annotated[int, Field(gt=0)] = Field(8, description="pairs in a forward and backward pass")
+    gradient_accumulation_steps: Annotated[int, Field(gt=0)] = Field(1, description="such passes an update")
+    gradient_checkpointing: bool = False
+    max_steps: Annotated[int, Field(gt=0)] | None = Field(None, description="updates; epochs decides if left out")
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    eval_steps: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="evaluate every so many updates; the end always is"
+    )
+    logging_steps: Annotated[int, Field(gt=0)] = Field(1, description="keep every so-manieth row in steps.parquet")
+    save_steps: Annotated[int, Field(gt=0)] | None = Field(None, description="checkpoint every so many updates")
+    save_total_limit: Annotated[int, Field(gt=0)] = Field(2, description="newest checkpoints kept")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _smoothing_has_an_effect(self) -> "TrainConfig":
+        if self.label_smoothing and self.loss != "sigmoid":
+            raise ValueError(f"train.label_smoothing has no effect on train.loss {self.loss}: it is sigmoid's")
+        return self
+
+
+class Pipeline(Section):
+    """A whole pipeline file; paths are relative to the working directory."""
+
+    dataset: str = Field(description="the dataset directory that build writes")
+    kind: Kind | None = Field(None, description="chat | text; left out: chat for message formats and hh, else text")
+    sources: Annotated[list[SourceConfig], Field(min_length=1)]
+    pairs: PairsConfig = PairsConfig()
+    validate_: ValidateConfig = Field(ValidateConfig(), alias="validate")
+    dedupe: DedupeConfig = DedupeConfig()
+    split: SplitConfig = SplitConfig()
+    build: BuildConfig = BuildConfig()
+    audit: AuditConfig = AuditConfig()
+    precompute: PrecomputeConfig = PrecomputeConfig()
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _room_for_completions(self) -> "Pipeline":
+        if self.precompute.min_completion_tokens >= self.precompute.max_length:
+            raise ValueError("precompute.min_completion_tokens must be smaller than precompute.max_length")
+        return self
+
+    def as_manifest(self) -> dict[str, Any]:
+        """The resolved settings as the manifest keeps them: all but the place where the dataset lies."""
+        return self.model_dump(mode="json", by_alias=True, exclude={"dataset"})
