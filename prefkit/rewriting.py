@@ -31,7 +31,9 @@ def make_rules(rules: Sequence[RewriteRule]) -> list[Rule]:
     """
     _look_here()
     _forget(_local_modules(_modules_of(rules)))
-    return [Rule(rule.pattern or str(rule.function), _step(rule), tuple(rule.gone)) for rule in rules]
+    names = [rule.pattern or str(rule.function) for rule in rules]
+    names = [f"{name} (rule {number})" if names.count(name) > 1 else name for number, name in enumerate(names, start=1)]
+    return [Rule(name, _step(rule), tuple(rule.gone)) for name, rule in zip(names, rules, strict=True)]
 
 
 def _step(rule: RewriteRule) -> Callable[[str], str]:

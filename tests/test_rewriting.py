@@ -241,3 +241,10 @@ def test_modules_of_prefkit_stay_loaded_where_rules_import_them(monkeypatch: pyt
     rule = RewriteRule(function="prefkit.text:printable")
     assert make_rules([rule])[0].apply("a\x07") == "a\ufffd"
     assert sys.modules["prefkit.text"] is before
+
+
+def test_two_rules_of_one_pattern_are_counted_apart(pipeline: Callable[..., str], prefkit: Prefkit) -> None:
+    one, two = {"pattern": "Alpaca", "replace": "Nova"}, {"pattern": "Alpaca", "replace": "Nova", "ignore_case": True}
+    out = prefkit("build", pipeline(one, two)).out
+    assert "60.0% changed by Alpaca (rule 1)" in out  # rows 1, 4 and 5
+    assert "40.0% changed by Alpaca (rule 2)" in out  # what is left: rows 3 and 4
