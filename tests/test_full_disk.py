@@ -5,6 +5,7 @@ room is made by a remount, then the same command has to leave the bytes of a run
 """
 
 import contextlib
+import gc
 import json
 import os
 import resource
@@ -155,6 +156,7 @@ def different(left: dict[str, bytes], right: dict[str, bytes]) -> list[str]:
 
 
 def refill(disk: Disk, start: Path) -> None:
+    gc.collect()  # what an earlier command has mapped of deleted files would become room in the middle of the next one
     disk.make_room()
     disk.empty()
     for path in start.iterdir():
