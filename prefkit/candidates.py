@@ -39,7 +39,7 @@ from prefkit.selection import (
     tally,
     texts_from,
 )
-from prefkit.store import written
+from prefkit.store import SCRATCH, written
 
 Read = Callable[[], Iterable[pl.DataFrame]]
 
@@ -303,7 +303,7 @@ class _Held:
             if self.folder is None:
                 if self.scratch is not None:
                     self.scratch.mkdir(parents=True, exist_ok=True)
-                self.folder = Path(tempfile.mkdtemp(prefix=".candidates-", dir=self.scratch))
+                self.folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=self.scratch))
                 self.writer = pa.ipc.new_file(str(self.folder / "records.arrow"), table.schema)
             self.writer.write_batch(_one_batch(table))
 

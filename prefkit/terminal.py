@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from prefkit.run import Trained
 
 MAX_ROWS = 100
+QUANTILES = ("min", "p10", "median", "p90", "max")  # in this order, whatever order a manifest has
 
 
 def print_build(built: "Built", console: Console) -> None:
@@ -65,7 +66,7 @@ def _print_report(told: Mapping[str, Any], console: Console) -> None:
         of, margins = selection["num_candidates"], selection["margins"]
         console.print(f"  selection in {told['source']}: {of['median']:g} candidates a prompt (at most {of['max']})")
         if margins["max"] is not None:
-            console.print("    margin: " + ", ".join(f"{name} {value:g}" for name, value in margins.items()))
+            console.print("    margin: " + ", ".join(f"{name} {margins[name]:g}" for name in QUANTILES))
         if without := selection["prompts_without_pair"]:
             console.print("    no pair: " + ", ".join(f"{count} {reason}" for reason, count in without.items()))
     if rules := told.get("rules"):
@@ -73,7 +74,7 @@ def _print_report(told: Mapping[str, Any], console: Console) -> None:
         for name, count in rules["touched"].items():
             console.print(f"    {count / max(1, rules['num_responses']):>7.1%} changed by {name}")
     if corrections := told.get("corrections"):
-        distance = ", ".join(f"{name} {value:.2f}" for name, value in corrections["edit_distance"].items())
+        distance = ", ".join(f"{name} {corrections['edit_distance'][name]:.2f}" for name in QUANTILES[1:4])
         shared = corrections["shared_prefix"]["median"]
         console.print(f"  corrections: edit distance {distance} of the words; median shared prefix {shared:.2f}")
     for section in told.values():
