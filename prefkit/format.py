@@ -8,8 +8,12 @@
       pairs/part-00000.parquet         only pairs fit to train on
       dropped/part-00000.parquet       what a named rule removed, and why
       rejects/part-00000.parquet       lines that could not become a record, raw
-      audit/tokens.parquet             how often each word is in chosen only, in rejected only, in both
-      audit/audit.json                 the verdict
+      changes/part-00000.parquet       of a repaired dataset: what was done to which pair, and why
+      audit/tokens.parquet             how often each word or n-gram is in chosen only, in rejected only, in both
+      audit/structure.parquet          length, markup, openers, endings, generators: which side has more
+      audit/probe.parquet              how far shallow features alone predict chosen
+      audit/pair_scores.parquet        by pair: how much of it they give away
+      audit/audit.json                 the verdict, the findings, what to do
       reference/<key>/                 reference.json (last), plan.parquet (first), part-00000.parquet, dropped.parquet,
                                        chat_template.jinja in a chat dataset
       runs/<n>/                        run.json, steps.parquet, steps.jsonl (live), pair_dynamics/, checkpoints/, model/
@@ -24,7 +28,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import polars as pl
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 Kind: TypeAlias = Literal["chat", "text"]
 
@@ -33,6 +37,10 @@ CARD = "README.md"
 VIEWS = "views.sql"
 LOCK = ".lock"
 AUDIT_TOKENS = "audit/tokens.parquet"
+AUDIT_STRUCTURE = "audit/structure.parquet"
+AUDIT_PROBE = "audit/probe.parquet"
+AUDIT_SCORES = "audit/pair_scores.parquet"
+CHANGES_TABLE = "changes"
 AUDIT_JSON = "audit/audit.json"
 REFERENCES = "reference"
 REFERENCE_JSON = "reference.json"
@@ -141,22 +149,104 @@ REJECTS = (
 )
 
 TOKENS = (
-    Column("token", pl.String, r"\w+|[^\w\s] over casefolded NFC text"),
-    Column("n", pl.Int32, "length of the n-gram"),
-    Column("alphabet", pl.String, "word | model"),
+    Column(
+        "token", pl.String, r"\w+|[^\w\s] over casefolded NFC text, n of them joined by spaces; or decoded token ids"
+    ),
+    Column("n", pl.Int32, "length of the n-gram, 1..3"),
+    Column("alphabet", pl.String, "word | model: the tokens that DPO sees"),
+    Column("token_ids", pl.List(pl.Int32), "of the model alphabet, null for words"),
     Column("num_chosen_only", pl.Int64, "pairs with it in chosen and not in rejected: b"),
     Column("num_rejected_only", pl.Int64, "pairs with it in rejected and not in chosen: c"),
     Column("num_both", pl.Int64, "pairs with it on both sides"),
-    Column("num_discordant", pl.Int64, "b + c"),
+    Column("num_discordant", pl.Int64, "b + c; the table begins at audit.min_discordant"),
     Column("coverage", pl.Float64, "(b + c) / pairs, 0..1"),
-    Column("win_rate", pl.Float64, "b / (b + c), 0..1, null where b + c = 0"),
-    Column("odds_ratio", pl.Float64, "(b + .5) / (c + .5)"),
-    Column("p", pl.Float64, "exact two-sided sign test (McNemar), null where b + c = 0"),
-    Column("q", pl.Float64, "Benjamini-Hochberg over the tokens with b + c >= 10, null below"),
+    Column("win_rate", pl.Float64, "b / (b + c), 0..1"),
+    Column("win_rate_low", pl.Float64, "95% Wilson interval of it"),
+    Column("win_rate_high", pl.Float64, "likewise"),
+    Column("odds_ratio", pl.Float64, "conditional: (b + .5) / (c + .5), which is Firth's estimate without length"),
+    Column("log_odds_se", pl.Float64, "standard error of its logarithm: sqrt(1 / (b + .5) + 1 / (c + .5))"),
+    Column("p", pl.Float64, "exact two-sided sign test (McNemar)"),
+    Column("q", pl.Float64, "Benjamini-Hochberg over the alphabet's n-grams of any n with b + c >= 10, null below"),
+    Column("q_by", pl.Float64, "Benjamini-Yekutieli over the same: holds under any dependence"),
+    Column("p_permutation", pl.Float64, "sign flips by prompt, maximum statistic: family-wise; null but for --strict"),
+    Column(
+        "z_length", pl.Float64, "score test of the token beside the length difference; near 0: it only echoes length"
+    ),
+    Column(
+        "log_odds_length", pl.Float64, "Firth's log-odds beside the length difference; null where q > audit.limits.q"
+    ),
+    Column(
+        "log_odds_z", pl.Float64, "Monroe's log-odds with an informative Dirichlet prior, as z: to rank, not to test"
+    ),
     Column("side", pl.String, "chosen | rejected: where it is more frequent; null where b = c"),
     Column("one_sided", pl.Boolean, "the other side has it in no discordant pair, and there are at least 20"),
     Column("exclusive", pl.Boolean, "one_sided, and in no text of the other side at all"),
     Column("allowed", pl.Boolean, "on the pipeline's audit.allow list: reported, never a finding"),
+)
+
+STRUCTURE = (
+    Column("feature", pl.String, "words | list_items | refusal | ... | generator; audit.json says what each measures"),
+    Column(
+        "value", pl.String, "of a categorical feature, the value the row is about (first_words: certainly); else null"
+    ),
+    Column("family", pl.String, "length | markup | opener | wording | prompt | ending | text | generator"),
+    Column("num_chosen_more", pl.Int64, "pairs whose chosen side has more of it: b"),
+    Column("num_rejected_more", pl.Int64, "pairs whose rejected side has more of it: c"),
+    Column("num_both", pl.Int64, "pairs with some of it on both sides"),
+    Column("num_discordant", pl.Int64, "b + c"),
+    Column("coverage", pl.Float64, "(b + c) / pairs, 0..1"),
+    Column("mean_chosen", pl.Float64, "mean over chosen sides; of a value, the share that has it"),
+    Column("mean_rejected", pl.Float64, "likewise"),
+    Column(
+        "effect",
+        pl.Float64,
+        "standardised paired effect: mean difference / its standard deviation; null where constant",
+    ),
+    Column("effect_low", pl.Float64, "95% interval of it"),
+    Column("effect_high", pl.Float64, "likewise"),
+    Column("win_rate", pl.Float64, "b / (b + c), null where b + c = 0"),
+    Column("win_rate_low", pl.Float64, "95% Wilson interval of it"),
+    Column("win_rate_high", pl.Float64, "likewise"),
+    Column("p", pl.Float64, "exact two-sided sign test of the paired difference, null where b + c = 0"),
+    Column("q", pl.Float64, "Benjamini-Hochberg over the rows with b + c >= 10, null below"),
+    Column("z_length", pl.Float64, "score test of the difference's sign beside the length difference; null for words"),
+    Column("side", pl.String, "chosen | rejected: which has more; null where b = c"),
+    Column("one_sided", pl.Boolean, "as in tokens"),
+    Column("exclusive", pl.Boolean, "one_sided, and no side of the other kind has any at all"),
+    Column("allowed", pl.Boolean, "on the pipeline's audit.allow list: reported, never a finding"),
+)
+
+PROBE = (
+    Column("probe", pl.String, "length | structure | words | both (structure and words) | generator"),
+    Column("source", pl.String, "the pairs of one source only (the same probe), null: all"),
+    Column("num_pairs", pl.Int64, "pairs it is measured on, each by a fit that saw no pair of its prompt"),
+    Column("num_prompts", pl.Int64, "distinct prompts among them"),
+    Column("num_features", pl.Int64, "features it was given"),
+    Column("accuracy", pl.Float64, "share of pairs whose chosen side it prefers, 0..1; a draw counts one half"),
+    Column("accuracy_low", pl.Float64, "95% interval of it, by prompt"),
+    Column("accuracy_high", pl.Float64, "likewise"),
+    Column("log_loss", pl.Float64, "mean of -ln P(chosen), in nats; ln 2 = .6931 knows nothing"),
+    Column("band", pl.String, "fine | note | warn | fail, by audit.limits"),
+)
+
+PAIR_SCORES = (
+    Column("pair_id", pl.String, "pair"),
+    Column("num_chosen_words", pl.Int64, "words of the chosen side"),
+    Column("num_rejected_words", pl.Int64, "likewise"),
+    Column("length_margin", pl.Float64, "log-odds of chosen by the probe that sees length, not fitted on this prompt"),
+    Column("structure_margin", pl.Float64, "likewise, structure"),
+    Column("words_margin", pl.Float64, "likewise, words"),
+    Column("shortcut_score", pl.Float64, "likewise, both: the higher, the more of the pair shallow features give away"),
+)
+
+CHANGES = (
+    Column("pair_id", pl.String, "of the dataset that was repaired"),
+    Column("new_pair_id", pl.String, "of the edited pair, null where it was dropped"),
+    Column("action", pl.String, "dropped | edited"),
+    Column("reason", pl.String, "the repair, by name: drop_shortcuts | balance | match_length | strip_opener | ..."),
+    Column("detail", pl.String, "what was balanced or cut off, and why this pair"),
+    Column("chosen_before", None, "of an edited pair, null where it was dropped"),
+    Column("rejected_before", None, "likewise"),
 )
 
 PLAN = (
@@ -243,6 +333,10 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
     "dropped": DROPPED,
     "rejects": REJECTS,
     "tokens": TOKENS,
+    "structure": STRUCTURE,
+    "probe": PROBE,
+    "pair_scores": PAIR_SCORES,
+    "changes": CHANGES,
     "reference": REFERENCE,
     "plan": PLAN,
     "reference_dropped": REFERENCE_DROPPED_COLUMNS,
