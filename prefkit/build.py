@@ -22,6 +22,7 @@ from prefkit.errors import ConfigError, DatasetError, PrefkitError
 from prefkit.format import CARD, FORMAT_VERSION, MANIFEST, VIEWS, Kind
 from prefkit.formats import FORMATS
 from prefkit.formats.reading import Family
+from prefkit.locks import give_lock, leave_no_empty_directory, locked, take_lock
 from prefkit.sources import SourceFile, is_chat_source, source_sha256
 from prefkit.split import split_pairs
 from prefkit.store import (
@@ -32,13 +33,9 @@ from prefkit.store import (
     claim_directory,
     clear_left_behind,
     clear_scratch,
-    give_lock,
-    leave_no_empty_directory,
     left_behind,
-    locked,
     newer_format,
     read_manifest,
-    take_lock,
     write_json,
     write_table,
     write_text,

@@ -55,6 +55,14 @@ class CountsEntry(_Document):
     test: int
 
 
+class RepairEntry(_Document):
+    """What a repaired dataset was made of, and how; `changes` has a row a pair."""
+
+    dataset: str = Field(description="as it was named on the command line")
+    manifest_sha256: str = Field(description="hex, over its manifest.json")
+    steps: list[dict[str, Any]] = Field(description="in order: repair, its setting, pairs dropped and edited")
+
+
 class Manifest(_Document):
     """manifest.json: written last, so a directory without one is an unfinished build."""
 
@@ -69,7 +77,8 @@ class Manifest(_Document):
     report: list[dict[str, Any]] = Field(
         description="by source: what selection or rules did; of all corrections: how far apart their sides are"
     )
-    parts: dict[Literal["pairs", "dropped", "rejects"], list[PartEntry]]
+    parts: dict[Literal["pairs", "dropped", "rejects", "changes"], list[PartEntry]]
+    repair: RepairEntry | None = Field(None, description="of a dataset that prefkit repair wrote")
 
 
 class ReferenceIdentity(_Document):
@@ -118,16 +127,88 @@ class Run(_Document):
     eval: dict[str, float] | None = None
 
 
+class FindingEntry(_Document):
+    """One thing that gives chosen away; null where a key does not apply to its family."""
+
+    level: Literal["note", "warn", "fail"]
+    family: Literal["tokens", "structure", "probe", "boundaries"]
+    name: str = Field(description="the token, the feature (`first_words: certainly` with a value), the probe")
+    side: Literal["chosen", "rejected"] | None = Field(description="where there is more of it")
+    reason: str
+    advice: str = Field(description="what to do, a command where there is one")
+    alphabet: Literal["word", "model"] | None
+    n: int | None
+    num_pairs: int | None = Field(description="pairs that it separates")
+    coverage: float | None = Field(description="their share of all pairs, 0..1")
+    win_rate: float | None = Field(description="share of them that chosen wins, 0..1; of a probe, held-out accuracy")
+    win_rate_low: float | None = Field(description="95% interval of it")
+    win_rate_high: float | None
+    p: float | None
+    q: float | None
+    p_prompts: float | None = Field(description="sign test over prompts, where a prompt has several pairs")
+    p_permutation: float | None = Field(description="family-wise, by sign flips; null but for --strict")
+    z_length: float | None
+    also: list[str] = Field(description="tokens that go with it: n-grams that hold it, or tokens of the same pairs")
+    pair_ids: list[str] = Field(description="examples")
+    sources: dict[str, int] = Field(description="the pairs that it separates, by source")
+
+
+class PowerEntry(_Document):
+    """What the data could have shown."""
+
+    win_rate: float = Field(description="smallest one of a token that separates half of the pairs")
+    one_sided_coverage: float = Field(description="share of pairs from which on a token of one side only is found")
+    num_tests: int
+    enough: bool = Field(description="false: no finding would mean nothing")
+
+
+class ProbeEntry(_Document):
+    """One row of audit/probe.parquet over all pairs."""
+
+    probe: Literal["length", "structure", "words", "both", "generator"]
+    accuracy: float | None = Field(description="held-out, 0..1")
+    accuracy_low: float | None
+    accuracy_high: float | None
+    log_loss: float | None
+    band: Literal["fine", "note", "warn", "fail"] | None
+    num_pairs: int
+    num_features: int
+
+
+class CoverEntry(_Document):
+    """One step of the greedy cover, measured on prompts that did not choose it."""
+
+    token: str
+    side: Literal["chosen", "rejected"]
+    covered: float = Field(description="share of pairs that the tokens so far decide, 0..1")
+    precision: float | None = Field(description="share of these that they decide rightly")
+
+
 class Audit(_Document):
     """audit/audit.json."""
 
     verdict: Literal["pass", "not enough data", "note", "warn", "fail"]
     reason: str
+    strict: bool = Field(description="whether findings had to hold under Benjamini-Yekutieli and sign flips by prompt")
     pairs: int
-    tokens: int
-    findings: list[dict[str, Any]]
-    allowed: list[str]
+    prompts: int = Field(description="distinct prompts, folded")
+    tokens: dict[str, int] = Field(description="rows of the tokens table by alphabet")
+    findings: list[FindingEntry] = Field(description="worst first")
+    allowed: list[str] = Field(description="findings but for audit.allow and audit.allow_features")
+    power: PowerEntry
+    probes: list[ProbeEntry]
+    cover: list[CoverEntry]
+    features: dict[str, str] = Field(description="what each feature of the structure table measures")
+    lengths: dict[str, dict[str, float | None]] = Field(description="words a side: min, p10, median, p90, max")
+    similarity: dict[str, dict[str, float | None]] = Field(
+        description="of the two sides: shared prefix and edit distance, shares of words, 0..1; by quantile"
+    )
+    boundaries: dict[str, Any] | None = Field(
+        description="of the model's tokenizer: pairs by what encoding does to them"
+    )
+    sources: dict[str, int] = Field(description="pairs by source")
     limits: dict[str, Any]
+    settings: dict[str, Any] = Field(description="the rest of the audit section")
 
 
 DOCUMENTS: dict[str, type[_Document]] = {"manifest": Manifest, "reference": Reference, "run": Run, "audit": Audit}

@@ -22,11 +22,12 @@ from prefkit.config import Pipeline
 from prefkit.documents import Reference
 from prefkit.errors import DatasetError, Interrupted, located
 from prefkit.format import REFERENCE_DROPPED, REFERENCE_JSON, REFERENCES, part_name, schema
+from prefkit.locks import locked
 from prefkit.logps import KERNEL_VERSION, CompletionLogps, Layout
 from prefkit.processes import Team, join_team
 from prefkit.scoring import assemble_part, layout_name, load_scorer, score_batches, score_pairs_of
 from prefkit.sources import file_sha256
-from prefkit.store import locked, read_document, read_manifest, write_json, write_parquet, write_views
+from prefkit.store import read_document, read_manifest, write_json, write_parquet, write_views
 from prefkit.work import Tell, Work, drop_reasons, prepare_work, write_plan
 
 Watch = Callable[[int, int, int], None]  # tokens done, tokens in all, pairs done

@@ -13,7 +13,8 @@ from prefkit.audit.verdict import LEVELS, example_pairs, judge
 from prefkit.config import Pipeline
 from prefkit.errors import AuditError
 from prefkit.format import AUDIT_JSON, AUDIT_TOKENS
-from prefkit.store import locked, read_manifest, read_table, write_json, write_parquet, write_views
+from prefkit.locks import locked
+from prefkit.store import read_manifest, read_table, write_json, write_parquet, write_views
 from prefkit.text import printable
 
 COLOURS = {"pass": "green", "note": "cyan", "not enough data": "yellow", "warn": "yellow", "fail": "red"}

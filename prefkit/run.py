@@ -20,18 +20,9 @@ from prefkit.errors import DatasetError, PrefkitError
 from prefkit.format import AUDIT_JSON, LOCK, MODEL, REFERENCES, RUN_JSON, RUNS, canonical_json
 from prefkit.gate import GateFigures
 from prefkit.identity import differing
+from prefkit.locks import give_lock, leave_no_empty_directory, locked, take_lock
 from prefkit.models import quiet_transformers
-from prefkit.store import (
-    folder_beside,
-    give_lock,
-    leave_no_empty_directory,
-    locked,
-    read_document,
-    take_lock,
-    write_json,
-    write_text,
-    written,
-)
+from prefkit.store import folder_beside, read_document, write_json, write_text, written
 from prefkit.work import TEMPLATE_FILE
 
 FIXED = ("reference:", "policy_sha256:", "train.optimizer:", "train.other_reference:")  # a run never changes these

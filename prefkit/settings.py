@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from prefkit.format import Kind
 from prefkit.formats import FORMATS
 from prefkit.formats.comparisons import label_key
+from prefkit.text import WORD
 
 REJECTED = re.compile(r"worst|random|all|sigma:\d+(\.\d+)?")
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMG]B)", re.IGNORECASE)
@@ -27,6 +28,24 @@ class Section(BaseModel):
     """What every section is: frozen, without unknown keys, numbers finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _bytes(size: str) -> float:
+    number, unit = SIZE.fullmatch(size).groups()  # type: ignore[union-attr]
+    return float(number) * {"KB": 1e3, "MB": 1e6, "GB": 1e9}[unit.upper()]
+
+
+def num_bytes(size: str) -> int:
+    """`500MB` as a number; of a text that `check_size` has passed."""
+    return int(_bytes(size))
+
+
+def check_size(size: str, key: str) -> None:
+    """Refuse what is no size, or one out of range, by the name of its key."""
+    if not SIZE.fullmatch(size):
+        raise ValueError(f"{key}: {size} is not a size such as 500MB or 4GB")
+    if not MIN_MEMORY <= _bytes(size) <= MAX_MEMORY:
+        raise ValueError(f"{key}: {size} is not between 1MB and 1000000GB")
 
 
 class Labels(Section):
@@ -231,19 +250,12 @@ class BuildConfig(Section):
 
     @model_validator(mode="after")
     def _a_size(self) -> "BuildConfig":
-        if not SIZE.fullmatch(self.memory_limit):
-            raise ValueError(f"build.memory_limit: {self.memory_limit} is not a size such as 500MB or 4GB")
-        if not MIN_MEMORY <= self._bytes() <= MAX_MEMORY:
-            raise ValueError(f"build.memory_limit: {self.memory_limit} is not between 1MB and 1000000GB")
+        check_size(self.memory_limit, "build.memory_limit")
         return self
-
-    def _bytes(self) -> float:
-        number, unit = SIZE.fullmatch(self.memory_limit).groups()  # type: ignore[union-attr]
-        return float(number) * {"KB": 1e3, "MB": 1e6, "GB": 1e9}[unit.upper()]
 
     def num_bytes(self) -> int:
         """The limit as a number."""
-        return int(self._bytes())
+        return num_bytes(self.memory_limit)
 
 
 class SplitConfig(Section):
@@ -254,21 +266,72 @@ class SplitConfig(Section):
 
 
 class AuditLimits(Section):
-    """When a token is a finding, and how large one has to be."""
+    """When something is a finding, and how bad one is. The sources of the numbers are in docs/audit.md."""
 
-    q: Share = Field(0.05, description="largest Benjamini-Hochberg q of a finding")
-    min_coverage: Share = Field(0.01, description="smallest share of pairs that a finding separates")
+    q: Annotated[float, Field(gt=0, lt=1)] = Field(0.05, description="largest false discovery rate of a finding")
+    min_coverage: Share = Field(0.005, description="smallest share of pairs that a finding separates")
     win_rate: Annotated[float, Field(ge=0.5, le=1)] = Field(
-        0.7, description="smallest share of them that one side wins"
+        0.7, description="smallest share of them that one side wins: a note"
+    )
+    warn_win_rate: Annotated[float, Field(ge=0.5, le=1)] = Field(0.9, description="likewise, a warning")
+    z_length: Annotated[float, Field(ge=0)] = Field(
+        3.0, description="smallest |z| beside the length difference; below it a token only echoes length"
+    )
+    structure_win_rate: Annotated[float, Field(ge=0.5, le=1)] = Field(
+        0.6, description="of a count that most texts have (words, lines), whose win rate is a probe of its own: a note"
+    )
+    warn_structure_win_rate: Annotated[float, Field(ge=0.5, le=1)] = Field(0.75, description="likewise, a warning")
+    probe_note: Annotated[float, Field(ge=0.5, le=1)] = Field(0.6, description="held-out accuracy of a probe: a note")
+    probe_warn: Annotated[float, Field(ge=0.5, le=1)] = Field(0.75, description="likewise, a warning")
+    probe_fail: Annotated[float, Field(ge=0.5, le=1)] = Field(
+        0.9, description="likewise, a failure: training will likely collapse to the shortcut"
     )
     strict: Literal["note", "warn", "fail"] = Field("warn", description="--strict exits 1 at this verdict or worse")
 
+    @model_validator(mode="after")
+    def _in_order(self) -> "AuditLimits":
+        for names in (
+            ("win_rate", "warn_win_rate"),
+            ("structure_win_rate", "warn_structure_win_rate"),
+            ("probe_note", "probe_warn", "probe_fail"),
+        ):
+            values = [getattr(self, name) for name in names]
+            if values != sorted(values):
+                raise ValueError(f"audit.limits: {', '.join(names)} must not fall")
+        return self
+
 
 class AuditConfig(Section):
-    """What the audit may overlook, and its limits."""
+    """What the audit counts, what it may overlook, and its limits."""
 
-    allow: list[str] = Field([], description="words that are the point of the data: reported, never a finding")
+    allow: list[str] = Field(
+        [],
+        description="words or n-grams that are the point of the data, or re:PATTERN: reported, never a finding",
+    )
+    allow_features: list[str] = Field([], description="likewise, features of the structure table, by name")
+    model: str | None = Field(None, description="folder of a tokenizer: its tokens are counted too (--model)")
+    ngrams: Annotated[int, Field(ge=1, le=3)] = Field(3, description="longest n-gram that is counted")
+    min_discordant: Annotated[int, Field(ge=1)] = Field(
+        10, description="fewest pairs that a row of the tokens table separates; from 10 on it is tested"
+    )
+    num_flips: Annotated[int, Field(ge=100)] = Field(1000, description="sign flips of --strict's permutation test")
+    probe_pairs: Annotated[int, Field(ge=100)] = Field(50_000, description="most pairs that a probe is fitted on")
+    memory_limit: str = Field("1GB", description="what the counters of tokens hold at once; the rest on disk")
+    seed: int = Field(0, description="of folds and flips")
     limits: AuditLimits = AuditLimits()
+
+    @model_validator(mode="after")
+    def _sound(self) -> "AuditConfig":
+        check_size(self.memory_limit, "audit.memory_limit")
+        for entry in self.allow:
+            if entry.startswith("re:"):
+                try:
+                    re.compile(entry[3:])
+                except re.error as error:
+                    raise ValueError(f"audit.allow {entry!r}: {error}") from None
+            elif not WORD.search(entry):
+                raise ValueError(f"audit.allow: {entry!r} holds no word and no sign")
+        return self
 
 
 class PrecomputeConfig(Section):

@@ -9,7 +9,6 @@ import errno
 import json
 import os
 import shutil
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,6 @@ from typing import Any, NamedTuple
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from prefkit.documents import Manifest
@@ -186,53 +184,6 @@ def are_plain(frames: Sequence[pl.DataFrame]) -> bool:
     )
 
 
-def take_lock(folder: Path) -> FileLock | None:
-    """Become the only writer of a dataset or run directory; None if somebody else is. `give_lock` ends it.
-
-    Raises:
-        DatasetError: the directory cannot be written to.
-        MachineError: the disk is full.
-    """
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        with written(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-            (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-    except Timeout:
-        return None
-    except PrefkitError:
-        lock.release()
-        raise
-    return lock
-
-
-def give_lock(folder: Path, lock: FileLock) -> None:
-    """Let others write."""
-    with contextlib.suppress(OSError):  # an empty file needs no room
-        (folder / LOCK).write_text("", encoding="utf-8")
-    lock.release()
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Be the only writer of a dataset or run directory while the block runs.
-
-    Raises:
-        DatasetError: somebody else holds it, named by process id and host; or it cannot be written to.
-        MachineError: the disk is full.
-    """
-    lock = take_lock(folder)
-    if lock is None:
-        holder = (folder / LOCK).read_text(encoding="utf-8").strip() or "unknown"
-        message = f"is being written by another prefkit ({holder})"
-        raise DatasetError(message, where=str(folder), hint="wait for it to end")
-    try:
-        yield
-    finally:
-        give_lock(folder, lock)
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object that prefkit wrote.
 
@@ -390,21 +341,19 @@ def clear_scratch(dataset: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def leave_no_empty_directory(folder: Path) -> None:
-    """Remove a dataset or run directory of a command that failed before it had anything to keep."""
-    if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= {LOCK}:
-        return
-    with contextlib.suppress(OSError):
-        folder.rmdir()  # there may not even have been room for the lock
-        return
-    if (lock := take_lock(folder)) is not None:
-        with contextlib.suppress(OSError):
-            (folder / LOCK).unlink(missing_ok=True)
-            folder.rmdir()
-        lock.release()
-
-
 def write_views(dataset: Path, kind: Kind) -> None:
     """Write views.sql for the files that are there by now."""
     present = {view for view, (_, pattern, _) in VIEW_FILES.items() if any(dataset.glob(pattern))}
     write_text(dataset / VIEWS, views_sql(kind, present))
+
+
+def table_blocks(
+    dataset: Path, name: str, manifest: Mapping[str, Any], columns: Sequence[str], rows: int
+) -> Iterator[pl.DataFrame]:
+    """Some columns of a table, some rows at a time; the parts are not checked again (`check_parts`)."""
+    for part in manifest["parts"][name]:
+        # pre_buffer would keep the whole compressed file in memory
+        with pq.ParquetFile(dataset / name / part["file"], pre_buffer=False) as file:
+            for batch in file.iter_batches(rows, columns=[c for c in columns if c in file.schema_arrow.names]):
+                frame = pl.DataFrame(pl.from_arrow(batch))
+                yield frame.cast({PLAIN_MESSAGES: MESSAGES})

@@ -35,13 +35,14 @@ from prefkit.errors import CheckError, DatasetError, InputError, Interrupted, lo
 from prefkit.format import REFERENCES, RUNS
 from prefkit.gate import check_policy, check_table, find_reference, policy_of
 from prefkit.identity import identity_sha256
+from prefkit.locks import give_lock, take_lock
 from prefkit.logps import CompletionLogps, choose_layout, make_batch
 from prefkit.losses import LOSSES, weighted_mean
 from prefkit.models import check_fits, checkpoint_activations, load_model, load_tokenizer, pick_device
 from prefkit.processes import num_processes
 from prefkit.run import Trained, begin_run, claimed_run, data_sha256, finish_run
 from prefkit.schedule import epochs_made, learning_rate_at, make_optimizer, num_updates, step_batches
-from prefkit.store import give_lock, read_manifest, read_table, take_lock, write_views
+from prefkit.store import read_manifest, read_table, write_views
 from prefkit.work import Tell
 
 Watch = Callable[[int, int, Mapping[str, Any]], None]  # updates made, updates in all, the row just logged

@@ -16,8 +16,9 @@ from prefkit.build import Built, build_dataset
 from prefkit.config import Pipeline
 from prefkit.errors import ConfigError, DatasetError, SourceError
 from prefkit.format import FORMAT_VERSION, Kind, schema
+from prefkit.locks import locked
 from prefkit.sources import load_source
-from prefkit.store import locked, read_manifest
+from prefkit.store import read_manifest
 
 WriteJsonl = Callable[..., Path]
 PipelineOf = Callable[..., Pipeline]

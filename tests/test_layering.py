@@ -66,6 +66,7 @@ FILES = [
     "detection",
     "views",
     "store",
+    "locks",
     "ahead",
     "candidates",
     "rewriting",

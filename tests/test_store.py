@@ -15,17 +15,14 @@ import pytest
 from prefkit import store
 from prefkit.errors import DatasetError, MachineError
 from prefkit.format import FORMAT_VERSION, TABLES, Kind, schema
+from prefkit.locks import give_lock, leave_no_empty_directory, locked, take_lock
 from prefkit.store import (
     as_write_error,
     atomic_path,
     claim_directory,
     folder_beside,
-    give_lock,
-    leave_no_empty_directory,
-    locked,
     read_manifest,
     read_table,
-    take_lock,
     write_json,
     write_parquet,
     write_table,

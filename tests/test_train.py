@@ -38,10 +38,10 @@ from prefkit.config import Pipeline, TrainConfig
 from prefkit.documents import Run
 from prefkit.encode import TRANSCRIPT
 from prefkit.errors import CheckError, DatasetError, InputError, Interrupted, MachineError
+from prefkit.locks import locked
 from prefkit.reference import precompute_reference
 from prefkit.run import Trained
 from prefkit.schedule import learning_rate_at, num_updates, pair_order, step_batches
-from prefkit.store import locked
 from prefkit.train import train_dpo
 
 CONFIGS: dict[str, Callable[..., Any]] = {"llama": llama_config, "gpt2": gpt2_config, "gemma2": gemma2_config}

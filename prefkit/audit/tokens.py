@@ -1,99 +1,122 @@
-"""Which words are in chosen and not in rejected, and how sure one can be of it. One row a word, the unit is a pair.
+"""Which words and n-grams are in chosen and not in rejected, and how sure one can be of it: one row each.
 
-Presence, not frequency: what is on both sides of a pair cancels, which correction data depends on. Price: one Python
-set a side, some 60 microseconds a pair, and a count for every distinct word in memory.
+Comes in: how many pairs have each on which side (counting.py). Goes out: format.TOKENS. Presence, not frequency: what is
+on both sides of a pair cancels, which correction data depends on.
 """
 
-import unicodedata
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
-from scipy import stats
 
-from prefkit.format import Kind, schema
-from prefkit.text import WORD, words_of
+from prefkit.audit.significance import (
+    LengthModel,
+    benjamini_hochberg,
+    benjamini_yekutieli,
+    log_odds_z,
+    odds,
+    sign_test,
+    wilson,
+    z_from_sums,
+)
+from prefkit.format import schema
 
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 MIN_DISCORDANT_TESTED = 10  # below it a token cannot reach significance among thousands, and only costs power
 MIN_ONE_SIDED = 20  # Bonferroni at 5% over 20,000 tokens: 2 * 2^-20 * 20,000 < .05
+POINT = 2.0**30  # the fixed point of counting.Weights
 
 
-def words(text: str) -> set[str]:
-    r"""The distinct words of a text: \w+|[^\w\s] over casefolded NFC text. `"Hi, hi!"` gives hi , !"""
-    return set(WORD.findall(unicodedata.normalize("NFC", text).casefold()))
-
-
-def count_sides(chosen: Iterable[str], rejected: Iterable[str]) -> tuple[Counter[str], Counter[str], Counter[str]]:
-    """How many pairs have each word in chosen only, in rejected only, and in both."""
-    chosen_only: Counter[str] = Counter()
-    rejected_only: Counter[str] = Counter()
-    both: Counter[str] = Counter()
-    for one, other in zip(chosen, rejected, strict=True):
-        in_chosen, in_rejected = words(one), words(other)
-        chosen_only.update(in_chosen - in_rejected)
-        rejected_only.update(in_rejected - in_chosen)
-        both.update(in_chosen & in_rejected)
-    return chosen_only, rejected_only, both
-
-
-def sign_test(num_chosen_only: np.ndarray, num_discordant: np.ndarray) -> np.ndarray:
-    """Exact two-sided sign test (McNemar): p = min(1, 2 P(Binomial(d, 1/2) <= min(b, d - b))); NaN where d = 0.
-
-    Example: b = 5, d = 5 gives 2 * (1/2)^5 = .0625.
-    """
-    fewer = np.minimum(num_chosen_only, num_discordant - num_chosen_only)
-    p = np.minimum(1.0, 2 * stats.binom.cdf(fewer, num_discordant, 0.5))
-    return np.where(num_discordant > 0, p, np.nan)
-
-
-def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
-    """The q of each test: its false discovery rate with all smaller ones (Benjamini and Hochberg 1995)."""
-    return np.asarray(stats.false_discovery_control(p, method="bh")) if len(p) else p
-
-
-def token_table(pairs: pl.DataFrame, kind: Kind, allow: Iterable[str] = ()) -> pl.DataFrame:
-    """The columns of format.TOKENS over all pairs, surest first.
+def token_table(
+    counts: pl.DataFrame,
+    names: Sequence[str],
+    alphabet: str,
+    num_pairs: int,
+    model: LengthModel,
+    allowed: Callable[[str], bool],
+    ids: Sequence[Sequence[int]] | None = None,
+) -> pl.DataFrame:
+    """The columns of format.TOKENS for the n-grams of one alphabet, in the order of `counts`; strict's are null.
 
     Args:
-        pairs: with chosen and rejected.
-        kind: of the dataset.
-        allow: words that are the point of the data, compared casefolded.
+        counts: of count_grams with the weights of `model`: signed_0 the score, unsigned_0 its variance without length,
+            signed_1.. its covariance with the length basis.
+        names: of each n-gram, as a person reads it.
+        alphabet: word | model.
+        num_pairs: pairs that were counted.
+        model: what length alone says.
+        allowed: whether a token is the point of the data.
+        ids: token ids of each n-gram, of the model alphabet.
     """
-    sides = pairs.select(words_of(side, kind).alias(side) for side in ("chosen", "rejected"))
-    counts = count_sides(sides["chosen"], sides["rejected"])
-    tokens = sorted(set().union(*counts))
-    b, c, both = (np.array([count[token] for token in tokens], dtype=np.int64) for count in counts)
-    d = b + c
-    p = sign_test(b, d)
-    tested = d >= MIN_DISCORDANT_TESTED
-    q = np.full(len(tokens), np.nan)
-    q[tested] = benjamini_hochberg(p[tested])
+    b, c, both = (counts[f"num_{name}"].to_numpy() for name in ("chosen_only", "rejected_only", "both"))
+    d, p = b + c, sign_test(b, b + c)
+    win_rate = b / d if len(d) else d.astype(np.float64)
+    low, high = wilson(b, d)
+    ratio, se = odds(b, c)
     one_sided = (np.minimum(b, c) == 0) & (d >= MIN_ONE_SIDED)
-    allowed = {unicodedata.normalize("NFC", word).casefold() for word in allow}
-    with np.errstate(invalid="ignore"):
-        win_rate = b / d
-    frame = pl.DataFrame(
-        {
-            "token": tokens,
-            "n": np.ones(len(tokens), dtype=np.int32),
-            "alphabet": ["word"] * len(tokens),
-            "num_chosen_only": b,
-            "num_rejected_only": c,
-            "num_both": both,
-            "num_discordant": d,
-            "coverage": d / max(1, pairs.height),
-            "win_rate": win_rate,
-            "odds_ratio": (b + 0.5) / (c + 0.5),
-            "p": p,
-            "q": q,
-            "side": [("chosen" if x > y else "rejected") if x != y else None for x, y in zip(b, c, strict=True)],
-            "one_sided": one_sided,
-            "exclusive": one_sided & (both == 0),
-            "allowed": [token in allowed for token in tokens],
-        },
-        schema=schema("tokens", "text"),
-    )
-    return frame.with_columns(pl.col("win_rate", "p", "q").fill_nan(None)).sort(
-        "p", "num_discordant", "token", descending=[False, True, False], nulls_last=True
-    )
+    columns = {
+        "token": names,
+        "n": counts["n"],
+        "alphabet": [alphabet] * counts.height,
+        "token_ids": ids if ids is not None else [None] * counts.height,
+        "num_chosen_only": b,
+        "num_rejected_only": c,
+        "num_both": both,
+        "num_discordant": d,
+        "coverage": d / max(1, num_pairs),
+        "win_rate": win_rate,
+        "win_rate_low": low,
+        "win_rate_high": high,
+        "odds_ratio": ratio,
+        "log_odds_se": se,
+        "p": p,
+        "q": among_tested(p, d, benjamini_hochberg),
+        "q_by": among_tested(p, d, benjamini_yekutieli),
+        "z_length": _z_length(counts, model),
+        "log_odds_z": _rank(counts["n"].to_numpy(), b + both, c + both),
+        "side": side_of(b, c),
+        "one_sided": one_sided,
+        "exclusive": one_sided & (both == 0),
+        "allowed": [allowed(name) for name in names],
+    }
+    return as_table(columns, "tokens", counts.height)
+
+
+def as_table(columns: dict[str, object], table: str, height: int) -> pl.DataFrame:
+    """Columns in the order and types of a table of the format, what is missing as nulls, NaN as null."""
+    dtypes = schema(table, "text")
+    series = [
+        pl.Series(name, columns[name], dtype, strict=False) if name in columns else pl.Series(name, [None] * height, dtype)
+        for name, dtype in dtypes.items()
+    ]
+    return pl.DataFrame(series).with_columns(pl.col(pl.Float64).fill_nan(None))
+
+
+def among_tested(p: Floats, d: Ints, correct: Callable[[Floats], Floats]) -> Floats:
+    """A correction for many tests over those with at least MIN_DISCORDANT_TESTED discordant pairs; NaN elsewhere."""
+    q = np.full(len(p), np.nan)
+    tested = d >= MIN_DISCORDANT_TESTED
+    q[tested] = correct(p[tested])
+    return q
+
+
+def side_of(b: Ints, c: Ints) -> list[str | None]:
+    """Where there is more of it; None where b = c."""
+    return [("chosen" if x > y else "rejected") if x != y else None for x, y in zip(b.tolist(), c.tolist(), strict=True)]
+
+
+def _z_length(counts: pl.DataFrame, model: LengthModel) -> Floats:
+    named = [f"signed_{k + 1}" for k in range(len(model.gamma))]
+    r = np.stack([counts[name].to_numpy() for name in named], axis=1) / POINT
+    return z_from_sums(counts["signed_0"].to_numpy() / POINT, counts["unsigned_0"].to_numpy() / POINT, r, model.m)
+
+
+def _rank(n: Ints, chosen: Ints, rejected: Ints) -> Floats:
+    """Monroe's z, among the n-grams of one length each."""
+    z = np.full(len(n), np.nan)
+    for length in np.unique(n):
+        same = n == length
+        z[same] = log_odds_z(chosen[same], rejected[same])
+    return z

@@ -1,109 +1,237 @@
-"""From the token table to a verdict: which tokens are findings, how bad, and what to do.
+"""From the audit's tables to a verdict: what is a finding, how bad it is, and what to do.
 
 A finding needs significance AND effect AND coverage: at scale everything is significant (Gardner et al., arXiv
-2104.08646), and under 1% of biased pairs already biases a reward model (arXiv 2409.11704). Where nothing is found, the
-verdict says whether the data could have shown it.
+2104.08646), and under 1% of biased pairs already biases a reward model (arXiv 2409.11704). A token must also hold beside
+the length of the sides. Where nothing is found, the verdict says whether the data could have shown it.
 """
 
-import math
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import polars as pl
-from scipy import stats
 
-from prefkit.text import printable, words_of
+from prefkit.audit.significance import smallest_detectable_win_rate
+from prefkit.text import printable
 
-LEVELS = ("pass", "not enough data", "note", "warn", "fail")
-WARN_WIN_RATE = 0.9  # nine of ten pairs that the token separates are won by one side
+Level = Literal["pass", "not enough data", "note", "warn", "fail"]
+LEVELS: tuple[Level, ...] = ("pass", "not enough data", "note", "warn", "fail")
+FAMILIES = ("tokens", "structure", "probe", "boundaries")
+DENSE = 0.5  # a feature in which at least half of the pairs differ is a probe of its own, and has a probe's limits
+POWER_COVERAGE = 0.5  # "pass" claims that a token that separates half of the pairs would have been found
+MIN_TESTS = 1000  # as many tests as any vocabulary makes; few tested tokens are themselves a lack of data
+ANY_DISCORDANT = 10  # pairs that a token must separate to be tested
+ONE_SIDED_NEEDS = 20  # Bonferroni at 5% over 20,000 tokens: 2 * 2^-20 * 20,000 < .05
+SHOWN_PAIRS = 3
+WORST_FIRST = pl.col("level").replace_strict({"fail": 0, "warn": 1, "note": 2}, return_dtype=pl.Int8)
+
+
+class Limits(NamedTuple):
+    """Of audit.limits, by the same names: shares and win rates 0..1, z in standard deviations."""
+
+    q: float
+    min_coverage: float
+    win_rate: float
+    warn_win_rate: float
+    z_length: float
+    structure_win_rate: float
+    warn_structure_win_rate: float
+    probe_note: float
+    probe_warn: float
+    probe_fail: float
+
+
+class Finding(NamedTuple):
+    """One thing that gives chosen away. What does not apply to its family is None."""
+
+    level: Level
+    family: str  # tokens | structure | probe | boundaries
+    name: str  # the token, the feature (`first_words: certainly` with a value), the probe
+    side: str | None  # chosen | rejected: where there is more of it
+    reason: str
+    advice: str
+    alphabet: str | None = None
+    n: int | None = None
+    num_pairs: int | None = None  # pairs that it separates
+    coverage: float | None = None  # their share
+    win_rate: float | None = None  # of chosen among them; of a probe, its held-out accuracy
+    win_rate_low: float | None = None
+    win_rate_high: float | None = None
+    p: float | None = None
+    q: float | None = None
+    p_prompts: float | None = None  # sign test over prompts, where a prompt has several pairs
+    p_permutation: float | None = None
+    z_length: float | None = None
+    also: tuple[str, ...] = ()  # tokens that go with it: n-grams that hold it, or tokens of the same pairs
+    pair_ids: tuple[str, ...] = ()
+    sources: Mapping[str, int] = {}
 
 
 class Verdict(NamedTuple):
     """The overall level, its reason in a sentence, and the findings, worst first."""
 
-    level: str
+    level: Level
     reason: str
-    findings: list[dict[str, Any]]
+    findings: list[Finding]
 
 
-def smallest_detectable_win_rate(num_discordant: int, num_tests: int, alpha: float) -> float:
-    """The win rate that a token separating so many pairs needs to be found among so many tests: .5 + z / (2 sqrt d)."""
-    return 0.5 + float(stats.norm.isf(alpha / (2 * max(1, num_tests)))) / (2 * math.sqrt(max(1, num_discordant)))
+class Power(NamedTuple):
+    """What the data could have shown: `win_rate` of a token that separates half of the pairs, and from which share of
+    the pairs on a token that is in chosen only.
+    """
+
+    win_rate: float
+    one_sided_coverage: float
+    num_tests: int
+    enough: bool
 
 
-def find_tokens(table: pl.DataFrame, q: float, min_coverage: float, win_rate: float) -> pl.DataFrame:
+def find_tokens(table: pl.DataFrame, limits: Limits) -> pl.DataFrame:
     """The rows of a token table that are findings, with their `level`, worst first; allowed tokens never are.
 
-    exclusive (in no text of the other side): fail. One-sided, or at least .9 won by one side: warn. Else: note.
+    exclusive (in no text of the other side): fail. One-sided, or at least warn_win_rate won by one side: warn. Else a
+    note. The z beside length must point to the same side.
     """
     won = pl.max_horizontal("win_rate", 1 - pl.col("win_rate"))
     found = table.filter(
-        (pl.col("q") <= q) & (pl.col("coverage") >= min_coverage) & (won >= win_rate) & ~pl.col("allowed")
+        (pl.col("q") <= limits.q)
+        & (pl.col("coverage") >= limits.min_coverage)
+        & (won >= limits.win_rate)
+        & _beside_length(limits.z_length)
+        & ~pl.col("allowed")
     )
-    strong = pl.col("one_sided") | (won >= WARN_WIN_RATE)
-    level = pl.when("exclusive").then(pl.lit("fail")).when(strong).then(pl.lit("warn")).otherwise(pl.lit("note"))
-    rank = pl.col("level").replace_strict({"fail": 0, "warn": 1, "note": 2}, return_dtype=pl.Int8)
-    return found.with_columns(level.alias("level")).sort(rank, -pl.col("coverage"), "token")
+    return _worst_first(found.with_columns(_token_level(limits.warn_win_rate).alias("level")), "token")
 
 
-def judge(table: pl.DataFrame, num_pairs: int, q: float, min_coverage: float, win_rate: float) -> Verdict:
-    """The verdict over a token table.
+def _beside_length(z: float) -> pl.Expr:
+    signed = pl.when(pl.col("side") == "chosen").then(pl.col("z_length")).otherwise(-pl.col("z_length"))
+    return signed >= z
 
-    Args:
-        table: columns of format.TOKENS.
-        num_pairs: pairs that it counts.
-        q: largest false discovery rate of a finding.
-        min_coverage: smallest share of pairs that a finding separates.
-        win_rate: smallest share of these that one side wins.
+
+def _token_level(warn: float) -> pl.Expr:
+    won = pl.max_horizontal("win_rate", 1 - pl.col("win_rate"))
+    strong = pl.col("one_sided") | (won >= warn)
+    return pl.when("exclusive").then(pl.lit("fail")).when(strong).then(pl.lit("warn")).otherwise(pl.lit("note"))
+
+
+def _worst_first(found: pl.DataFrame, name: str) -> pl.DataFrame:
+    order = [column for column in ("n", "alphabet") if column in found.columns]
+    return found.sort(
+        [WORST_FIRST, -pl.col("coverage"), *(pl.col(column) for column in order), pl.col(name)],
+        descending=[False, False, *(column == "alphabet" for column in order), False],
+    )
+
+
+def find_structure(table: pl.DataFrame, limits: Limits) -> pl.DataFrame:
+    """The rows of a structure table that are findings, with their `level`, worst first.
+
+    A flag or a rare count is judged as a token is. A count in which at least half of the pairs differ (words, lines)
+    predicts chosen as often as its win rate says, and has the limits of a probe; z_length is null for words alone.
     """
-    found = find_tokens(table, q, min_coverage, win_rate)
-    findings = [_finding(row) for row in found.iter_rows(named=True)]
-    if findings:
-        level = findings[0]["level"]
-        same = sum(finding["level"] == level for finding in findings)
-        return Verdict(level, f"{same} token{'s' * (same > 1)} at level {level}; {findings[0]['reason']}", findings)
-    tested = table.filter(pl.col("q").is_not_null())
-    most = int(tested["num_discordant"].max() or 0)  # type: ignore[arg-type]
-    detectable = smallest_detectable_win_rate(most, tested.height, q)
-    if tested.is_empty() or detectable > win_rate:
-        return Verdict(
-            "not enough data",
-            f"{num_pairs} pairs could only show a win rate above {min(detectable, 1):.2f}; the limit is {win_rate:g}",
-            [],
-        )
-    return Verdict("pass", f"no token separates {min_coverage:.1%} of the pairs with a win rate of {win_rate:g}", [])
+    won = pl.max_horizontal("win_rate", 1 - pl.col("win_rate"))
+    dense = pl.col("coverage") >= DENSE
+    least = pl.when(dense).then(limits.structure_win_rate).otherwise(limits.win_rate)
+    found = table.filter(
+        (pl.col("q") <= limits.q)
+        & (pl.col("coverage") >= limits.min_coverage)
+        & (won >= least)
+        & (pl.col("z_length").is_null() | _beside_length(limits.z_length))
+        & ~pl.col("allowed")
+    )
+    rare = _token_level(limits.warn_win_rate)
+    warn = (won >= limits.warn_structure_win_rate) | pl.col("one_sided")
+    common = pl.when("exclusive").then(pl.lit("fail")).when(warn).then(pl.lit("warn")).otherwise(pl.lit("note"))
+    return _worst_first(found.with_columns(pl.when(dense).then(common).otherwise(rare).alias("level")), "feature")
 
 
-def _finding(row: dict[str, Any]) -> dict[str, Any]:
+def find_probes(probes: pl.DataFrame, dataset: str) -> list[Finding]:
+    """A finding for the best probe of structure and words that is above its band, and one for the generators'."""
+    whole = probes.filter(pl.col("source").is_null() & pl.col("band").is_in(["note", "warn", "fail"]))
+    shallow = whole.filter(pl.col("probe") != "generator").sort("accuracy", descending=True).head(1)
+    found = pl.concat([shallow, whole.filter(pl.col("probe") == "generator")])
+    return [_probe_finding(row, dataset) for row in found.iter_rows(named=True)]
+
+
+def _probe_finding(row: Mapping[str, Any], dataset: str) -> Finding:
+    share = f"{row['accuracy']:.1%} of held-out pairs ({row['accuracy_low']:.1%} to {row['accuracy_high']:.1%})"
+    if row["probe"] == "generator":
+        reason = f"who wrote a side tells chosen in {share}"
+        advice = "compare responses of one generator, or of generators that win and lose alike"
+    else:
+        what = {"both": "structure and words", "words": "single words"}.get(row["probe"], row["probe"])
+        reason = f"{what} alone tell chosen in {share}, without the prompt"
+        advice = f"prefkit repair {dataset} --out NEW --drop-shortcuts .6"
+    return Finding(
+        row["band"],
+        "probe",
+        row["probe"],
+        None,
+        reason,
+        advice,
+        num_pairs=row["num_pairs"],
+        coverage=1.0,
+        win_rate=row["accuracy"],
+        win_rate_low=row["accuracy_low"],
+        win_rate_high=row["accuracy_high"],
+    )
+
+
+def token_finding(row: Mapping[str, Any], dataset: str, also: Sequence[str] = ()) -> Finding:
+    """A row of `find_tokens` as a finding."""
     side, other = ("chosen", "rejected") if row["side"] == "chosen" else ("rejected", "chosen")
-    wins, token = max(row["num_chosen_only"], row["num_rejected_only"]), printable(row["token"])
+    wins, name = max(row["num_chosen_only"], row["num_rejected_only"]), printable(row["token"])
     if row["exclusive"]:
-        reason = f"'{token}' is in {side} of {wins} pairs ({row['coverage']:.1%}) and in no {other} text at all"
+        reason = f"'{name}' is in {side} of {wins} pairs ({row['coverage']:.1%}) and in no {other} text at all"
     else:
         share = f"is in {side} in {wins} of {row['num_discordant']}"
-        reason = f"'{token}' separates {row['coverage']:.1%} of the pairs, and {share}"
-    advice = "take it out of both sides, balance it, or put it on audit.allow if it is the point of the data"
-    numbers = ("num_chosen_only", "num_rejected_only", "num_both", "coverage", "win_rate", "q")
-    return {
-        "level": row["level"],
-        "token": row["token"],
-        "side": side,
-        "reason": reason,
-        "advice": advice,
-    } | {name: row[name] for name in numbers}
-
-
-def example_pairs(pairs: pl.DataFrame, kind: Any, finding: dict[str, Any], count: int = 3) -> list[str]:
-    """The pair_ids of the first pairs that a token separates, in the order of pair_id."""
-    from prefkit.audit.tokens import words
-
-    side, other = ("chosen", "rejected") if finding["side"] == "chosen" else ("rejected", "chosen")
-    texts = pairs.select("pair_id", words_of(side, kind).alias("has"), words_of(other, kind).alias("lacks")).sort(
-        "pair_id"
+        reason = f"'{name}' separates {row['coverage']:.1%} of the pairs, and {share}"
+    advice = (
+        f"prefkit repair {dataset} --out NEW --balance '{name}' (or --strip-opener TEXT where replies begin with it), "
+        "or audit.allow if it is the point of the data"
     )
-    found: list[str] = []
-    for row in texts.iter_rows(named=True):
-        if finding["token"] in words(row["has"]) and finding["token"] not in words(row["lacks"]):
-            found.append(row["pair_id"])
-        if len(found) == count:
-            break
-    return found
+    return Finding(row["level"], "tokens", row["token"], side, reason, advice, also=tuple(also), **_numbers(row))
+
+
+def structure_finding(row: Mapping[str, Any], dataset: str, doc: str) -> Finding:
+    """A row of `find_structure` as a finding; `doc` says what the feature measures."""
+    side = row["side"]
+    name = row["feature"] if row["value"] is None else f"{row['feature']}: {row['value']}"
+    wins = max(row["num_chosen_more"], row["num_rejected_more"])
+    if row["exclusive"]:
+        what = f"in {wins} pairs ({row['coverage']:.1%}) {side} has it, and no side of the other kind does"
+    else:
+        what = f"of the {row['num_discordant']} pairs that differ ({row['coverage']:.1%}), {side} has more in {wins}"
+    reason = f"{printable(name)} ({doc}): {what}"
+    if row["feature"] == "words":
+        reason = f"length: {side} is the longer side in {wins} of {row['num_discordant']} pairs that differ in words"
+    repair = "--match-length" if row["family"] == "length" else "--drop-shortcuts .6"
+    advice = f"prefkit repair {dataset} --out NEW {repair}, or audit.allow_features if it is the point of the data"
+    return Finding(row["level"], "structure", name, side, reason, advice, **_numbers(row))
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("alphabet", "n", "coverage", "win_rate", "win_rate_low", "win_rate_high", "p", "q", "z_length")
+    also = ("p_prompts", "p_permutation")
+    return {"num_pairs": row["num_discordant"]} | {name: row[name] for name in (*names, *also) if name in row}
+
+
+def power_of(num_pairs: int, num_tests: int, limits: Limits) -> Power:
+    """What so many pairs could have shown among so many tests, at least `MIN_TESTS`."""
+    tests = max(num_tests, MIN_TESTS)
+    win_rate = smallest_detectable_win_rate(int(num_pairs * POWER_COVERAGE), tests, limits.q)
+    one_sided = min(1.0, ONE_SIDED_NEEDS / max(1, num_pairs))
+    return Power(min(1.0, win_rate), one_sided, num_tests, num_pairs > 0 and win_rate <= limits.win_rate)
+
+
+def judge(findings: Iterable[Finding], power: Power, num_pairs: int, limits: Limits) -> Verdict:
+    """The verdict over all findings. None, in data that could not have shown any, is never a pass."""
+    ordered = sorted(findings, key=lambda f: (-LEVELS.index(f.level), FAMILIES.index(f.family)))
+    if ordered:
+        level = ordered[0].level
+        same = sum(finding.level == level for finding in ordered)
+        number = f"{same} finding{'s' * (same > 1)} at level {level}"
+        return Verdict(level, f"{number}; {ordered[0].reason}", ordered)
+    if not power.enough:
+        could = f"even a token that separates half of {num_pairs} pairs shows only from a win rate of {power.win_rate:.2f}"
+        return Verdict("not enough data", f"{could}; the limit is {limits.win_rate:g}", [])
+    shown = f"a token in one side only would show from {power.one_sided_coverage:.1%} of the pairs on"
+    return Verdict("pass", f"no token, feature or probe is above its limit in {num_pairs} pairs; {shown}", [])
