@@ -25,18 +25,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from prefkit.audits import audit_dataset as audit_dataset
     from prefkit.build import build_dataset as build_dataset
     from prefkit.config import load_pipeline as load_pipeline
     from prefkit.export import export_dataset as export_dataset
     from prefkit.info import dataset_info as dataset_info
     from prefkit.query import query_dataset as query_dataset
     from prefkit.reference import precompute_reference as precompute_reference
-    from prefkit.report import audit_dataset as audit_dataset
     from prefkit.target import pipeline_of as pipeline_of
     from prefkit.train import train_dpo as train_dpo
 
 _HOMES = {
-    "audit_dataset": "prefkit.report",
+    "audit_dataset": "prefkit.audits",
     "build_dataset": "prefkit.build",
     "dataset_info": "prefkit.info",
     "export_dataset": "prefkit.export",

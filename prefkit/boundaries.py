@@ -1,7 +1,7 @@
 """The pairs as the model's tokens, for the audit: what DPO will see, and what encoding does to pairs.
 
-Comes in: blocks of pairs and a tokenizer. Goes out: token ids on disk (a pass over them reads blocks again), what a side
-has of tokens, cuts and ends, and how many pairs encoding splits, cuts or drops. No model is loaded.
+Comes in: blocks of pairs and a tokenizer. Goes out: token ids on disk (a pass over them reads blocks again), what a
+side has of tokens, cuts and ends, and how many pairs encoding splits, cuts or drops. No model is loaded.
 """
 
 from collections import Counter

@@ -84,6 +84,12 @@ def emit(value: dict[str, Any], *, as_json: bool) -> None:
         put(text + "\n")
 
 
+def tell_progress(text: str) -> None:
+    """What a command is at, on stderr."""
+    if speaks():
+        sys.stderr.write(f"{text}\n")
+
+
 def changed(changes: list[str] | None, **options: object) -> list[str]:
     """`--set` changes, with options that are short for one."""
     named = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in options.items() if value is not None]
@@ -125,20 +131,30 @@ def build(
 def audit(
     target: Target,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit 1 if the verdict is audit.limits.strict or worse.")
+        bool,
+        typer.Option(
+            "--strict",
+            help="Findings must hold under stricter tests; exit 1 if the verdict is audit.limits.strict or worse.",
+        ),
     ] = False,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Folder of a tokenizer: count the tokens that DPO will see, too.")
+    ] = None,
     changes: Changes = None,
     as_json: Json = False,
 ) -> None:
-    """Find what gives the answer away: words that are in chosen only."""
-    from prefkit.errors import AuditError
-    from prefkit.report import audit_dataset, enforce, print_audit
+    """Find what gives the answer away: words, length, structure, generators."""
     from prefkit.target import pipeline_of
 
-    pipeline = pipeline_of(target, changes or [])
-    audited = audit_dataset(pipeline)
-    print_audit(audited, console(as_json=as_json))
-    emit({"verdict": audited.verdict, "findings": audited.findings}, as_json=as_json)
+    pipeline = pipeline_of(target, changed(changes, audit__model=model))
+    from prefkit.audits import audit_dataset, enforce
+    from prefkit.errors import AuditError
+    from prefkit.report import print_audit
+
+    screen = console(as_json=as_json)
+    audited = audit_dataset(pipeline, strict=strict, tell=tell_progress)
+    print_audit(audited, screen)
+    emit(audited.document, as_json=as_json)
     if strict:
         try:
             enforce(audited, pipeline.audit.limits.strict)
@@ -221,7 +237,7 @@ def query(
     dataset: Annotated[str, typer.Argument(help="A dataset directory.")],
     sql: Annotated[
         str,
-        typer.Argument(help="One SELECT over pairs, dropped, rejects, tokens, reference, steps, pair_dynamics."),
+        typer.Argument(help="One SELECT over pairs, dropped, rejects, tokens, structure, probe, reference, steps..."),
     ],
     form: Annotated[
         Literal["table", "csv", "json", "parquet"], typer.Option("--format", help="How rows are printed.")

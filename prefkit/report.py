@@ -1,117 +1,96 @@
-"""`prefkit audit`: run the audit over a dataset, keep it in audit/, and say it on the terminal."""
+"""An audit on the terminal: the verdict first, then each finding with what to do, then the probes and the cover.
 
-from pathlib import Path
-from typing import Any, NamedTuple
+Comes in: an `Audited`. Text of the data is never markup, and never an escape sequence.
+"""
 
-import polars as pl
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefkit.audit.tokens import token_table
-from prefkit.audit.verdict import LEVELS, example_pairs, judge
-from prefkit.config import Pipeline
-from prefkit.errors import AuditError
-from prefkit.format import AUDIT_JSON, AUDIT_TOKENS
-from prefkit.locks import locked
-from prefkit.store import read_manifest, read_table, write_json, write_parquet, write_views
+from prefkit.audit.verdict import Finding
+from prefkit.judgement import Audited
 from prefkit.text import printable
 
-COLOURS = {"pass": "green", "note": "cyan", "not enough data": "yellow", "warn": "yellow", "fail": "red"}
-SHOWN_FINDINGS, SHOWN_TOKENS = 10, 8
-
-
-class Audited(NamedTuple):
-    """What `audit_dataset` returns; `allowed` are the findings that audit.allow set aside, `top` the surest tokens."""
-
-    verdict: str
-    reason: str
-    findings: list[dict[str, Any]]
-    allowed: list[str]
-    pairs: int
-    tokens: int
-    top: pl.DataFrame
-
-
-def audit_dataset(pipeline: Pipeline) -> Audited:
-    """Count every word on both sides of every pair, test it, judge it, and write audit/tokens.parquet and audit.json.
-
-    Raises:
-        DatasetError: the dataset is unfinished or damaged.
-    """
-    dataset, limits = Path(pipeline.dataset), pipeline.audit.limits
-    manifest = read_manifest(dataset)
-    pairs = read_table(dataset, "pairs", manifest)
-    kind = manifest["kind"]
-    table = token_table(pairs, kind, pipeline.audit.allow)
-    verdict = judge(table, pairs.height, limits.q, limits.min_coverage, limits.win_rate)
-    findings = [
-        {**f, "pair_ids": example_pairs(pairs, kind, f)} if i < SHOWN_FINDINGS else f
-        for i, f in enumerate(verdict.findings)
-    ]
-    allowed = table.filter(pl.col("allowed") & (pl.col("q") <= limits.q))["token"].to_list()
-    with locked(dataset):
-        write_parquet(dataset / AUDIT_TOKENS, table)
-        write_json(
-            dataset / AUDIT_JSON,
-            {
-                "verdict": verdict.level,
-                "reason": verdict.reason,
-                "pairs": pairs.height,
-                "tokens": table.height,
-                "findings": findings,
-                "allowed": allowed,
-                "limits": limits.model_dump(mode="json"),
-            },
-        )
-        write_views(dataset, kind)
-    return Audited(
-        verdict.level, verdict.reason, findings, allowed, pairs.height, table.height, table.head(SHOWN_TOKENS)
-    )
-
-
-def enforce(audited: Audited, limit: str) -> None:
-    """`--strict`: fail where the verdict is at the limit or worse.
-
-    Raises:
-        AuditError: it is.
-    """
-    if LEVELS.index(audited.verdict) >= LEVELS.index(limit):
-        raise AuditError(
-            f"the verdict is {audited.verdict}: {audited.reason}",
-            expected=f"better than {limit} (audit.limits.strict)",
-            hint="prefkit audit TARGET lists the findings",
-        )
+COLOURS = {
+    "pass": "green",
+    "fine": "green",
+    "note": "cyan",
+    "not enough data": "yellow",
+    "warn": "yellow",
+    "fail": "red",
+}
+SHOWN_FINDINGS, SHOWN_ALSO, SHOWN_TOKENS = 10, 5, 8
+BAR = 30  # characters from chance to certainty
 
 
 def print_audit(audited: Audited, console: Console) -> None:
-    """The verdict first, then each finding with what to do, then the surest tokens. Data text is never markup."""
-    console.print(
-        Text.assemble("verdict: ", (audited.verdict, f"bold {COLOURS[audited.verdict]}"), f"  {audited.reason}")
-    )
+    """The whole of it, short."""
+    reason = Text(f"  {printable(audited.reason)}")
+    console.print(Text.assemble("verdict: ", (audited.verdict, f"bold {COLOURS[audited.verdict]}")) + reason)
     for finding in audited.findings[:SHOWN_FINDINGS]:
-        console.print(Text.assemble("  ", (finding["level"], COLOURS[finding["level"]]), f"  {finding['reason']}"))
+        _print_finding(finding, console)
     if len(audited.findings) > SHOWN_FINDINGS:
         console.print(f"  and {len(audited.findings) - SHOWN_FINDINGS} more: all in audit/audit.json")
-    if audited.findings:
-        console.print(f"  what to do: {audited.findings[0]['advice']}", markup=False)
+    for advice in dict.fromkeys(finding.advice for finding in audited.findings[:SHOWN_FINDINGS]):
+        console.print(f"  what to do: {advice}", markup=False)
     if audited.allowed:
         console.print("  allowed by the pipeline: " + printable(", ".join(audited.allowed)), markup=False)
-    table = Table(
-        "token",
-        "chosen only",
-        "rejected only",
-        "both",
-        "win rate",
-        "q",
-        title=f"surest of {audited.tokens} words",
-        title_justify="left",
-    )
-    for row in audited.top.iter_rows(named=True):
-        shares = (
-            f"{row['win_rate']:.2f}" if row["win_rate"] is not None else "",
-            f"{row['q']:.1e}" if row["q"] is not None else "",
-        )
+    _print_lengths(audited, console)
+    _print_probes(audited, console)
+    _print_cover(audited, console)
+    if not audited.findings:
+        _print_surest(audited, console)
+
+
+def _print_finding(finding: Finding, console: Console) -> None:
+    console.print(Text.assemble("  ", (finding.level, COLOURS[finding.level]), f"  {printable(finding.reason)}"))
+    if finding.also:
+        named = ", ".join(repr(printable(token)) for token in finding.also[:SHOWN_ALSO])
+        more = f" and {len(finding.also) - SHOWN_ALSO} more" if len(finding.also) > SHOWN_ALSO else ""
+        console.print(f"        with it: {named}{more}", markup=False)
+
+
+def _print_lengths(audited: Audited, console: Console) -> None:
+    lengths = audited.document["lengths"]
+    if lengths["chosen"]["median"] is not None:
+        sides = ", ".join(f"{name} {of['median']:g} ({of['p10']:g} to {of['p90']:g})" for name, of in lengths.items())
+        console.print(f"words a side, median (10% to 90%): {sides}")
+
+
+def _print_probes(audited: Audited, console: Console) -> None:
+    """Bars from chance (.5) to certainty, held out by prompt."""
+    rows: Sequence[dict[str, object]] = [row for row in audited.document["probes"] if row["accuracy"] is not None]
+    if rows:
+        console.print("chosen, told by these alone (held-out pairs; .500 is chance):")
+    for row in rows:
+        accuracy, low, high = (float(str(row[name])) for name in ("accuracy", "accuracy_low", "accuracy_high"))
+        filled = round(max(0.0, accuracy - 0.5) * 2 * BAR)
+        bar = ("#" * filled).ljust(BAR, ".")
+        line = f"  {row['probe']:<10} {bar} {accuracy:.3f} ({low:.3f} to {high:.3f})  "
+        console.print(Text.assemble(line, (str(row["band"]), COLOURS[str(row["band"])])))
+
+
+def _print_cover(audited: Audited, console: Console) -> None:
+    cover = audited.document["cover"]
+    if cover:
+        last, tokens = cover[-1], ", ".join(repr(printable(step["token"])) for step in cover)
+        precision = f" at {last['precision']:.0%} precision" if last["precision"] is not None else ""
+        words = f"{len(cover)} words decide" if len(cover) > 1 else "1 word decides"
+        console.print(f"{words} {last['covered']:.0%} of the pairs{precision}: {tokens}", markup=False)
+
+
+def _print_surest(audited: Audited, console: Console) -> None:
+    """Without a finding: the tokens that come nearest to one."""
+    names = ("token", "chosen only", "rejected only", "both", "win rate", "q", "z beside length")
+    tokens = audited.tables["audit/tokens.parquet"]
+    if tokens.is_empty():
+        return
+    table = Table(*names, title=f"surest of {tokens.height} tokens", title_justify="left")
+    for row in tokens.head(SHOWN_TOKENS).iter_rows(named=True):
         counts = (str(row[name]) for name in ("num_chosen_only", "num_rejected_only", "num_both"))
-        table.add_row(Text(printable(row["token"])), *counts, *shares)
+        q = f"{row['q']:.1e}" if row["q"] is not None else ""
+        z = f"{row['z_length']:+.1f}" if row["z_length"] is not None else ""
+        table.add_row(Text(printable(row["token"])), *counts, f"{row['win_rate']:.2f}", q, z)
     console.print(table)

@@ -1,5 +1,6 @@
 """Rows that outgrow memory, in partitions on disk: what a count appends now and reads back one partition at a time."""
 
+import io
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -26,7 +27,9 @@ class Spill:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -45,6 +48,7 @@ class Spill:
         """The rows of each partition in the order of their numbers, once: what has been read is gone."""
         for partition in sorted(self.parts):
             paths = self.parts.pop(partition)
-            yield partition, pl.concat([pl.read_ipc(path, memory_map=False) for path in paths])
+            rows = pl.concat([pl.read_ipc(io.BytesIO(path.read_bytes())) for path in paths])
             for path in paths:
                 path.unlink()
+            yield partition, rows

@@ -50,8 +50,23 @@ FRAMES = [
     "dedupe",
     "split",
     "audit",
+    "audit.allow",
+    "audit.grams",
+    "audit.counting",
+    "audit.postings",
+    "audit.significance",
+    "audit.features",
+    "audit.values",
     "audit.tokens",
+    "audit.structure",
+    "audit.probe",
+    "audit.cover",
+    "audit.evidence",
+    "audit.shortcuts",
+    "audit.repair",
     "audit.verdict",
+    "audit.findings",
+    "audit.alphabets",
 ]
 FILES = [
     "documents",
@@ -67,14 +82,16 @@ FILES = [
     "views",
     "store",
     "locks",
+    "spill",
     "ahead",
     "candidates",
     "rewriting",
     "drafts",
     "target",
     "build",
-    "report",
     "query",
+    "spans",
+    "show",
     "export",
     "info",
     "schemas",
@@ -85,6 +102,12 @@ BELOW = [
     "encode",
     "identity",
     "models",
+    "boundaries",
+    "judgement",
+    "audits",
+    "report",
+    "mending",
+    "repairs",
     "logps",
     "batches",
     "work",
@@ -98,10 +121,21 @@ BELOW = [
     "run",
     "train",
 ]
-EDGE = ["terminal", "stopping", "demo", "demo.grammar", "demo.world", "demo.tiny_model", "demo.walk", "cli", "__main__"]
+EDGE = ["terminal", "sides", "stopping", "demo", "demo.grammar", "demo.world", "demo.tiny_model", "demo.walk", "cli", "__main__"]
 ORDER = ["__init__", *FRAMES, *FILES, *BELOW, *EDGE]
 # without torch in them, though they serve what stands below the line: bytes on disk, strings and ids
-LIGHT_BELOW = {"conversations", "controls", "encode", "identity", "batches"}
+LIGHT_BELOW = {
+    "conversations",
+    "controls",
+    "encode",
+    "identity",
+    "batches",
+    "boundaries",
+    "judgement",
+    "audits",
+    "report",
+    "repairs",
+}
 NO_FILES = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "read_parquet", "write_parquet"}
 
 

@@ -15,9 +15,9 @@ def words_in(text: str) -> list[str]:
 
 
 def allows(entries: Sequence[str]) -> Callable[[str], bool]:
-    """Whether a token is allowed by a list: it has the words of an entry in a row, or matches a pattern as a whole.
+    r"""Whether a token is allowed by a list: it has the words of an entry in a row, or matches a pattern as a whole.
 
-    Example: `Certainly` allows `certainly` and `certainly !`; `re:\\d+` allows `42` and no `42 %`.
+    Example: `Certainly` allows `certainly` and `certainly !`; `re:\d+` allows `42` and no `42 %`.
     """
     patterns = [re.compile(entry.removeprefix(PATTERN)) for entry in entries if entry.startswith(PATTERN)]
     named = [f" {' '.join(words_in(entry))} " for entry in entries if not entry.startswith(PATTERN)]

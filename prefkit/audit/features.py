@@ -1,12 +1,11 @@
-r"""What one side of a pair looks like without being read: numbers and values of (prompt, text), the same for both sides.
+r"""What one side of a pair looks like without being read, in numbers: a function of (prompt, text), the same for both.
 
-Comes in: a block of texts (prompt, chosen, rejected: plain strings). Goes out: one number a side for each of FEATURES
-(`side_features`), and one value a side for each of CATEGORICAL (`side_values`). Lengths and style are what preference
-models over-rely on (Bharadwaj et al., arXiv 2506.05339). The wording features are English but where they say otherwise;
-for other languages the tokens and first_words speak. Price: some 40 microseconds a pair of HH on one core.
+Comes in: a block of texts (prompt, chosen, rejected: plain strings). Goes out: one number a side for each of FEATURES.
+Lengths and style are what preference models over-rely on (Bharadwaj et al., arXiv 2506.05339). The openers and the
+wording are English, but for some refusals; of other languages the tokens and first_words tell. Price: some 40
+microseconds a pair of HH on one core, 20 nanoseconds a byte of longer texts.
 """
 
-import unicodedata
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -14,28 +13,23 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from prefkit.text import WORD
+from prefkit.audit.grams import Array, Grams, hash_words
 
 ROWS = 4096  # a call: the keys of distinct words hold 16 bits of row
 HASH_BITS = 48  # of a word within a row; two of 10,000 words of a row meet once in 6 million rows
 
 
 class Feature(NamedTuple):
-    """A number of one side. `expression`: of the column `text`, None where words are counted or a model is asked."""
+    """A number of one side.
+
+    `expression`: of the column `text`; None where words are counted or a model is asked. `where`: which texts can have
+    any of it, so that others need no looking at and have 0.
+    """
 
     family: str
     doc: str
     expression: pl.Expr | None = None
-    ascii_has_none: bool = False  # an ASCII text has 0 of it, which spares looking
-
-
-class Categorical(NamedTuple):
-    """A value of one side. `unknown`: null says that it is not known, and the pair does not count, not that it is none."""
-
-    feature: str
-    family: str
-    doc: str
-    unknown: bool = False
+    where: pl.Expr | None = None
 
 
 class Sides(NamedTuple):
@@ -46,14 +40,17 @@ class Sides(NamedTuple):
 
 
 TEXT = pl.col("text")
+NOT_ASCII = TEXT.str.len_bytes() != TEXT.str.len_chars()
+NOT_LATIN = r"[\p{L}--\p{Latin}]"
 
 
-def _count(pattern: str) -> pl.Expr:
+def count(pattern: str) -> pl.Expr:
+    """How often a pattern is in `text`."""
     return TEXT.str.count_matches(pattern)
 
 
 def _opens(pattern: str, but: str = r"\z.") -> pl.Expr:
-    """Whether the text begins with a pattern after white space, quotes and markup; `but`: longer openers that do not."""
+    """Whether a text begins with a pattern, after white space, quotes and markup, and not with what `but` matches."""
     begin = r"(?i)^[\s\"'“*_>#]*"
     return TEXT.str.contains(f"{begin}(?:{pattern})") & ~TEXT.str.contains(f"{begin}(?:{but})")
 
@@ -87,35 +84,42 @@ AFFIRMATIVE = (
     r"|(?:i['’]m )?(?:happy|glad) to help"
 )
 NOT_AFFIRMATIVE = r"(?:of course|certainly|absolutely|definitely),? not\b"
-PRAISE = r"(?:great|good|excellent|fantastic|wonderful|amazing|awesome|brilliant|fascinating|interesting|insightful|thoughtful|profound|lovely|terrific)"
+PRAISE = (
+    r"(?:great|good|excellent|fantastic|wonderful|amazing|awesome|brilliant|fascinating|interesting|insightful|thoughtful"
+    r"|profound|lovely|terrific)"
+)
 # Flattery of the asker: Sharma et al. 2023 (arXiv 2310.13548); one of the five biases of arXiv 2506.05339.
 SYCOPHANTIC = (
-    rf"(?:what an? |(?:wow,? )?that(?:['’]s| is) (?:such )?an? |such an? )?(?:really |very |truly |absolutely )?{PRAISE} "
-    r"(?:question|point|idea|observation|thought|topic|choice|insight)\b|you(?:['’]re| are) (?:so |absolutely |totally "
-    r"|completely |quite )?right\b|(?:i )?love (?:this|that|your) (?:question|idea|point)|thank(?:s| you) for (?:asking|"
-    r"(?:your|the|this|such an?) (?:\w+ )?question)"
+    r"(?:what an? |(?:wow,? )?that(?:['’]s| is) (?:such )?an? |such an? )?(?:really |very |truly |absolutely )?"
+    rf"{PRAISE} (?:question|point|idea|observation|thought|topic|choice|insight)\b"
+    r"|you(?:['’]re| are) (?:so |absolutely |totally |completely |quite )?right\b"
+    r"|(?:i )?love (?:this|that|your) (?:question|idea|point)"
+    r"|thank(?:s| you) for (?:asking|(?:your|the|this|such an?) (?:\w+ )?question)"
 )
-# After the refusal prefixes of Zou et al. (llm-attacks, test_prefixes) and their like in five languages, made tighter: a
-# plain "I'm sorry" consoles, and "I can't wait" refuses nothing.
+# After the refusal prefixes of Zou et al. (llm-attacks, test_prefixes), tighter, as a plain "I'm sorry" consoles and
+# "I can't wait" refuses nothing; and their like in five languages.
 REFUSAL = (
     r"(?i)\bas an? (?:(?:large )?language model|ai\b|artificial intelligence)"
-    r"|\bsorry,? (?:but )?(?:i|we)(?: can(?:no|['’])t| am| won['’]t| don['’]t|['’]m)\b|\bsorry,? but\b|\bmy apologies\b|\bi apologi[sz]e,? but\b"
-    r"|\bi(?: can(?:no|['’])t| can not|['’]m not able to| am not able to|['’]m unable to| am unable to| won['’]t| will not)"
-    r"(?: be able to)?(?: (?:really|in good conscience|actually|currently|directly))? (?:help|assist|provide|answer|comply|fulfill?"
-    r"|create|generate|write|support|engage|discuss|share|offer|condone|promote|participate|give you|tell you|do that|do this)\b"
-    r"|\bi must (?:decline|refuse)\b|很抱歉|对不起|抱歉，|我无法|es tut mir leid, aber|je suis désolée?, mais|lo siento, pero"
-    r"|извините, но|к сожалению, я не могу"
+    r"|\bsorry,? (?:but )?(?:i|we)(?: can(?:no|['’])t| am| won['’]t| don['’]t|['’]m)\b|\bsorry,? but\b"
+    r"|\bmy apologies\b|\bi apologi[sz]e,? but\b|\bi must (?:decline|refuse)\b"
+    r"|\bi(?: can(?:no|['’])t| can not|(?: am|['’]m) (?:not able|unable) to| won['’]t| will not)(?: be able to)?"
+    r"(?: (?:really|in good conscience|actually|currently|directly))? (?:help|assist|provide|answer|comply|fulfill?"
+    r"|create|generate|write|support|engage|discuss|share|offer|condone|promote|participate|give you|tell you"
+    r"|do (?:that|this))\b"
+    r"|很抱歉|对不起|抱歉，|我无法|es tut mir leid, aber|je suis désolée?, mais|lo siento, pero|извините, но"
+    r"|к сожалению, я не могу"
 )
-# Hedges of Hyland, Metadiscourse (2005), appendix; `may` in lower case only, the month is a name.
+# Hedges of Hyland, Metadiscourse (2005), appendix; `may` in lower case only, the month is a name. ASCII (-u): 12 times
+# as fast.
 HEDGE = (
-    r"(?i:\b(?:might|could|perhaps|maybe|possibly|probably|likely|presumably|apparently|seems?|appears? to|suggests?|"
+    r"(?i-u:\b(?:might|could|perhaps|maybe|possibly|probably|likely|presumably|apparently|seems?|appears? to|suggests?|"
     r"somewhat|generally|typically|usually|in my (?:opinion|view)|it depends|i (?:think|believe|guess|suppose)|"
-    r"not (?:entirely |completely )?sure)\b)|\bmay\b"
+    r"not (?:entirely |completely )?sure)\b)|(?-u:\bmay\b)"
 )
 # a closing mark, perhaps inside quotes, brackets, markup or a code fence, or a picture
 TERMINAL = r"(?:[.!?…。！？।۔؟]|```|~~~|\p{Emoji_Presentation}|\x{FE0F})[\"'”’»」』)\]}*_`\s]*$"
 LINE = r"\w(?:.*\w)?"  # from its first to its last word character
-# Bytes of UTF-8 read as cp1252 (what ftfy repairs), and U+FFFD. Marks that may follow a capital à or  in a text are left out.
+# Bytes of UTF-8 read as cp1252 (what ftfy repairs), and U+FFFD. Marks that may follow a capital Ã or Â are left out.
 MOJIBAKE = (
     r"\x{FFFD}|ï»¿|â€|â„¢|Ã[\x{80}-\x{9F}\x{A1}-\x{AA}\x{AC}-\x{BA}\x{BC}-\x{BF}€ƒ†‡ˆ‰Š‹Œ•˜™šœžŸ]"
     r"|Â[\x{80}-\x{9F}\x{A0}-\x{AA}\x{AC}-\x{BA}\x{BC}-\x{BF}]|(?:[ÐÑ][\x{80}-\x{BF}€ƒ„†‡ˆ‰Š‹Œ‘’“”•–—˜™šœžŸ‚…]){2,}"
@@ -127,37 +131,36 @@ CONTROL = (
 )
 # Turns written into a reply: HH's, Alpaca's, Vicuna's.
 ROLE = r"(?m)^(?:(?:Human|Assistant|User|USER|ASSISTANT|AI): |### ?(?:Instruction|Response|Input|Human|Assistant)\b)"
-NO_LETTERS = pl.max_horizontal(_count(r"\p{L}"), 1)
 
 _FEATURES: dict[str, Feature] = {
     "words": Feature("length", "words and marks of the text"),
     "characters": Feature("length", "code points", TEXT.str.len_chars()),
-    "lines": Feature("length", "lines that are not blank", _count(r"\S[^\n]*")),
+    "lines": Feature("length", "lines that are not blank", count(r"\S[^\n]*")),
     "sentences": Feature(
         "length",
         "ends of sentences, at least 1 in a text",
-        pl.max_horizontal(_count(SENTENCE_ENDS), TEXT.str.contains(r"\S").cast(pl.UInt32)),
+        pl.max_horizontal(count(SENTENCE_ENDS), TEXT.str.contains(r"\S").cast(pl.UInt32)),
     ),
     "model_tokens": Feature("length", "tokens of the model"),
-    "bold": Feature("markup", "**bold** stretches", _count(BOLD)),
-    "list_items": Feature("markup", "lines that begin as an item of a list", _count(LIST_ITEM)),
-    "headers": Feature("markup", "Markdown headers", _count(HEADER)),
-    "table_rows": Feature("markup", "rows of Markdown tables", _count(TABLE_ROW)),
-    "code_fences": Feature("markup", "lines that open or close a block of code", _count(CODE_FENCE)),
-    "latex": Feature("markup", "formulas in TeX", _count(LATEX)),
-    "links": Feature("markup", "web addresses", _count(LINK)),
-    "exclamation_marks": Feature("markup", "exclamation marks", _count("[!！]")),
-    "question_marks": Feature("markup", "question marks", _count("[?？؟]")),
-    "emoji": Feature("markup", "emoji", _count(EMOJI), ascii_has_none=True),
+    "bold": Feature("markup", "**bold** stretches", count(BOLD)),
+    "list_items": Feature("markup", "lines that begin as an item of a list", count(LIST_ITEM)),
+    "headers": Feature("markup", "Markdown headers", count(HEADER)),
+    "table_rows": Feature("markup", "rows of Markdown tables", count(TABLE_ROW)),
+    "code_fences": Feature("markup", "lines that open or close a block of code", count(CODE_FENCE)),
+    "latex": Feature("markup", "formulas in TeX", count(LATEX)),
+    "links": Feature("markup", "web addresses", count(LINK)),
+    "exclamation_marks": Feature("markup", "exclamation marks", count("[!！]")),
+    "question_marks": Feature("markup", "question marks", count("[?？؟]")),
+    "emoji": Feature("markup", "emoji", count(EMOJI), where=NOT_ASCII),
     "typographic_marks": Feature(
-        "markup", "dashes, curly quotes, guillemets and ellipses", _count(TYPOGRAPHIC), ascii_has_none=True
+        "markup", "dashes, curly quotes, guillemets and ellipses", count(TYPOGRAPHIC), where=NOT_ASCII
     ),
     "affirmative_opener": Feature(
         "opener", "1 if it begins with Sure, Certainly, Here is ...", _opens(AFFIRMATIVE, NOT_AFFIRMATIVE)
     ),
     "sycophantic_opener": Feature("opener", "1 if it begins by praising or thanking the asker", _opens(SYCOPHANTIC)),
-    "refusals": Feature("wording", "phrases that refuse: as an AI, I cannot help ...", _count(REFUSAL)),
-    "hedges": Feature("wording", "words that hedge: might, perhaps, usually ...", _count(HEDGE)),
+    "refusals": Feature("wording", "phrases that refuse: as an AI, I cannot help ...", count(REFUSAL)),
+    "hedges": Feature("wording", "words that hedge: might, perhaps, usually ...", count(HEDGE)),
     "copy_rate": Feature("prompt", "share of its distinct words that the prompt has, 0..1"),
     "no_terminal_punctuation": Feature(
         "ending",
@@ -170,24 +173,86 @@ _FEATURES: dict[str, Feature] = {
         "text",
         "share of its lines with words that were there before, 0..1 (Rae et al., arXiv 2112.11446, table A1)",
         (1 - TEXT.str.extract_all(LINE).list.n_unique() / TEXT.str.extract_all(LINE).list.len()).fill_nan(0),
+        where=TEXT.str.contains("\n", literal=True),
     ),
     "type_token_ratio": Feature("text", "distinct words / words, 0..1; falls with length"),
     "non_latin_share": Feature(
-        "text", "share of its letters that are not Latin, 0..1", _count(r"[\p{L}--\p{Latin}]") / NO_LETTERS, True
+        "text",
+        "share of its letters that are not Latin, 0..1",
+        count(NOT_LATIN) / count(r"\p{L}"),
+        where=TEXT.str.contains(NOT_LATIN),
     ),
-    "mojibake": Feature("text", "broken encodings: â€™ for ’, Ã© for é, U+FFFD", _count(MOJIBAKE), True),
-    "control_tokens": Feature("text", "control tokens spelt out: <|im_end|>, [INST], </s> ...", _count(CONTROL)),
-    "role_markers": Feature("text", "lines that open a turn: Human:, ### Response ...", _count(ROLE)),
+    "mojibake": Feature("text", "broken encodings: â€™ for ’, Ã© for é, U+FFFD", count(MOJIBAKE), where=NOT_ASCII),
+    "control_tokens": Feature("text", "control tokens spelt out: <|im_end|>, [INST], </s> ...", count(CONTROL)),
+    "role_markers": Feature("text", "lines that open a turn: Human:, ### Response ...", count(ROLE)),
 }
 FEATURES: Mapping[str, Feature] = MappingProxyType(_FEATURES)
 
-_WORDS = range(1, 4)
-CATEGORICAL: Mapping[str, Categorical] = MappingProxyType(
-    {f"first_words_{n}": Categorical("first_words", "opener", "its first 1 to 3 words") for n in _WORDS}
-    | {f"last_words_{n}": Categorical("last_words", "ending", "its last 1 to 3 words") for n in _WORDS}
-    | {
-        "script": Categorical("script", "text", "Unicode script of most of its letters", unknown=True),
-        "language": Categorical("language", "text", "language by its function words or script", unknown=True),
-        "generator": Categorical("generator", "generator", "the model that wrote it", unknown=True),
-    }
-)
+
+def side_features(block: pl.DataFrame) -> Sides:
+    """One Float32 column for each of FEATURES that needs no model, of each side.
+
+    Args:
+        block: prompt, chosen, rejected: plain strings, any number of rows.
+    """
+    parts = [_block_features(part) for part in block.iter_slices(ROWS)] or [_block_features(block)]
+    return Sides(pl.concat(part.chosen for part in parts), pl.concat(part.rejected for part in parts))
+
+
+def _block_features(block: pl.DataFrame) -> Sides:
+    texts = stacked(block)
+    found = [_word_features(block["prompt"], texts["text"]).get_columns()]
+    found += [
+        [_counted(texts, feature).alias(name)] for name, feature in FEATURES.items() if feature.expression is not None
+    ]
+    columns = {column.name: column.cast(pl.Float32) for group in found for column in group}
+    return halves(pl.DataFrame([columns[name] for name in FEATURES if name in columns]))
+
+
+def stacked(block: pl.DataFrame) -> pl.DataFrame:
+    """All chosen sides, then all rejected ones, as `text`."""
+    return pl.concat([block["chosen"], block["rejected"]]).alias("text").to_frame()
+
+
+def halves(frame: pl.DataFrame) -> Sides:
+    """The opposite of `stacked`, of whatever columns."""
+    half = frame.height // 2
+    return Sides(frame.head(half), frame.tail(half))
+
+
+def _counted(texts: pl.DataFrame, feature: Feature) -> pl.Series:
+    assert feature.expression is not None
+    if feature.where is None:
+        return texts.select(feature.expression).to_series()
+    rows = texts.select(feature.where.arg_true()).to_series()
+    found = np.zeros(texts.height, dtype=np.float32)
+    found[rows.to_numpy()] = texts[rows].select(feature.expression).to_series().to_numpy()
+    return pl.Series(found)
+
+
+def _word_features(prompts: pl.Series, sides: pl.Series) -> pl.DataFrame:
+    """words, copy_rate and type_token_ratio of each side; `sides`: chosen sides, then rejected ones."""
+    hashed = hash_words(sides)
+    words = np.diff(hashed.offsets)
+    mine, of_prompts = _distinct(hashed), _distinct(hash_words(prompts))
+    twice = np.concatenate([of_prompts, of_prompts + np.uint64(len(prompts) << HASH_BITS)])
+    rows = (mine >> np.uint64(HASH_BITS)).astype(np.int64)
+    distinct = np.bincount(rows, minlength=len(sides))
+    copied = np.bincount(rows[_within(mine, twice)], minlength=len(sides))
+    rate, ratio = (over / np.maximum(1, under) for over, under in ((copied, distinct), (distinct, words)))
+    return pl.DataFrame({"words": words, "copy_rate": rate, "type_token_ratio": ratio})
+
+
+def _distinct(hashed: Grams) -> Array:
+    """(row << HASH_BITS | hash) of the distinct words of each row, ascending."""
+    rows = np.repeat(np.arange(len(hashed.offsets) - 1, dtype=np.uint64), np.diff(hashed.offsets))
+    keys = rows << np.uint64(HASH_BITS) | hashed.hashes >> np.uint64(64 - HASH_BITS)
+    keys = pl.Series(keys, dtype=pl.UInt64).sort().to_numpy()
+    return np.asarray(keys[np.diff(keys, prepend=~keys[:1]) != 0])
+
+
+def _within(keys: Array, others: Array) -> Array:
+    """Which of ascending keys are among other ascending keys."""
+    if not len(others):
+        return np.zeros(len(keys), dtype=bool)
+    return np.asarray(others[np.minimum(np.searchsorted(others, keys), len(others) - 1)] == keys)

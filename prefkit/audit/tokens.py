@@ -1,10 +1,11 @@
 """Which words and n-grams are in chosen and not in rejected, and how sure one can be of it: one row each.
 
-Comes in: how many pairs have each on which side (counting.py). Goes out: format.TOKENS. Presence, not frequency: what is
-on both sides of a pair cancels, which correction data depends on.
+Comes in: how many pairs have each on which side (counting.py). Goes out: format.TOKENS. Presence, not frequency: what
+is on both sides of a pair cancels, which correction data depends on.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -84,13 +85,11 @@ def token_table(
     return as_table(columns, "tokens", counts.height)
 
 
-def as_table(columns: dict[str, object], table: str, height: int) -> pl.DataFrame:
+def as_table(columns: dict[str, Any], table: str, height: int) -> pl.DataFrame:
     """Columns in the order and types of a table of the format, what is missing as nulls, NaN as null."""
     dtypes = schema(table, "text")
-    series = [
-        pl.Series(name, columns[name], dtype, strict=False) if name in columns else pl.Series(name, [None] * height, dtype)
-        for name, dtype in dtypes.items()
-    ]
+    nothing = [None] * height
+    series = [pl.Series(name, columns.get(name, nothing), dtype, strict=False) for name, dtype in dtypes.items()]
     return pl.DataFrame(series).with_columns(pl.col(pl.Float64).fill_nan(None))
 
 
@@ -104,7 +103,8 @@ def among_tested(p: Floats, d: Ints, correct: Callable[[Floats], Floats]) -> Flo
 
 def side_of(b: Ints, c: Ints) -> list[str | None]:
     """Where there is more of it; None where b = c."""
-    return [("chosen" if x > y else "rejected") if x != y else None for x, y in zip(b.tolist(), c.tolist(), strict=True)]
+    named = {1: "chosen", -1: "rejected", 0: None}
+    return [named[sign] for sign in np.sign(b - c).tolist()]
 
 
 def _z_length(counts: pl.DataFrame, model: LengthModel) -> Floats:

@@ -1,8 +1,8 @@
 """From the audit's tables to a verdict: what is a finding, how bad it is, and what to do.
 
 A finding needs significance AND effect AND coverage: at scale everything is significant (Gardner et al., arXiv
-2104.08646), and under 1% of biased pairs already biases a reward model (arXiv 2409.11704). A token must also hold beside
-the length of the sides. Where nothing is found, the verdict says whether the data could have shown it.
+2104.08646), and under 1% of biased pairs already biases a reward model (arXiv 2409.11704). A token must also hold
+beside the length of the sides. Where nothing is found, the verdict says whether the data could have shown it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -75,8 +75,10 @@ class Verdict(NamedTuple):
 
 
 class Power(NamedTuple):
-    """What the data could have shown: `win_rate` of a token that separates half of the pairs, and from which share of
-    the pairs on a token that is in chosen only.
+    """What the data could have shown.
+
+    `win_rate`: the smallest one of a token that separates half of the pairs; `one_sided_coverage`: the share of pairs
+    from which on a token is found that is on one side only.
     """
 
     win_rate: float
@@ -89,7 +91,8 @@ def find_tokens(table: pl.DataFrame, limits: Limits) -> pl.DataFrame:
     """The rows of a token table that are findings, with their `level`, worst first; allowed tokens never are.
 
     exclusive (in no text of the other side): fail. One-sided, or at least warn_win_rate won by one side: warn. Else a
-    note. The z beside length must point to the same side.
+    note; so is what a false discovery rate lets through and Bonferroni over all tests does not. The z beside length
+    must point to the same side.
     """
     won = pl.max_horizontal("win_rate", 1 - pl.col("win_rate"))
     found = table.filter(
@@ -99,7 +102,13 @@ def find_tokens(table: pl.DataFrame, limits: Limits) -> pl.DataFrame:
         & _beside_length(limits.z_length)
         & ~pl.col("allowed")
     )
-    return _worst_first(found.with_columns(_token_level(limits.warn_win_rate).alias("level")), "token")
+    level = _token_level(limits.warn_win_rate, _sure(table, limits.q))
+    return worst_first(found.with_columns(level.alias("level")), "token")
+
+
+def _sure(table: pl.DataFrame, q: float) -> pl.Expr:
+    """Whether a row's p holds among all tests of its table, not only as one of many discoveries (Bonferroni)."""
+    return pl.col("p") * table["q"].drop_nulls().len() <= q
 
 
 def _beside_length(z: float) -> pl.Expr:
@@ -107,13 +116,15 @@ def _beside_length(z: float) -> pl.Expr:
     return signed >= z
 
 
-def _token_level(warn: float) -> pl.Expr:
+def _token_level(warn: float, sure: pl.Expr) -> pl.Expr:
     won = pl.max_horizontal("win_rate", 1 - pl.col("win_rate"))
     strong = pl.col("one_sided") | (won >= warn)
-    return pl.when("exclusive").then(pl.lit("fail")).when(strong).then(pl.lit("warn")).otherwise(pl.lit("note"))
+    level = pl.when("exclusive").then(pl.lit("fail")).when(strong).then(pl.lit("warn")).otherwise(pl.lit("note"))
+    return pl.when(sure).then(level).otherwise(pl.lit("note"))
 
 
-def _worst_first(found: pl.DataFrame, name: str) -> pl.DataFrame:
+def worst_first(found: pl.DataFrame, name: str) -> pl.DataFrame:
+    """Rows with a `level` in the order in which findings are told: by level, share of pairs, the shorter n-gram."""
     order = [column for column in ("n", "alphabet") if column in found.columns]
     return found.sort(
         [WORST_FIRST, -pl.col("coverage"), *(pl.col(column) for column in order), pl.col(name)],
@@ -137,14 +148,13 @@ def find_structure(table: pl.DataFrame, limits: Limits) -> pl.DataFrame:
         & (pl.col("z_length").is_null() | _beside_length(limits.z_length))
         & ~pl.col("allowed")
     )
-    rare = _token_level(limits.warn_win_rate)
-    warn = (won >= limits.warn_structure_win_rate) | pl.col("one_sided")
-    common = pl.when("exclusive").then(pl.lit("fail")).when(warn).then(pl.lit("warn")).otherwise(pl.lit("note"))
-    return _worst_first(found.with_columns(pl.when(dense).then(common).otherwise(rare).alias("level")), "feature")
+    sure = _sure(table, limits.q)
+    rare, common = (_token_level(least, sure) for least in (limits.warn_win_rate, limits.warn_structure_win_rate))
+    return worst_first(found.with_columns(pl.when(dense).then(common).otherwise(rare).alias("level")), "feature")
 
 
 def find_probes(probes: pl.DataFrame, dataset: str) -> list[Finding]:
-    """A finding for the best probe of structure and words that is above its band, and one for the generators'."""
+    """A finding for the best probe of length, structure and words that is above its band, and for the generators'."""
     whole = probes.filter(pl.col("source").is_null() & pl.col("band").is_in(["note", "warn", "fail"]))
     shallow = whole.filter(pl.col("probe") != "generator").sort("accuracy", descending=True).head(1)
     found = pl.concat([shallow, whole.filter(pl.col("probe") == "generator")])
@@ -157,8 +167,8 @@ def _probe_finding(row: Mapping[str, Any], dataset: str) -> Finding:
         reason = f"who wrote a side tells chosen in {share}"
         advice = "compare responses of one generator, or of generators that win and lose alike"
     else:
-        what = {"both": "structure and words", "words": "single words"}.get(row["probe"], row["probe"])
-        reason = f"{what} alone tell chosen in {share}, without the prompt"
+        what = {"both": "structure and single words", "words": "single words"}.get(row["probe"], row["probe"])
+        reason = f"a fit on {what} alone tells chosen in {share}, without the prompt"
         advice = f"prefkit repair {dataset} --out NEW --drop-shortcuts .6"
     return Finding(
         row["band"],
@@ -231,7 +241,9 @@ def judge(findings: Iterable[Finding], power: Power, num_pairs: int, limits: Lim
         number = f"{same} finding{'s' * (same > 1)} at level {level}"
         return Verdict(level, f"{number}; {ordered[0].reason}", ordered)
     if not power.enough:
-        could = f"even a token that separates half of {num_pairs} pairs shows only from a win rate of {power.win_rate:.2f}"
+        could = (
+            f"even a token that separates half of {num_pairs} pairs shows only from a win rate of {power.win_rate:.2f}"
+        )
         return Verdict("not enough data", f"{could}; the limit is {limits.win_rate:g}", [])
     shown = f"a token in one side only would show from {power.one_sided_coverage:.1%} of the pairs on"
     return Verdict("pass", f"no token, feature or probe is above its limit in {num_pairs} pairs; {shown}", [])

@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
+from prefkit.audits import audit_dataset
 from prefkit.build import build_dataset
 from prefkit.config import load_pipeline
 from prefkit.demo.tiny_model import one_thread, train_tiny_model
@@ -20,7 +21,7 @@ from prefkit.errors import InputError
 from prefkit.identity import SINGLE
 from prefkit.query import connect_dataset
 from prefkit.reference import precompute_reference
-from prefkit.report import audit_dataset, print_audit
+from prefkit.report import print_audit
 from prefkit.terminal import print_build, print_precomputed, print_trained, step_progress, token_progress
 from prefkit.train import train_dpo
 
@@ -93,7 +94,7 @@ def run_demo(out: str, console: Console) -> None:
 
     console.print("\nwhat was planted, and what became of it")
     print_planted(facts, {**built.reasons, **built.unused}, console)
-    caught = [finding["token"] for finding in audited.findings if finding["level"] == "fail"]
+    caught = [finding.name for finding in audited.findings if finding.level == "fail"]
     console.print(
         f"  shortcut planted: {SHORTCUT_OPENER!r}; the audit fails: {', '.join(map(repr, caught)) or 'nothing'}"
     )

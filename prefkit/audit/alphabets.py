@@ -1,0 +1,113 @@
+"""One alphabet of tokens over all pairs: the words, or the tokens of a model. Counted, tested, and placed in pairs.
+
+Comes in: pairs as texts or as token ids, and what length alone says of them. Goes out: an `Alphabet`, whose table has
+the columns of format.TOKENS and the `hash` by which its tokens are found again.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from prefkit.audit.counting import Hash, Scratch, Texts, Weights, as_fixed, count_grams
+from prefkit.audit.findings import Found, confirmed, placed
+from prefkit.audit.postings import Postings, postings
+from prefkit.audit.significance import FlipTest, LengthModel, pair_weights
+from prefkit.audit.tokens import MIN_DISCORDANT_TESTED, token_table
+from prefkit.audit.verdict import Limits, find_tokens
+
+Named = Callable[[pl.DataFrame], tuple[list[str], list[list[int]] | None]]
+MAX_CANDIDATES = 2_000  # tokens that are held against the pairs, the worst ones; the table has all
+MAX_PROBE_WORDS = 50_000  # words that a probe is given, those of the most discordant pairs
+FLIPPED_AT_ONCE = 20_000_000  # places of tokens that a batch of the permutation test holds: 17 bytes each
+
+
+class Alphabet(NamedTuple):
+    """`name`: word | model; `texts`, `hashed`: how its tokens are read again; `table`: format.TOKENS and `hash`."""
+
+    name: str
+    texts: Texts
+    hashed: Hash
+    table: pl.DataFrame
+
+
+def count_alphabet(
+    name: str,
+    texts: Texts,
+    hashed: Hash,
+    named: Named,
+    model: LengthModel,
+    allowed: Callable[[str], bool],
+    *,
+    ngrams: int,
+    min_discordant: int,
+    memory_limit: int,
+    scratch: Scratch | None,
+) -> Alphabet:
+    """Count the n-grams of all pairs and test each.
+
+    Args:
+        name: word | model.
+        texts: the pairs, as `hashed` reads them.
+        hashed: their tokens.
+        named: the n-grams of a count as a person reads them, and their token ids.
+        model: what length alone says of each pair.
+        allowed: whether a token is the point of the data.
+        ngrams: longest n-gram, 1..3.
+        min_discordant: fewest discordant pairs of a row.
+        memory_limit: bytes that the counters may hold.
+        scratch: where the rest goes.
+    """
+    weights = Weights(*(as_fixed(numbers) for numbers in pair_weights(model)))
+    counts = count_grams(
+        texts,
+        hashed,
+        range(1, ngrams + 1),
+        weights=weights,
+        memory_limit=memory_limit,
+        scratch=scratch,
+        min_discordant=min_discordant,
+    )
+    names, ids = named(counts)
+    table = token_table(counts, names, name, len(model.p), model, allowed, ids)
+    return Alphabet(name, texts, hashed, table.with_columns(counts["hash"]))
+
+
+def surest_first(table: pl.DataFrame) -> pl.DataFrame:
+    """The order of audit/tokens.parquet."""
+    order = ["p", "num_discordant", "n", "alphabet", "token", "hash"]
+    return table.sort(order, descending=[False, True, False, True, False, False], nulls_last=True)
+
+
+def candidates(alphabet: Alphabet, clusters: npt.NDArray[np.int64], limits: Limits) -> Found:
+    """The tokens that are findings by the table, in their pairs, and hold when a prompt counts once; worst first."""
+    table = find_tokens(alphabet.table, limits).head(MAX_CANDIDATES)
+    accepted = alphabet.table.filter(pl.col("q") <= limits.q)["p"].max()
+    found = placed(table, *_places(alphabet, table), len(clusters))
+    return confirmed(found, clusters, float(accepted or 0.0))  # type: ignore[arg-type]
+
+
+def _places(alphabet: Alphabet, table: pl.DataFrame) -> Postings:
+    return postings(alphabet.texts, alphabet.hashed, table.select("hash", "n"))
+
+
+def probe_words(alphabet: Alphabet) -> tuple[pl.DataFrame, Postings]:
+    """The words that a probe is given, and where they are: single ones that are in enough pairs on one side."""
+    single = alphabet.table.filter((pl.col("n") == 1) & (pl.col("num_discordant") >= MIN_DISCORDANT_TESTED))
+    words = single.sort(["num_discordant", "hash"], descending=[True, False]).head(MAX_PROBE_WORDS)
+    return words, _places(alphabet, words)
+
+
+def with_permutation(alphabet: Alphabet, clusters: npt.NDArray[np.int64], num_flips: int, seed: int) -> Alphabet:
+    """Add `p_permutation` of all tested tokens: family-wise over the alphabet, by sign flips of whole prompts."""
+    numbered = alphabet.table.with_row_index("row")
+    tested = numbered.filter(pl.col("num_discordant") >= MIN_DISCORDANT_TESTED)
+    batch = tested["num_discordant"].cum_sum() // FLIPPED_AT_ONCE
+    test = FlipTest(clusters, num_flips, seed)
+    for some in tested.with_columns(batch.alias("batch")).partition_by("batch", maintain_order=True):
+        test.add(*_places(alphabet, some), some.height)
+    p = tested.select("row").with_columns(pl.Series("p_permutation", test.p(), pl.Float64))
+    joined = numbered.drop("p_permutation").join(p, on="row", how="left", maintain_order="left")
+    return alphabet._replace(table=joined.select(alphabet.table.columns))

@@ -1,0 +1,201 @@
+"""`prefkit audit`: what gives the answer away in a dataset, before a GPU is spent on it.
+
+Comes in: a built dataset. Goes out: audit/*.parquet and audit.json, and an `Audited`. The order: one pass over the
+pairs for length, structure and openers; passes that count words and n-grams; one for the pairs of those that matter;
+then the probes and the verdict. With a tokenizer the tokens that DPO will see are counted as well.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from prefkit.audit.allow import allows
+from prefkit.audit.alphabets import Alphabet, count_alphabet, with_permutation
+from prefkit.audit.counting import Texts, of_ids, of_words
+from prefkit.audit.evidence import TEXTS, Evidence, gather
+from prefkit.audit.features import Sides
+from prefkit.audit.postings import ids_of, names_of
+from prefkit.audit.structure import pair_similarity
+from prefkit.audit.verdict import LEVELS
+from prefkit.boundaries import tokenise_pairs
+from prefkit.config import Pipeline
+from prefkit.encode import EncodeSettings, resolve_template
+from prefkit.errors import AuditError, located
+from prefkit.format import AUDIT_JSON, Kind
+from prefkit.judgement import Audited, Counted, judge_evidence
+from prefkit.locks import locked
+from prefkit.settings import AuditConfig, num_bytes
+from prefkit.spill import Spill
+from prefkit.store import check_parts, read_manifest, table_blocks, write_json, write_parquet, write_views
+from prefkit.text import words_of
+
+Tell = Callable[[str], None]
+BLOCK = 4096
+
+
+def audit_dataset(pipeline: Pipeline, *, strict: bool = False, tell: Tell = lambda _text: None) -> Audited:
+    """Audit a dataset and write what was found into its audit/.
+
+    Args:
+        pipeline: its `audit` section says what to count and when something is a finding; with `audit.model` the
+            `precompute` section says how pairs become tokens.
+        strict: findings have to hold under Benjamini-Yekutieli and sign flips by prompt; others are notes.
+        tell: called with lines for a person.
+
+    Raises:
+        DatasetError: the dataset is unfinished or damaged.
+        ModelError: `audit.model` holds no tokenizer that fits.
+    """
+    dataset, settings = Path(pipeline.dataset), pipeline.audit
+    manifest = read_manifest(dataset)
+    check_parts(dataset / "pairs", manifest["parts"]["pairs"])
+    tokenizer = _tokenizer(pipeline, manifest["kind"])
+    with locked(dataset), scratch_of(dataset) as folder:
+        counted = _count(pipeline, manifest, tokenizer, folder, tell)
+        if strict:
+            tell(f"{settings.num_flips} sign flips by prompt")
+            counted = _flipped(counted, settings)
+        audited = judge_evidence(counted, settings, str(dataset), strict=strict, tell=tell)
+        _write(dataset, audited, manifest["kind"])
+    return audited
+
+
+@contextlib.contextmanager
+def scratch_of(dataset: Path) -> Iterator[Path]:
+    """A folder below audit/ for what does not fit into memory; what a kill has left there goes first."""
+    folder = dataset / "audit" / ".scratch"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def texts_of(dataset: Path, manifest: Mapping[str, Any]) -> Texts:
+    """The pairs of a dataset as plain texts, block by block."""
+    kind = manifest["kind"]
+    sides = ("prompt", "chosen", "rejected")
+    columns = [words_of(name, kind).alias(name) if name in sides else pl.col(name) for name in TEXTS]
+
+    def texts() -> Iterator[pl.DataFrame]:
+        blocks = table_blocks(dataset, "pairs", manifest, TEXTS, BLOCK)
+        empty = pl.DataFrame(schema=dict.fromkeys(TEXTS, pl.String))
+        found = False
+        for block in blocks:
+            found = True
+            yield block.select(columns)
+        if not found:
+            yield empty
+
+    return texts
+
+
+def _tokenizer(pipeline: Pipeline, kind: Kind) -> tuple[Any, EncodeSettings] | None:
+    """The tokenizer of `audit.model` and how it encodes; None without one. Only here is transformers imported."""
+    folder, settings = pipeline.audit.model, pipeline.precompute
+    if folder is None:
+        return None
+    from prefkit.models import load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    with located(folder):
+        template = resolve_template(kind, settings.chat_template, tokenizer)
+    limits = (settings.max_length, settings.min_completion_tokens, settings.long_prompt)
+    return tokenizer, EncodeSettings(kind, *limits, template)
+
+
+def _count(
+    pipeline: Pipeline,
+    manifest: Mapping[str, Any],
+    tokenizer: tuple[Any, EncodeSettings] | None,
+    folder: Path,
+    tell: Tell,
+) -> Counted:
+    """Every pass over the pairs but those for the tokens that matter."""
+    dataset, settings = Path(pipeline.dataset), pipeline.audit
+    texts, tokenised = texts_of(dataset, manifest), None
+    if tokenizer is not None:
+        tell(f"encoding {manifest['counts']['pairs']} pairs")
+        columns = ("pair_id", "prompt", "chosen", "rejected", "tools")
+        with located(str(settings.model)):
+            tokenised = tokenise_pairs(table_blocks(dataset, "pairs", manifest, columns, BLOCK), *tokenizer, folder)
+    tell(f"reading {manifest['counts']['pairs']} pairs")
+    evidence = gather(texts, Sides(tokenised.chosen, tokenised.rejected) if tokenised else None)
+    similarity = pair_similarity(texts, evidence.pairs.height)
+    tell("counting words")
+    words = count_words(texts, evidence, settings, folder)
+    if tokenizer is None or tokenised is None:
+        return Counted(evidence, similarity, words, None, None)
+    tell("counting the tokens of the model")
+    ids, decode = tokenised.blocks, tokenizer[0].decode
+    with Spill(folder) as spill:
+        model = count_alphabet(
+            "model",
+            ids,
+            of_ids,
+            lambda counts: _decoded(ids_of(ids, counts), decode),
+            evidence.length,
+            allows(settings.allow),
+            scratch=spill,
+            **_counting(settings),
+        )
+    return Counted(evidence, similarity, words, model, tokenised)
+
+
+def count_words(texts: Texts, evidence: Evidence, settings: AuditConfig, folder: Path | None) -> Alphabet:
+    """The words and their n-grams over all pairs; `folder`: where counters go that outgrow audit.memory_limit."""
+    with Spill(folder) as spill:
+        return count_alphabet(
+            "word",
+            texts,
+            of_words,
+            lambda counts: (names_of(texts, counts), None),
+            evidence.length,
+            allows(settings.allow),
+            scratch=spill,
+            **_counting(settings),
+        )
+
+
+def _counting(settings: AuditConfig) -> dict[str, int]:
+    limit = num_bytes(settings.memory_limit)
+    return {"ngrams": settings.ngrams, "min_discordant": settings.min_discordant, "memory_limit": limit}
+
+
+def _decoded(ids: list[list[int]], decode: Callable[..., str]) -> tuple[list[str], list[list[int]]]:
+    return [decode(one, clean_up_tokenization_spaces=False) for one in ids], ids
+
+
+def _flipped(counted: Counted, settings: AuditConfig) -> Counted:
+    """The permutation test of --strict, for each alphabet."""
+    clusters, flips, seed = counted.evidence.clusters, settings.num_flips, settings.seed
+    words = with_permutation(counted.words, clusters, flips, seed)
+    model = counted.model and with_permutation(counted.model, clusters, flips, seed)
+    return counted._replace(words=words, model=model)
+
+
+def _write(dataset: Path, audited: Audited, kind: Kind) -> None:
+    """The tables, then audit.json, which is taken away first: with it they are of one audit."""
+    (dataset / AUDIT_JSON).unlink(missing_ok=True)
+    for name, table in audited.tables.items():
+        write_parquet(dataset / name, table)
+    write_json(dataset / AUDIT_JSON, audited.document)
+    write_views(dataset, kind)
+
+
+def enforce(audited: Audited, limit: str) -> None:
+    """`--strict`: fail where the verdict is at the limit or worse.
+
+    Raises:
+        AuditError: it is.
+    """
+    if LEVELS.index(audited.verdict) >= LEVELS.index(limit):
+        raise AuditError(
+            f"the verdict is {audited.verdict}: {audited.reason}",
+            expected=f"better than {limit} (audit.limits.strict)",
+            hint="prefkit audit TARGET lists the findings",
+        )

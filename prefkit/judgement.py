@@ -1,0 +1,199 @@
+"""From what was counted to what is said: the tables of audit/, the findings, the verdict, and audit.json.
+
+Comes in: `Counted`. Goes out: `Audited`, nothing on disk. The rules of a finding are audit/verdict.py's; here they are
+brought together, over all families.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+from scipy import sparse
+
+from prefkit.audit.alphabets import Alphabet, candidates, probe_words, surest_first
+from prefkit.audit.cover import greedy_cover
+from prefkit.audit.evidence import Evidence
+from prefkit.audit.features import FEATURES
+from prefkit.audit.findings import by_source, structure_findings, together, token_findings, with_effects, with_log_odds
+from prefkit.audit.postings import Postings
+from prefkit.audit.probe import Bands, Probes, run_probes, word_matrix
+from prefkit.audit.significance import z_of_signs
+from prefkit.audit.structure import structure_table
+from prefkit.audit.values import CATEGORICAL
+from prefkit.audit.verdict import (
+    SHOWN_PAIRS,
+    Finding,
+    Level,
+    Limits,
+    Power,
+    find_probes,
+    find_structure,
+    find_tokens,
+    judge,
+    power_of,
+)
+from prefkit.boundaries import Tokenised, find_boundaries
+from prefkit.documents import ProbeEntry
+from prefkit.format import AUDIT_PROBE, AUDIT_SCORES, AUDIT_STRUCTURE, AUDIT_TOKENS, schema
+from prefkit.settings import AuditConfig
+
+Tell = Callable[[str], None]
+QUANTILES = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
+
+
+class Audited(NamedTuple):
+    """What `audit_dataset` returns; `tables` are those of audit/, by name, `document` what audit.json holds."""
+
+    verdict: Level
+    reason: str
+    findings: list[Finding]
+    allowed: list[str]
+    pairs: int
+    power: Power
+    tables: dict[str, pl.DataFrame]
+    document: dict[str, Any]
+
+
+class Counted(NamedTuple):
+    """All that was read off the pairs, before anything is judged."""
+
+    evidence: Evidence
+    similarity: dict[str, Any]
+    words: Alphabet
+    model: Alphabet | None
+    tokenised: Tokenised | None
+
+
+def judge_evidence(counted: Counted, settings: AuditConfig, dataset: str, *, strict: bool, tell: Tell) -> Audited:
+    """Tables, findings and verdict from what was counted; `dataset` is how advice names it."""
+    evidence, num_pairs = counted.evidence, counted.evidence.pairs.height
+    limits = Limits(**settings.limits.model_dump(exclude={"strict"}))
+    structure = _structure(evidence, settings)
+    tell("fitting the probes")
+    words, places = probe_words(counted.words)
+    probes = _probes(evidence, word_matrix(*places, words.height, num_pairs), settings)
+    tell("looking at the pairs of what was found")
+    alphabets = [alphabet for alphabet in (counted.words, counted.model) if alphabet is not None]
+    found = together([candidates(alphabet, evidence.clusters, limits) for alphabet in alphabets])
+    found = with_effects(found, evidence.length.basis)
+    of_tokens = token_findings(found, evidence, dataset, limits.q if strict else None)
+    of_structure = find_structure(structure, limits)
+    findings = [
+        *of_tokens,
+        *structure_findings(of_structure, evidence, _doc, dataset, of_tokens),
+        *_with_hardest(find_probes(probes.table, dataset), evidence, probes),
+        *(find_boundaries(counted.tokenised, num_pairs, limits) if counted.tokenised else []),
+    ]
+    tested = sum(alphabet.table["q"].drop_nulls().len() for alphabet in alphabets)
+    power = power_of(num_pairs, tested, limits)
+    verdict = judge(findings, power, num_pairs, limits)
+    tokens = surest_first(pl.concat([with_log_odds(alphabet.table, found.table) for alphabet in alphabets]))
+    tables = {
+        AUDIT_TOKENS: tokens.select(schema("tokens", "text").names()),
+        AUDIT_STRUCTURE: structure,
+        AUDIT_PROBE: probes.table,
+        AUDIT_SCORES: _scores(evidence, probes),
+    }
+    allowed = _allowed(alphabets, structure, limits)
+    document = {
+        "verdict": verdict.level,
+        "reason": verdict.reason,
+        "strict": strict,
+        "pairs": num_pairs,
+        "prompts": len(np.unique(evidence.clusters)),
+        "tokens": {alphabet.name: alphabet.table.height for alphabet in alphabets},
+        "findings": [finding._asdict() for finding in verdict.findings],
+        "allowed": allowed,
+        "power": power._asdict(),
+        "probes": probes.table.filter(pl.col("source").is_null()).select(*ProbeEntry.model_fields).to_dicts(),
+        "cover": _cover(words, places, evidence, settings.seed),
+        "features": {name: _doc(name) for name in structure["feature"].unique(maintain_order=True)},
+        "lengths": _lengths(evidence),
+        "similarity": counted.similarity,
+        "boundaries": counted.tokenised and counted.tokenised.counts,
+        "sources": by_source(evidence.pairs["source"], np.arange(num_pairs)),
+        "limits": settings.limits.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", exclude={"limits"}),
+    }
+    return Audited(verdict.level, verdict.reason, verdict.findings, allowed, num_pairs, power, tables, document)
+
+
+def _structure(evidence: Evidence, settings: AuditConfig) -> pl.DataFrame:
+    return structure_table(
+        *evidence.features,
+        evidence.values,
+        clusters=evidence.clusters,
+        z_of=lambda signs: z_of_signs(signs, evidence.length),
+        allow=settings.allow,
+        allow_features=settings.allow_features,
+    )
+
+
+def _probes(evidence: Evidence, words: sparse.csr_array, settings: AuditConfig) -> Probes:
+    limits, (won, lost) = settings.limits, (side["generator"].to_list() for side in evidence.values)
+    return run_probes(
+        evidence.length.basis[:, 0],
+        evidence.difference().to_numpy(),
+        words,
+        evidence.clusters,
+        generators=(won, lost) if any(won) and any(lost) else None,
+        sources=evidence.pairs["source"].to_list(),
+        bands=Bands(limits.probe_note, limits.probe_warn, limits.probe_fail),
+        seed=settings.seed,
+        max_fit=settings.probe_pairs,
+    )
+
+
+def _with_hardest(findings: list[Finding], evidence: Evidence, probes: Probes) -> list[Finding]:
+    """The findings of probes, with the pairs that each is surest of as examples."""
+    ids, found = evidence.pairs["pair_id"], []
+    for finding in findings:
+        surest = np.argsort(-np.nan_to_num(probes.margins[finding.name], nan=-np.inf), kind="stable")[:SHOWN_PAIRS]
+        found.append(finding._replace(pair_ids=tuple(ids.gather(surest))))
+    return found
+
+
+def _doc(feature: str) -> str:
+    named = {of.feature: of.doc for of in CATEGORICAL.values()}
+    return FEATURES[feature].doc if feature in FEATURES else named[feature]
+
+
+def _allowed(alphabets: Sequence[Alphabet], structure: pl.DataFrame, limits: Limits) -> list[str]:
+    """What would be findings, were it not for audit.allow and audit.allow_features."""
+
+    def told(table: pl.DataFrame) -> pl.DataFrame:
+        return table.filter("allowed").with_columns(pl.lit(False).alias("allowed"))
+
+    tokens = [name for one in alphabets for name in find_tokens(told(one.table), limits)["token"]]
+    features = find_structure(told(structure), limits)["feature"].to_list()
+    return list(dict.fromkeys([*tokens, *features]))
+
+
+def _cover(words: pl.DataFrame, places: Postings, evidence: Evidence, seed: int) -> list[dict[str, Any]]:
+    steps = greedy_cover(*places, words.height, evidence.clusters, seed=seed)
+    tokens = words["token"].to_list()
+    return [
+        {"token": tokens[gram], "side": side, "covered": covered, "precision": precision}
+        for gram, side, covered, precision in steps
+    ]
+
+
+def _lengths(evidence: Evidence) -> dict[str, dict[str, float | None]]:
+    """Words a side, by quantile."""
+    return {
+        name: {q: side["words"].quantile(share, "nearest") for q, share in QUANTILES.items()}
+        for name, side in evidence.features._asdict().items()
+    }
+
+
+def _scores(evidence: Evidence, probes: Probes) -> pl.DataFrame:
+    """format.PAIR_SCORES."""
+    margins = {f"{name}_margin": probes.margins[name] for name in ("length", "structure", "words")}
+    columns = {
+        "pair_id": evidence.pairs["pair_id"],
+        **{f"num_{name}_words": side["words"].cast(pl.Int64) for name, side in evidence.features._asdict().items()},
+        **margins,
+        "shortcut_score": probes.margins["both"],
+    }
+    return pl.DataFrame(columns, schema=schema("pair_scores", "text")).with_columns(pl.col(pl.Float64).fill_nan(None))

@@ -1,0 +1,252 @@
+"""`prefkit repair`: a new dataset without what gave the answer away, and the audits of both side by side.
+
+Comes in: a finished dataset and the repairs to make. Goes out: another dataset directory, in which every pair that was
+dropped or edited has a row in changes/ that says why. Nothing is repaired in place, and what a repair has no reason to
+touch keeps its pair_id, split, weight and place. References are copied: they are keyed by pair_id, so that
+`prefkit precompute` scores edited pairs only. The same command again writes nothing.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from prefkit import __version__
+from prefkit.audits import Audited, audit_dataset
+from prefkit.build import Counts, Tables, dataset_card
+from prefkit.config import Pipeline, pipeline_from_manifest
+from prefkit.corrections import correction_report
+from prefkit.errors import DatasetError, PrefkitError
+from prefkit.format import (
+    CARD,
+    CHANGES_TABLE,
+    FORMAT_VERSION,
+    MANIFEST,
+    REFERENCE_JSON,
+    REFERENCES,
+    VIEWS,
+    Kind,
+)
+from prefkit.locks import leave_no_empty_directory, locked
+from prefkit.mending import Mended, Step, Wanted, mend_pairs
+from prefkit.sources import file_sha256
+from prefkit.store import (
+    are_plain,
+    built_beside,
+    check_parts,
+    claim_directory,
+    folder_beside,
+    newer_format,
+    read_manifest,
+    read_table,
+    write_json,
+    write_table,
+    write_text,
+    write_views,
+)
+from prefkit.views import views_sql
+
+Tell = Callable[[str], None]
+MAX_DROPPED = 0.5
+
+
+class Repaired(NamedTuple):
+    """What `repair_dataset` returns. `unchanged`: the repaired dataset was already there, nothing was written."""
+
+    dataset: str
+    out: str
+    steps: list[Step]
+    counts: dict[str, int]
+    before: Audited
+    after: Audited
+    references: list[str]  # keys that lie in `out`
+    unchanged: bool
+
+
+def repair_dataset(
+    dataset: str,
+    out: str,
+    *,
+    strip_openers: Sequence[str] = (),
+    balance: Sequence[str] = (),
+    match_length: bool = False,
+    drop_shortcuts: float | None = None,
+    max_dropped: float = MAX_DROPPED,
+    tell: Tell = lambda _text: None,
+) -> Repaired:
+    """Repair a dataset into another directory, and audit both with the settings of its manifest.
+
+    Args:
+        dataset: a finished dataset; nothing in it changes but its audit.
+        out: the new one: a path that is free, or holds a repaired dataset.
+        strip_openers: texts that are cut from the beginning of both sides alike.
+        balance: tokens (words or n-grams): pairs go until as many have each in chosen only as in rejected only.
+        match_length: pairs go until, among pairs of like length difference, chosen is as often longer as rejected.
+        drop_shortcuts: pairs go, highest shortcut_score first, until no probe is above this held-out accuracy.
+        max_dropped: share of the pairs that may go in all, above 0.
+        tell: called with lines for a person.
+
+    The repairs are made in this order.
+
+    Raises:
+        InputError: no repair is asked for, one has a setting that does not fit, or has nothing to repair.
+        CheckError: more pairs would have to go than `max_dropped` allows; nothing is written.
+        DatasetError: the dataset is unfinished or damaged, or `out` holds something else.
+        MachineError: the disk is full.
+    """
+    source, target = Path(dataset), Path(out)
+    wanted = Wanted(tuple(strip_openers), tuple(balance), match_length, drop_shortcuts, max_dropped).checked()
+    manifest = read_manifest(source)
+    claim_beside(source, target)
+    digest = file_sha256(source / MANIFEST)
+    steps, existed = same_repair(target, digest, wanted), target.exists()
+    unchanged = steps is not None
+    try:
+        with locked(target):
+            if steps is None:
+                pairs = read_table(source, "pairs", manifest)
+                pipeline = pipeline_from_manifest(manifest["pipeline"], dataset)
+                mended = mend_pairs(pairs, manifest["kind"], pipeline, wanted, dataset, tell)
+                steps = mended.steps
+                tell(f"writing {out}")
+                write_repaired(source, target, manifest, mended, {"dataset": dataset, "manifest_sha256": digest})
+            keys = copy_references(source, target)
+            write_views(target, manifest["kind"])
+    except PrefkitError:
+        if not existed:
+            leave_no_empty_directory(target)
+        raise
+    before, after = (_audited(one, manifest["pipeline"], tell) for one in (dataset, out))
+    return Repaired(dataset, out, steps, read_manifest(target)["counts"], before, after, keys, unchanged)
+
+
+def _audited(dataset: str, settings: dict[str, Any], tell: Tell) -> Audited:
+    tell(f"auditing {dataset}")
+    pipeline: Pipeline = pipeline_from_manifest(settings, dataset)
+    return audit_dataset(pipeline, tell=tell)
+
+
+def claim_beside(source: Path, target: Path) -> None:
+    """Make sure that a repair of `source` may be written to `target`.
+
+    Raises:
+        DatasetError: they are one directory, one lies in the other, or `target` holds what no repair wrote.
+    """
+    one, other = source.resolve(), target.resolve()
+    if one == other or one in other.parents or other in one.parents:
+        raise DatasetError(
+            "a dataset is not repaired in place", where=str(target), hint="choose an --out beside the dataset"
+        )
+    claim_directory(target)
+    if newer_format(target) or ((target / MANIFEST).exists() and not _is_repaired(target)):
+        raise DatasetError(
+            "holds a dataset that no repair wrote", where=str(target), hint="choose another --out; this one stays"
+        )
+
+
+def _is_repaired(target: Path) -> bool:
+    try:
+        return read_manifest(target).get("repair") is not None
+    except DatasetError:
+        return (target / CHANGES_TABLE).is_dir()  # damaged, or of an older format: written anew
+
+
+def same_repair(target: Path, digest: str, wanted: Wanted) -> list[Step] | None:
+    """The steps that made the repaired dataset in `target`, if it is whole and the one that is asked for."""
+    try:
+        manifest = read_manifest(target)
+        for name, parts in manifest["parts"].items():
+            check_parts(target / name, parts)
+    except DatasetError:
+        return None
+    repair: dict[str, Any] = manifest["repair"]
+    asked = [{"repair": name, "setting": setting} for name, setting in wanted.steps()]
+    made = [{"repair": step["repair"], "setting": step["setting"]} for step in repair["steps"]]
+    built_by = (manifest["format_version"], manifest["prefkit_version"], repair["manifest_sha256"])
+    if built_by != (FORMAT_VERSION, __version__, digest) or asked != made:
+        return None
+    steps: list[Step] = repair["steps"]
+    dropped = sum(step["dropped"] for step in steps)
+    return steps if dropped <= wanted.max_dropped * (manifest["counts"]["pairs"] + dropped) else None
+
+
+def copy_references(source: Path, target: Path) -> list[str]:
+    """Copy the finished references that are not there yet; returns the keys of all.
+
+    A reference says for each pair_id what one model scores it: pairs that are gone stay in it unused, as after a
+    build of fewer pairs, and pairs that are edited have another pair_id.
+    """
+    for path in sorted((source / REFERENCES).glob(f"*/{REFERENCE_JSON}")):
+        copy = target / REFERENCES / path.parent.name
+        if not (copy / REFERENCE_JSON).exists():
+            with folder_beside(copy) as beside:
+                shutil.copytree(path.parent, beside, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    return sorted(path.parent.name for path in (target / REFERENCES).glob(f"*/{REFERENCE_JSON}"))
+
+
+def write_repaired(
+    source: Path, target: Path, manifest: dict[str, Any], mended: Mended, repair: dict[str, Any]
+) -> None:
+    """Write all tables and, last, the manifest; `manifest` is that of `source`."""
+    kind: Kind = manifest["kind"]
+    earlier, rejects = (read_table(source, name, manifest) for name in ("dropped", "rejects"))
+    dropped = pl.concat([earlier, mended.dropped], how="diagonal")
+    pairs = mended.pairs
+    counts = _counts(manifest["counts"], pairs, dropped)
+    reasons = Counter(dropped["reason"].to_list()) + Counter(rejects["reason"].to_list())
+    in_order = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+    report = [told for told in manifest["report"] if "corrections" not in told]
+    if corrections := correction_report(pairs):
+        report.append({"corrections": corrections})
+    tables = Tables(kind, pairs, dropped, rejects, manifest["sources"], counts, in_order, manifest["unused"], report)
+    named = {"pairs": pairs, "dropped": dropped, "rejects": rejects, CHANGES_TABLE: mended.changes}
+    plain = are_plain([pairs, dropped])
+    with built_beside(target) as beside:
+        parts = {name: write_table(beside / name, name, frame, kind, plain=plain) for name, frame in named.items()}
+        write_text(beside / CARD, dataset_card(tables) + _card(repair["dataset"], mended.steps))
+        write_text(beside / VIEWS, views_sql(kind, named.keys()))
+        made = {
+            "format_version": FORMAT_VERSION,
+            "prefkit_version": __version__,
+            "counts": counts._asdict(),
+            "reasons": in_order,
+            "report": report,
+            "parts": {name: [part._asdict() for part in listed] for name, listed in parts.items()},
+            "repair": {**repair, "steps": mended.steps},
+        }
+        write_json(beside / MANIFEST, manifest | made)
+
+
+def _counts(before: dict[str, int], pairs: pl.DataFrame, dropped: pl.DataFrame) -> Counts:
+    """The counts of a build whose pairs are these; its equations hold."""
+    of_candidates = pl.col("method") == "best_of_n"
+    paired = pairs.filter(of_candidates)
+    test = pairs.filter(pl.col("split") == "test").height
+    with_pair = paired["prompt_id"].n_unique()
+    changed = {
+        "pairs": pairs.height,
+        "dropped": dropped.height,
+        "candidate_pairs": paired.height,
+        "candidate_dropped": dropped.filter(of_candidates).height,
+        "prompts_with_pair": with_pair,
+        "prompts_dropped": before["prompts"] - with_pair,
+        "train": pairs.height - test,
+        "test": test,
+    }
+    counts = Counts(**before | changed)
+    counts.check()
+    return counts
+
+
+def _card(dataset: str, steps: Sequence[Step]) -> str:
+    """What the README.md of a repaired dataset says of the repair."""
+    rows = "".join(f"| {s['repair']} | `{s['setting']}` | {s['dropped']} | {s['edited']} |\n" for s in steps)
+    return (
+        f"\n## Repaired\n\nThe pairs are those of `{dataset}` after these repairs, by `prefkit repair`:\n\n"
+        f"| repair | setting | pairs dropped | pairs edited |\n|---|---|---|---|\n{rows}\n"
+        "`changes/` holds a row for each of these pairs: what was done, and why. A pair that was not edited keeps its\n"
+        "`pair_id`: a reference that was copied is still right for it, and `prefkit precompute` scores the others.\n"
+    )
