@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from prefkit.info import dataset_info as dataset_info
     from prefkit.query import query_dataset as query_dataset
     from prefkit.reference import precompute_reference as precompute_reference
+    from prefkit.repairs import repair_dataset as repair_dataset
+    from prefkit.show import show_pairs as show_pairs
     from prefkit.target import pipeline_of as pipeline_of
     from prefkit.train import train_dpo as train_dpo
 
@@ -44,6 +46,8 @@ _HOMES = {
     "pipeline_of": "prefkit.target",
     "precompute_reference": "prefkit.reference",
     "query_dataset": "prefkit.query",
+    "repair_dataset": "prefkit.repairs",
+    "show_pairs": "prefkit.show",
     "train_dpo": "prefkit.train",
 }
 

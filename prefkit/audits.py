@@ -34,17 +34,25 @@ from prefkit.store import check_parts, read_manifest, table_blocks, write_json, 
 from prefkit.text import words_of
 
 Tell = Callable[[str], None]
+Watch = Callable[[int, int], None]
 BLOCK = 4096
 
 
-def audit_dataset(pipeline: Pipeline, *, strict: bool = False, tell: Tell = lambda _text: None) -> Audited:
+def audit_dataset(
+    pipeline: Pipeline,
+    *,
+    strict: bool = False,
+    tell: Tell = lambda _text: None,
+    watch: Watch = lambda _done, _total: None,
+) -> Audited:
     """Audit a dataset and write what was found into its audit/.
 
     Args:
         pipeline: its `audit` section says what to count and when something is a finding; with `audit.model` the
             `precompute` section says how pairs become tokens.
         strict: findings have to hold under Benjamini-Yekutieli and sign flips by prompt; others are notes.
-        tell: called with lines for a person.
+        tell: called with what the work is at.
+        watch: called with the pairs that a pass has read, and all.
 
     Raises:
         DatasetError: the dataset is unfinished or damaged.
@@ -55,7 +63,7 @@ def audit_dataset(pipeline: Pipeline, *, strict: bool = False, tell: Tell = lamb
     check_parts(dataset / "pairs", manifest["parts"]["pairs"])
     tokenizer = _tokenizer(pipeline, manifest["kind"])
     with locked(dataset), scratch_of(dataset) as folder:
-        counted = _count(pipeline, manifest, tokenizer, folder, tell)
+        counted = _count(pipeline, manifest, tokenizer, folder, tell, watch)
         if strict:
             tell(f"{settings.num_flips} sign flips by prompt")
             counted = _flipped(counted, settings)
@@ -75,21 +83,21 @@ def scratch_of(dataset: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def texts_of(dataset: Path, manifest: Mapping[str, Any]) -> Texts:
-    """The pairs of a dataset as plain texts, block by block."""
+def texts_of(dataset: Path, manifest: Mapping[str, Any], watch: Watch = lambda _done, _total: None) -> Texts:
+    """The pairs of a dataset as plain texts, block by block; `watch` is told how far each pass over them is."""
     kind = manifest["kind"]
     sides = ("prompt", "chosen", "rejected")
     columns = [words_of(name, kind).alias(name) if name in sides else pl.col(name) for name in TEXTS]
 
     def texts() -> Iterator[pl.DataFrame]:
         blocks = table_blocks(dataset, "pairs", manifest, TEXTS, BLOCK)
-        empty = pl.DataFrame(schema=dict.fromkeys(TEXTS, pl.String))
-        found = False
+        done, total = 0, int(manifest["counts"]["pairs"])
         for block in blocks:
-            found = True
             yield block.select(columns)
-        if not found:
-            yield empty
+            done += block.height
+            watch(done, total)
+        if not total:
+            yield pl.DataFrame(schema=dict.fromkeys(TEXTS, pl.String))
 
     return texts
 
@@ -114,16 +122,17 @@ def _count(
     tokenizer: tuple[Any, EncodeSettings] | None,
     folder: Path,
     tell: Tell,
+    watch: Watch,
 ) -> Counted:
     """Every pass over the pairs but those for the tokens that matter."""
     dataset, settings = Path(pipeline.dataset), pipeline.audit
-    texts, tokenised = texts_of(dataset, manifest), None
+    texts, tokenised = texts_of(dataset, manifest, watch), None
     if tokenizer is not None:
-        tell(f"encoding {manifest['counts']['pairs']} pairs")
+        tell("encoding")
         columns = ("pair_id", "prompt", "chosen", "rejected", "tools")
         with located(str(settings.model)):
             tokenised = tokenise_pairs(table_blocks(dataset, "pairs", manifest, columns, BLOCK), *tokenizer, folder)
-    tell(f"reading {manifest['counts']['pairs']} pairs")
+    tell("reading")
     evidence = gather(texts, Sides(tokenised.chosen, tokenised.rejected) if tokenised else None)
     similarity = pair_similarity(texts, evidence.pairs.height)
     tell("counting words")

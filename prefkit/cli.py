@@ -84,12 +84,6 @@ def emit(value: dict[str, Any], *, as_json: bool) -> None:
         put(text + "\n")
 
 
-def tell_progress(text: str) -> None:
-    """What a command is at, on stderr."""
-    if speaks():
-        sys.stderr.write(f"{text}\n")
-
-
 def changed(changes: list[str] | None, **options: object) -> list[str]:
     """`--set` changes, with options that are short for one."""
     named = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in options.items() if value is not None]
@@ -150,10 +144,11 @@ def audit(
     from prefkit.audits import audit_dataset, enforce
     from prefkit.errors import AuditError
     from prefkit.report import print_audit
+    from prefkit.terminal import pass_progress
 
-    screen = console(as_json=as_json)
-    audited = audit_dataset(pipeline, strict=strict, tell=tell_progress)
-    print_audit(audited, screen)
+    with pass_progress() as (tell, watch):
+        audited = audit_dataset(pipeline, strict=strict, tell=tell, watch=watch)
+    print_audit(audited, console(as_json=as_json))
     emit(audited.document, as_json=as_json)
     if strict:
         try:
@@ -256,6 +251,27 @@ def query(
         rows = write_result(relation, "csv" if form == "table" else form, out, put)
         if out is not None:
             console().print(f"{rows} rows in {out}")
+
+
+@app.command()
+def show(
+    dataset: Annotated[str, typer.Argument(help="A dataset directory.")],
+    where: Annotated[
+        str | None, typer.Option("--where", metavar="SQL", help="A condition over pairs and pair_scores.")
+    ] = None,
+    token: Annotated[str | None, typer.Option("--token", metavar="T", help="Word or n-gram on one side only.")] = None,
+    count: Annotated[int, typer.Option("-n", metavar="N", min=1, help="How many pairs.")] = 5,
+    width: Annotated[int | None, typer.Option("--width", metavar="W", min=20, help="Columns.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Shorten nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Look at pairs side by side: what differs, and what gives chosen away."""
+    from prefkit.show import as_dict, show_pairs
+    from prefkit.sides import print_pairs
+
+    shown = show_pairs(dataset, where=where, token=token, count=count)
+    print_pairs(shown, console(as_json=as_json), width=width, full=full)
+    emit(as_dict(shown), as_json=as_json)
 
 
 @app.command()

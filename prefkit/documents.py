@@ -200,8 +200,8 @@ class Audit(_Document):
     cover: list[CoverEntry]
     features: dict[str, str] = Field(description="what each feature of the structure table measures")
     lengths: dict[str, dict[str, float | None]] = Field(description="words a side: min, p10, median, p90, max")
-    similarity: dict[str, dict[str, float | None]] = Field(
-        description="of the two sides: shared prefix and edit distance, shares of words, 0..1; by quantile"
+    similarity: dict[str, Any] = Field(
+        description="of the two sides: shared_prefix and edit_distance, shares of words, 0..1, by quantile; num_pairs"
     )
     boundaries: dict[str, Any] | None = Field(
         description="of the model's tokenizer: pairs by what encoding does to them"

@@ -15,11 +15,18 @@ from prefkit.audit.alphabets import Alphabet, candidates, probe_words, surest_fi
 from prefkit.audit.cover import greedy_cover
 from prefkit.audit.evidence import Evidence
 from prefkit.audit.features import FEATURES
-from prefkit.audit.findings import by_source, structure_findings, together, token_findings, with_effects, with_log_odds
+from prefkit.audit.findings import (
+    by_source,
+    few_replies,
+    structure_findings,
+    together,
+    token_findings,
+    with_effects,
+    with_log_odds,
+)
 from prefkit.audit.postings import Postings
 from prefkit.audit.probe import Bands, Probes, run_probes, word_matrix
-from prefkit.audit.significance import z_of_signs
-from prefkit.audit.structure import structure_table
+from prefkit.audit.structure import beside_length, structure_table
 from prefkit.audit.values import CATEGORICAL
 from prefkit.audit.verdict import (
     SHOWN_PAIRS,
@@ -27,6 +34,7 @@ from prefkit.audit.verdict import (
     Level,
     Limits,
     Power,
+    find_exclusive,
     find_probes,
     find_structure,
     find_tokens,
@@ -75,13 +83,15 @@ def judge_evidence(counted: Counted, settings: AuditConfig, dataset: str, *, str
     probes = _probes(evidence, word_matrix(*places, words.height, num_pairs), settings)
     tell("looking at the pairs of what was found")
     alphabets = [alphabet for alphabet in (counted.words, counted.model) if alphabet is not None]
-    found = together([candidates(alphabet, evidence.clusters, limits) for alphabet in alphabets])
+    found = together([candidates(alphabet, evidence, limits) for alphabet in alphabets])
     found = with_effects(found, evidence.length.basis)
     of_tokens = token_findings(found, evidence, dataset, limits.q if strict else None)
     of_structure = find_structure(structure, limits)
+    replies = [] if "distinct_replies" in settings.allow_features else few_replies(evidence)
     findings = [
         *of_tokens,
         *structure_findings(of_structure, evidence, _doc, dataset, of_tokens),
+        *replies,
         *_with_hardest(find_probes(probes.table, dataset), evidence, probes),
         *(find_boundaries(counted.tokenised, num_pairs, limits) if counted.tokenised else []),
     ]
@@ -124,20 +134,23 @@ def _structure(evidence: Evidence, settings: AuditConfig) -> pl.DataFrame:
         *evidence.features,
         evidence.values,
         clusters=evidence.clusters,
-        z_of=lambda signs: z_of_signs(signs, evidence.length),
+        z_of=beside_length(evidence.length),
         allow=settings.allow,
         allow_features=settings.allow_features,
     )
 
 
 def _probes(evidence: Evidence, words: sparse.csr_array, settings: AuditConfig) -> Probes:
+    """Fitted on what is no allowed word and no allowed feature."""
     limits, (won, lost) = settings.limits, (side["generator"].to_list() for side in evidence.values)
+    difference = evidence.difference().select(pl.exclude("^$", *settings.allow_features))
+    length = evidence.length.basis[:, 0]
     return run_probes(
-        evidence.length.basis[:, 0],
-        evidence.difference().to_numpy(),
+        np.zeros_like(length) if "words" in settings.allow_features else length,
+        difference.to_numpy(),
         words,
         evidence.clusters,
-        generators=(won, lost) if any(won) and any(lost) else None,
+        generators=(won, lost) if any(won) and any(lost) and "generator" not in settings.allow_features else None,
         sources=evidence.pairs["source"].to_list(),
         bands=Bands(limits.probe_note, limits.probe_warn, limits.probe_fail),
         seed=settings.seed,
@@ -165,7 +178,8 @@ def _allowed(alphabets: Sequence[Alphabet], structure: pl.DataFrame, limits: Lim
     def told(table: pl.DataFrame) -> pl.DataFrame:
         return table.filter("allowed").with_columns(pl.lit(False).alias("allowed"))
 
-    tokens = [name for one in alphabets for name in find_tokens(told(one.table), limits)["token"]]
+    rows = [told(one.table) for one in alphabets]
+    tokens = [name for row in rows for find in (find_tokens, find_exclusive) for name in find(row, limits)["token"]]
     features = find_structure(told(structure), limits)["feature"].to_list()
     return list(dict.fromkeys([*tokens, *features]))
 

@@ -24,7 +24,7 @@ from prefkit.text import printable, words_of
 Tell = Callable[[str], None]
 Named: TypeAlias = tuple[str, Any]  # a repair and its setting
 Step: TypeAlias = dict[str, Any]  # repair, setting, dropped, edited: as the manifest lists it
-GONE = {name: pl.String() for name in ("origin", "reason", "rule", "detail", "twin")} | {"jaccard": pl.Float64()}
+GONE = pl.Schema(dict.fromkeys(("origin", "reason", "rule", "detail", "twin"), pl.String) | {"jaccard": pl.Float64})
 DISTANCES = ("edit_distance", "shared_prefix", "first_divergence")
 
 
@@ -135,7 +135,7 @@ def _after(state: _State, step: Named, kept: pl.DataFrame, gone: pl.DataFrame) -
     edited = was.filter(pl.col("cut").ne_missing(pl.col("was"))).height
     named = gone.with_columns(pl.lit(repair).alias("reason"))
     named = named.with_columns(pl.lit(None, dtype).alias(n) for n, dtype in GONE.items() if n not in named.columns)
-    filled = named.with_columns(pl.coalesce("rule", "reason").alias("rule")).select(GONE).cast(GONE)  # type: ignore[arg-type]
+    filled = named.with_columns(pl.coalesce("rule", "reason").alias("rule")).select(*GONE).cast(GONE)
     listed = {"repair": repair, "setting": setting, "dropped": gone.height, "edited": edited}
     return _State(kept, pl.concat([state.gone, filled]), [*state.steps, listed])
 
@@ -189,7 +189,7 @@ def _balance(state: _State, kind: Kind, pipeline: Pipeline, steps: list[Named], 
 def _signs(plain: pl.DataFrame, token: str, dataset: str) -> Signs:
     signs = token_signs(plain, token)
     if not signs.any():
-        hint = f"prefkit show {dataset} --token {token!r}"
+        hint = f"prefkit query {dataset} \"select token from tokens where num_discordant > 0\" lists those that are"
         raise InputError(f"{token!r} is on one side only in no pair", where="--balance", hint=hint)
     return signs
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from prefkit import __version__
-from prefkit.audits import Audited, audit_dataset
+from prefkit.audits import audit_dataset
 from prefkit.build import Counts, Tables, dataset_card
 from prefkit.config import Pipeline, pipeline_from_manifest
 from prefkit.corrections import correction_report
@@ -30,6 +30,7 @@ from prefkit.format import (
     VIEWS,
     Kind,
 )
+from prefkit.judgement import Audited
 from prefkit.locks import leave_no_empty_directory, locked
 from prefkit.mending import Mended, Step, Wanted, mend_pairs
 from prefkit.sources import file_sha256

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from prefkit.audit.features import FEATURES
+from prefkit.audit.values import CATEGORICAL
 from prefkit.format import Kind
 from prefkit.formats import FORMATS
 from prefkit.formats.comparisons import label_key
@@ -21,6 +23,7 @@ MIN_MEMORY, MAX_MEMORY = 1e6, 1e15  # bytes
 FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")
 SEVERAL_PATHS = {"prompt", "responses", "scores", "models", "score", "winner"}
 NEED_FORMAT = {"columns", "direction", "labels", "rules"}
+AUDITED = list(dict.fromkeys([*FEATURES, *(of.feature for of in CATEGORICAL.values()), "distinct_replies"]))
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -331,6 +334,11 @@ class AuditConfig(Section):
                     raise ValueError(f"audit.allow {entry!r}: {error}") from None
             elif not WORD.search(entry):
                 raise ValueError(f"audit.allow: {entry!r} holds no word and no sign")
+        for name in self.allow_features:
+            if name not in AUDITED:
+                near = difflib.get_close_matches(name, AUDITED, n=1, cutoff=0.5)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ValueError(f"audit.allow_features: {name} is no feature of the structure table{hint}")
         return self
 
 

@@ -1,7 +1,6 @@
 """`prefkit show`: which pairs a reader asked for, where their sides differ, and what in them the audit speaks of.
 
-Comes in: a dataset, a condition in SQL, a token. Goes out: whole texts and places in them, for sides.py to print. A
-pair that a dataset holds twice (dedupe.exact: false) counts once.
+Comes in: a dataset, a condition in SQL, a token. Goes out: whole texts and places in them, for sides.py to print.
 """
 
 import json
@@ -17,7 +16,7 @@ from prefkit.audit.grams import gram_hash, hash_words, ngrams, split
 from prefkit.documents import Audit
 from prefkit.errors import InputError
 from prefkit.format import AUDIT_JSON, AUDIT_SCORES, PAIR_SCORES, PAIRS
-from prefkit.query import connect_dataset
+from prefkit.query import as_input_error, connect_dataset
 from prefkit.spans import Flag, Spans, differences, flag_places, in_texts, side_words
 from prefkit.store import read_document, read_manifest, table_blocks
 from prefkit.text import words_of
@@ -127,21 +126,21 @@ def _pair_ids(root: Path, manifest: Mapping[str, Any]) -> pl.DataFrame:
     """`pair_id` of all pairs in their order, and the `row` it stands in."""
     blocks = table_blocks(root, "pairs", manifest, ["pair_id"], 50_000)
     ids = pl.concat([pl.DataFrame(schema={"pair_id": pl.String}), *blocks])
-    return ids.with_row_index("row").unique("pair_id", keep="first", maintain_order=True)
+    return ids.with_row_index("row")
 
 
 def _matching(connection: duckdb.DuckDBPyConnection, where: str | None) -> pl.DataFrame:
     """`pair_id` and `shortcut_score` of the pairs that fit, in any order."""
-    sql = f"SELECT pair_id, any_value(shortcut_score) AS shortcut_score FROM {JOINED} "
+    sql = f"SELECT pair_id, shortcut_score FROM {JOINED}"
     try:
         if where is not None:
             # a condition is what can be both a column and in brackets: no clause, no bracket and no statement too many
             if len(connection.extract_statements(f"SELECT {where}\n")) != 1:
                 raise InputError("several statements", where="--where", expected=f"one condition over {COLUMNS}")
-            sql += f"WHERE (\n{where}\n) "
-        found: pl.DataFrame = connection.sql(sql + "GROUP BY pair_id").pl()
+            sql += f" WHERE (\n{where}\n)"
+        found: pl.DataFrame = connection.sql(sql).pl()
     except duckdb.Error as error:
-        said = (str(error).strip().splitlines() or ["it does not run"])[0]
+        said = as_input_error(error).message
         raise InputError(said, where="--where", expected=f"one condition over {COLUMNS}") from None
     return found
 

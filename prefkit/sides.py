@@ -137,10 +137,20 @@ def _footer(pair: Pair) -> Iterator[str]:
     told += [f"{name} {facts[name]:.3g}" for name in numbers if facts[name] is not None]
     told += [f"weight {facts['weight']:g}"] if facts["weight"] != 1 else []
     yield ", ".join(str(one) for one in told if one)
-    if pair.flagged:
-        named = [f"'{token}' in {side}" for token, side in pair.flagged[:SHOWN_FLAGS]]
-        more = len(pair.flagged) - SHOWN_FLAGS
+    flagged = _shortest(pair.flagged)
+    if flagged:
+        named = [f"'{token}' in {side}" for token, side in flagged[:SHOWN_FLAGS]]
+        more = len(flagged) - SHOWN_FLAGS
         yield "named by the audit: " + ", ".join(named) + (f" and {more} more" if more > 0 else "")
+
+
+def _shortest(flagged: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Without n-grams that hold another one of the same side."""
+    return [
+        (token, side)
+        for token, side in flagged
+        if not any(side == same and token != short and f" {short} " in f" {token} " for short, same in flagged)
+    ]
 
 
 # texts

@@ -107,8 +107,8 @@ def in_texts(words: Sequence[Word], runs: Iterable[tuple[int, int]], num_texts: 
 def changes(one: Sequence[str], other: Sequence[str]) -> list[Change]:
     """What differs between two lists of words, by an edit script of the fewest words inserted, deleted or replaced.
 
-    Words that are equal between two changes, and fewer than either, agree by chance: they make one change of the two. So
-    do fewer than CHANCE words of sides that have less than half of their words in common.
+    Words that are equal between two changes, and fewer than either, agree by chance: they make one change of the two.
+    So do fewer than CHANCE words, where the sides have less than half of their words in common.
     """
     before = Prefix.similarity(one, other)
     after = Postfix.similarity(one[before:], other[before:])

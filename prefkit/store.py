@@ -39,7 +39,7 @@ from prefkit.format import (
 from prefkit.sources import file_sha256
 from prefkit.views import VIEW_FILES, views_sql
 
-OWN_NAMES = {MANIFEST, CARD, VIEWS, LOCK, "pairs", "dropped", "rejects", "audit", REFERENCES, RUNS}
+OWN_NAMES = {MANIFEST, CARD, VIEWS, LOCK, "pairs", "dropped", "rejects", "changes", "audit", REFERENCES, RUNS}
 BUILDING, DRAFTS = ".building", ".drafts"  # what a build makes before it is finished
 SCRATCH = ".candidates-"  # how folders in DRAFTS begin that only one process uses
 NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOENT)

@@ -249,6 +249,27 @@ def token_progress() -> Iterator[Callable[[int, int, int], None]]:
 
 
 @contextlib.contextmanager
+def pass_progress() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    """A progress line for work of several passes: the first function names one, the second tells how far it is."""
+    with _progress() as progress:
+        task, pace = progress.add_task("", total=None, rate=""), _Pace("")
+
+        def tell(what: str) -> None:
+            nonlocal pace
+            said, pace = pace.said, _Pace(what)
+            pace.said = said  # a log has a line now and then, however many passes there are
+            progress.update(task, description=what, total=None, completed=0, rate="")
+
+        def watch(done: int, total: int) -> None:
+            rates = pace.rates(done)
+            text = f"{rates[0]:,.0f} pairs/s" if rates else ""
+            progress.update(task, total=total, completed=done, rate=text)
+            pace.log(done, total, rates[0] if rates else 0.0, text)
+
+        yield tell, watch
+
+
+@contextlib.contextmanager
 def step_progress(what: str = "training") -> Iterator[Callable[[int, int, Mapping[str, Any]], None]]:
     """A progress line for training: loss, accuracy and margin of the last step, updates a second, time left."""
     with _progress() as progress:

@@ -515,6 +515,7 @@ VALUES = st.lists(st.tuples(*[st.sampled_from([None, "a", "b", "c"])] * 2), min_
 @PROPERTY
 @given(VALUES, st.sampled_from(["first_words_1", "generator"]))
 def test_values_equal_a_naive_count(pairs: list[tuple[str | None, str | None]], column: str) -> None:
+    pairs = pairs * 7  # so that values reach ten pairs
     found = values_table(pairs, column)
     known = [pair for pair in pairs if column == "first_words_1" or None not in pair]
     only = [Counter(pair[side] for pair in known if pair[0] != pair[1]) for side in (0, 1)]
@@ -530,6 +531,21 @@ def test_values_equal_a_naive_count(pairs: list[tuple[str | None, str | None]], 
         assert row["mean_chosen"] == pytest.approx(sum(one == value for one, _ in known) / len(known))
         assert row["coverage"] == pytest.approx((b + c) / len(pairs))
         assert row["exclusive"] == (min(b, c) == 0 and b + c >= 20 and not both[value])
+
+
+def test_a_pair_with_an_unknown_generator_does_not_count_but_one_without_words_does() -> None:
+    pairs = [("m1", "m2")] * 12 + [("m1", None)] * 30 + [(None, None)] * 8
+    row = value_row(values_table(pairs, "generator"), "m1")
+    assert (row["num_chosen_more"], row["mean_chosen"], row["coverage"]) == (12, 1, 12 / 50)
+    row = value_row(values_table(pairs, "first_words_3"), "m1")
+    assert (row["num_chosen_more"], row["mean_chosen"], row["coverage"]) == (42, 42 / 50, 42 / 50)
+
+
+def test_a_value_on_both_sides_of_one_pair_is_one_sided_and_not_exclusive() -> None:
+    row = value_row(values_table([("a", "b")] * 20, "script"), "a")
+    assert (row["one_sided"], row["exclusive"]) == (True, True)
+    row = value_row(values_table([("a", "b")] * 20 + [("a", "a")], "script"), "a")
+    assert (row["one_sided"], row["exclusive"]) == (True, False)
 
 
 def test_values_are_under_the_name_of_their_feature_surest_first() -> None:
@@ -548,7 +564,7 @@ def test_what_the_pipeline_allows_is_marked() -> None:
     assert table([1, 1], [0, 0], allow_features=["bold"])["allowed"]
 
 
-@PROPERTY
+@settings(PROPERTY, max_examples=15)
 @given(st.lists(st.tuples(TEXTS, TEXTS, TEXTS), min_size=1, max_size=12))
 def test_exchanging_the_sides_mirrors_the_table(rows: list[tuple[str, str, str]]) -> None:
     found = []

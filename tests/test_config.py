@@ -382,6 +382,18 @@ def test_what_a_source_cannot_mean_is_refused_in_words(
         ({"build": {"memory_limit": "0KB"}}, "build.memory_limit: 0KB is not between 1MB and 1000000GB"),
         ({"build": {"memory_limit": "999KB"}}, "build.memory_limit: 999KB is not between 1MB and 1000000GB"),
         ({"build": {"memory_limit": f"{'9' * 400}GB"}}, "9GB is not between 1MB and 1000000GB"),
+        ({"audit": {"memory_limit": "lots"}}, "audit.memory_limit: lots is not a size such as 500MB or 4GB"),
+        ({"audit": {"allow": ["re:("]}}, "audit.allow 're:(': missing ), unterminated subpattern"),
+        ({"audit": {"allow": [" "]}}, "audit.allow: ' ' holds no word and no sign"),
+        (
+            {"audit": {"allow_features": ["list_item"]}},
+            "audit.allow_features: list_item is no feature of the structure table; did you mean list_items?",
+        ),
+        (
+            {"audit": {"limits": {"probe_note": 0.8}}},
+            "audit.limits: probe_note, probe_warn, probe_fail must not fall",
+        ),
+        ({"audit": {"limits": {"warn_win_rate": 0.6}}}, "audit.limits: win_rate, warn_win_rate must not fall"),
     ],
 )
 def test_what_a_section_cannot_mean_is_refused_in_words(

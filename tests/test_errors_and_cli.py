@@ -182,7 +182,8 @@ def test_a_strict_audit_passes_where_the_words_are_allowed(prefkit: Prefkit, dat
     assert failed.code == 1
     assert "indeed" in failed.out
     assert "error: the verdict is fail" in failed.err
-    allowed = prefkit("audit", dataset, "--strict", "--set", "audit.allow=[indeed, good, bad]")
+    allowing = ("--set", "audit.allow=[indeed, good, bad]", "--set", "audit.limits.strict=fail")
+    allowed = prefkit("audit", dataset, "--strict", *allowing, "--set", "audit.allow_features=[words, characters]")
     assert allowed.code == 0
     assert prefkit("audit", dataset, "--strict", "--set", "audit.limits.strict=note").code == 1
 

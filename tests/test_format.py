@@ -23,8 +23,9 @@ PAIR_COLUMNS = """
     margin agreement chosen_model rejected_model num_candidates edit_distance shared_prefix first_divergence weight
 """
 TOKEN_COLUMNS = """
-    token n alphabet num_chosen_only num_rejected_only num_both num_discordant coverage win_rate odds_ratio p q
-    side one_sided exclusive allowed
+    token n alphabet token_ids num_chosen_only num_rejected_only num_both num_discordant coverage
+    win_rate win_rate_low win_rate_high odds_ratio log_odds_se p q q_by p_permutation
+    z_length log_odds_length log_odds_z side one_sided exclusive allowed
 """
 REFERENCE_COLUMNS = """
     pair_id prompt_ids chosen_ids rejected_ids num_prompt_tokens num_chosen_tokens num_rejected_tokens

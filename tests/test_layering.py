@@ -121,7 +121,8 @@ BELOW = [
     "run",
     "train",
 ]
-EDGE = ["terminal", "sides", "stopping", "demo", "demo.grammar", "demo.world", "demo.tiny_model", "demo.walk", "cli", "__main__"]
+EDGE = ["terminal", "sides", "before_after", "stopping"]
+EDGE += ["demo", "demo.grammar", "demo.world", "demo.tiny_model", "demo.walk", "cli", "__main__"]
 ORDER = ["__init__", *FRAMES, *FILES, *BELOW, *EDGE]
 # without torch in them, though they serve what stands below the line: bytes on disk, strings and ids
 LIGHT_BELOW = {

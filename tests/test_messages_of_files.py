@@ -24,7 +24,9 @@ from prefkit.query import as_input_error
 ROW = '{"prompt": "p", "chosen": "c", "rejected": "r"}\n'
 GOOD = "dataset: data\nkind: text\nsources: [{path: rows.jsonl, format: pairs}]\n"
 READABLE = ".jsonl, .ndjson, .json, .csv, .tsv, .parquet or .arrow, plain, .gz or .zst"
-VIEWS = "views: pairs, dropped, rejects, tokens, reference, steps, pair_dynamics"
+VIEWS = (
+    "views: pairs, dropped, rejects, changes, tokens, structure, probe, pair_scores, reference, steps, pair_dynamics"
+)
 QUOTES = 'columns with a slash need double quotes: select "rewards/margins" from steps'
 
 
@@ -500,7 +502,7 @@ def test_a_machine_failure_of_a_library_is_told_like_one_of_ours(
     def fail(*_arguments: Any, **_options: Any) -> None:
         raise error
 
-    monkeypatch.setattr("prefkit.report.token_table", fail)
+    monkeypatch.setattr("prefkit.audit.alphabets.token_table", fail)
     ended = prefkit("audit", dataset, "--json")
     hint = "make room and type the same command"
     if "ulimit" in message:
@@ -519,7 +521,7 @@ def test_a_bug_of_our_own_says_so_and_ends_with_70(
     def fail(*_arguments: Any, **_options: Any) -> None:
         raise ValueError("odd [red]thing[/red]")
 
-    monkeypatch.setattr("prefkit.report.token_table", fail)
+    monkeypatch.setattr("prefkit.audit.alphabets.token_table", fail)
     monkeypatch.setattr(sys, "argv", ["prefkit", "audit", dataset, "--json"])
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
@@ -538,7 +540,7 @@ def test_an_interruption_says_what_is_kept_and_how_to_go_on(
     def interrupt(*_arguments: Any, **_options: Any) -> None:
         raise KeyboardInterrupt
 
-    for entry in ("prefkit.build.build_dataset", "prefkit.report.audit_dataset", "prefkit.query.query_dataset"):
+    for entry in ("prefkit.build.build_dataset", "prefkit.audits.audit_dataset", "prefkit.query.query_dataset"):
         monkeypatch.setattr(entry, interrupt)
     ended = prefkit(*arguments)
     command = f"prefkit {' '.join(arguments[:2])}" + (" 'from pairs'" if len(arguments) > 2 else "")

@@ -1,4 +1,4 @@
-"""Seven views that are always there, over one dataset and nothing else."""
+"""Eleven views that are always there, over one dataset and nothing else."""
 
 import json
 from collections.abc import Callable
@@ -9,15 +9,16 @@ import duckdb
 import polars as pl
 import pytest
 
+from prefkit.audits import audit_dataset
 from prefkit.build import build_dataset
 from prefkit.config import Pipeline
 from prefkit.errors import DatasetError, InputError
 from prefkit.format import Kind, schema
 from prefkit.query import connect_dataset, query_dataset, write_result
-from prefkit.report import audit_dataset
 from prefkit.store import write_parquet, write_table
 
-VIEWS = ("pairs", "dropped", "rejects", "tokens", "reference", "steps", "pair_dynamics")
+VIEWS = ("pairs", "dropped", "rejects", "changes", "tokens", "structure", "probe", "pair_scores", "reference", "steps")
+VIEWS += ("pair_dynamics",)
 EXTRA = {"reference": ["key"], "steps": ["run"], "pair_dynamics": ["run"]}
 Build = Callable[..., Path]
 
@@ -61,9 +62,7 @@ def add_reference_and_run(dataset: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["text", "chat"])
-def test_all_seven_views_are_there_with_the_columns_of_the_format_and_empty_without_data(
-    kind: Kind, build: Build
-) -> None:
+def test_all_views_are_there_with_the_columns_of_the_format_and_empty_without_data(kind: Kind, build: Build) -> None:
     dataset = build(rows=0, kind=kind)
     for view in VIEWS:
         assert list(columns(dataset, view)) == EXTRA.get(view, []) + list(schema(view, kind))
@@ -93,11 +92,15 @@ def test_messages_can_be_taken_apart(build: Build) -> None:
 
 
 def test_tokens_are_there_after_an_audit(build: Build, pipeline_of: Callable[..., Pipeline]) -> None:
-    dataset = build()
+    dataset = build(rows=12)
     pipeline = pipeline_of({"path": "x", "format": "pairs"}).model_copy(update={"dataset": str(dataset)})
     audit_dataset(pipeline)
     sql = "select num_chosen_only, exclusive from tokens where token = 'good'"
-    assert query_dataset(dataset, sql).fetchall() == [(3, False)]
+    assert query_dataset(dataset, sql).fetchall() == [(12, False)]
+    sql = "select num_chosen_words from pair_scores join pairs using (pair_id) where chosen = 'good 7'"
+    assert query_dataset(dataset, sql).fetchall() == [(2,)]
+    assert query_dataset(dataset, "select count(*) from structure where feature = 'words'").fetchall() == [(1,)]
+    assert query_dataset(dataset, "select count(*) from probe where source is null").fetchall() == [(4,)]
 
 
 @pytest.mark.parametrize("name", ["dataset", "reference", "runs"])

@@ -12,11 +12,12 @@ import numpy.typing as npt
 import polars as pl
 
 from prefkit.audit.counting import Hash, Scratch, Texts, Weights, as_fixed, count_grams
-from prefkit.audit.findings import Found, confirmed, placed
+from prefkit.audit.evidence import Evidence
+from prefkit.audit.findings import Found, confirmed, echoed_by_length, placed, together
 from prefkit.audit.postings import Postings, postings
 from prefkit.audit.significance import FlipTest, LengthModel, pair_weights
 from prefkit.audit.tokens import MIN_DISCORDANT_TESTED, token_table
-from prefkit.audit.verdict import Limits, find_tokens
+from prefkit.audit.verdict import Limits, find_exclusive, find_tokens
 
 Named = Callable[[pl.DataFrame], tuple[list[str], list[list[int]] | None]]
 MAX_CANDIDATES = 2_000  # tokens that are held against the pairs, the worst ones; the table has all
@@ -81,12 +82,18 @@ def surest_first(table: pl.DataFrame) -> pl.DataFrame:
     return table.sort(order, descending=[False, True, False, True, False, False], nulls_last=True)
 
 
-def candidates(alphabet: Alphabet, clusters: npt.NDArray[np.int64], limits: Limits) -> Found:
+def candidates(alphabet: Alphabet, evidence: Evidence, limits: Limits) -> Found:
     """The tokens that are findings by the table, in their pairs, and hold when a prompt counts once; worst first."""
-    table = find_tokens(alphabet.table, limits).head(MAX_CANDIDATES)
+    clusters, length = evidence.clusters, evidence.length.basis[:, 0]
+    found = _found(alphabet, find_tokens(alphabet.table, limits), len(clusters))
+    alone = echoed_by_length(_found(alphabet, find_exclusive(alphabet.table, limits), len(clusters)), length)
     accepted = alphabet.table.filter(pl.col("q") <= limits.q)["p"].max()
-    found = placed(table, *_places(alphabet, table), len(clusters))
-    return confirmed(found, clusters, float(accepted or 0.0))  # type: ignore[arg-type]
+    return confirmed(together([found, alone]), clusters, float(accepted or 0.0))  # type: ignore[arg-type]
+
+
+def _found(alphabet: Alphabet, table: pl.DataFrame, num_pairs: int) -> Found:
+    some = table.head(MAX_CANDIDATES)
+    return placed(some, *_places(alphabet, some), num_pairs)
 
 
 def _places(alphabet: Alphabet, table: pl.DataFrame) -> Postings:
@@ -94,8 +101,9 @@ def _places(alphabet: Alphabet, table: pl.DataFrame) -> Postings:
 
 
 def probe_words(alphabet: Alphabet) -> tuple[pl.DataFrame, Postings]:
-    """The words that a probe is given, and where they are: single ones that are in enough pairs on one side."""
-    single = alphabet.table.filter((pl.col("n") == 1) & (pl.col("num_discordant") >= MIN_DISCORDANT_TESTED))
+    """The words that a probe is given, and where: single ones, in enough pairs on one side only, not allowed ones."""
+    enough = pl.col("num_discordant") >= MIN_DISCORDANT_TESTED
+    single = alphabet.table.filter((pl.col("n") == 1) & enough & ~pl.col("allowed"))
     words = single.sort(["num_discordant", "hash"], descending=[True, False]).head(MAX_PROBE_WORDS)
     return words, _places(alphabet, words)
 

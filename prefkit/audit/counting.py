@@ -290,12 +290,17 @@ _WIDTHS: dict[pl.DataType | type[pl.DataType], int] = {pl.UInt64: 8, pl.Int64: 8
 
 
 def merged(counts: pl.DataFrame) -> pl.DataFrame:
-    """One row of all rows of an n-gram, by hash. A sort: `group_by` takes three times as long."""
-    ordered = counts.sort("hash")
-    starts = starts_of(ordered["hash"].to_numpy())
-    columns = {"hash": ordered["hash"].to_numpy()[starts]}
+    """One row of all rows of an n-gram, by hash.
+
+    By sorting, as `group_by` takes three times as long; and one column after the other, so that a copy of one is held.
+    """
+    order = counts["hash"].arg_sort()
+    hashes = counts["hash"].gather(order).to_numpy()
+    starts = starts_of(hashes)
+    columns = {"hash": hashes[starts]}
+    del hashes
     for name in counts.columns[1:]:
-        values = ordered[name].to_numpy()
+        values = counts[name].gather(order).to_numpy()
         columns[name] = np.minimum.reduceat(values, starts) if name == "first_pair" else _sums(values, starts)
     return pl.DataFrame(columns)
 

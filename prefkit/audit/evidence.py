@@ -23,13 +23,15 @@ class Evidence(NamedTuple):
     """Of N pairs, in their order.
 
     `pairs`: pair_id, source, cluster (0..C-1; pairs whose prompts are equal after folding share one: they are not
-    independent); `features`, `values`: of both sides, numeric and categorical; `length`: what length alone says.
+    independent); `features`, `values`: of both sides, numeric and categorical; `length`: what length alone says;
+    `num_replies`: distinct texts among the 2 N sides.
     """
 
     pairs: pl.DataFrame
     features: Sides
     values: Sides
     length: LengthModel
+    num_replies: int
 
     @property
     def clusters(self) -> npt.NDArray[np.int64]:
@@ -50,9 +52,11 @@ def gather(texts: Texts, extra: Sides | None = None) -> Evidence:
         extra: numeric features that no text shows, of the same pairs: model tokens, cuts.
     """
     known, features, values = [], [], []
+    replies = [pl.Series(dtype=pl.UInt64)]
     for block in texts():
         prompt = canonical(pl.col("prompt")).hash(0).alias("cluster")  # an in-run key: ranked below
         known.append(block.select("pair_id", "source", prompt))
+        replies += [block[side].hash(0) for side in ("chosen", "rejected")]
         features.append(side_features(block))
         values.append(_with_generators(side_values(block), block))
     pairs = pl.concat(known)
@@ -61,7 +65,7 @@ def gather(texts: Texts, extra: Sides | None = None) -> Evidence:
     if extra is not None:
         sides = Sides(*(pl.concat(two, how="horizontal") for two in zip(sides, extra, strict=True)))
     length = fit_length(*(side["words"].to_numpy() for side in sides))
-    return Evidence(pairs, sides, _joined(values), length)
+    return Evidence(pairs, sides, _joined(values), length, pl.concat(replies).n_unique())
 
 
 def _with_generators(values: Sides, block: pl.DataFrame) -> Sides:

@@ -14,12 +14,14 @@ from scipy import sparse
 
 from prefkit.audit.allow import words_in
 from prefkit.audit.evidence import Evidence
-from prefkit.audit.significance import cluster_sign_test, firth_log_odds
+from prefkit.audit.significance import cluster_sign_test, firth_log_odds, sign_test
 from prefkit.audit.values import CATEGORICAL
 from prefkit.audit.verdict import SHOWN_PAIRS, Finding, structure_finding, token_finding, worst_first
 
 Ints = npt.NDArray[np.int64]
 SAME_PAIRS = 0.9  # of a token's pairs are another's too: it is named with that one
+NOTHING_LEFT = 0.05  # p of length in the other pairs, above which it tells nothing there
+FEW_REPLIES = 20  # sides a distinct text, from which on replies are labels
 MAX_FINDINGS = 200  # tokens that get a finding of their own; the table has all
 NOT_CONFIRMED = "not confirmed by --strict (Benjamini-Yekutieli, and sign flips by prompt)"
 
@@ -66,6 +68,23 @@ def confirmed(found: Found, clusters: Ints, largest_p: float) -> Found:
     return Found(table, found.matrix).keep(np.flatnonzero(p <= largest_p))
 
 
+def echoed_by_length(found: Found, difference: npt.NDArray[np.float64]) -> Found:
+    """Those without which length would say nothing: in the pairs that they do not separate it does not tell chosen.
+
+    Args:
+        found: the candidates.
+        difference: (N,) of length, chosen - rejected.
+    """
+    longer, shorter = difference > 0, difference < 0
+    kept = []
+    for row in range(found.table.height):
+        pairs, _ = found.pairs_of(row)
+        b, c = (int(side.sum() - side[pairs].sum()) for side in (longer, shorter))
+        if b + c == 0 or sign_test(b, b + c) > NOTHING_LEFT:
+            kept.append(row)
+    return found.keep(np.array(kept, dtype=np.int64))
+
+
 def together(found: Sequence[Found]) -> Found:
     """The candidates of several alphabets, worst first; words before the model's tokens where they are alike."""
     table = pl.concat([one.table for one in found], how="diagonal")
@@ -82,7 +101,9 @@ def with_effects(found: Found, basis: npt.NDArray[np.float64]) -> Found:
         pairs, sides = found.pairs_of(row)
         signs[pairs] = sides
         effects[row] = firth_log_odds(signs, basis)
-    return found._replace(table=found.table.with_columns(pl.Series("log_odds_length", effects, pl.Float64)))
+    return found._replace(
+        table=found.table.with_columns(pl.Series("log_odds_length", effects, pl.Float64).fill_nan(None))
+    )
 
 
 def with_log_odds(table: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
@@ -160,6 +181,21 @@ def structure_findings(
             heads.append((row, []))
     return [
         _with_pairs(structure_finding(row, dataset, doc_of(row["feature"])), row, also, evidence) for row, also in heads
+    ]
+
+
+def few_replies(evidence: Evidence) -> list[Finding]:
+    """A note where the sides are but a handful of texts: labels rather than answers."""
+    sides, distinct = 2 * evidence.pairs.height, evidence.num_replies
+    if not distinct or sides < FEW_REPLIES * distinct:
+        return []
+    words = float(np.median(pl.concat([side["words"] for side in evidence.features]).to_numpy()))
+    reason = f"the {sides} sides are {distinct} distinct texts, of {words:g} words by the median: the pairs teach which"
+    advice = "make pairs of whole answers, or audit.allow_features: [distinct_replies] if a label is the point"
+    return [
+        Finding("note", "structure", "distinct_replies", None, f"{reason} to give, not how to answer", advice)._replace(
+            pair_ids=tuple(evidence.pairs["pair_id"].head(SHOWN_PAIRS))
+        )
     ]
 
 

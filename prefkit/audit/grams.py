@@ -263,10 +263,18 @@ def _kind_of(point: int) -> int:
     settled = point < _HIGH or (
         character.casefold() == character
         and unicodedata.is_normalized("NFC", character)
-        and not unicodedata.category(character).startswith("M")  # what composes with a character before it ...
-        and not 0x1100 <= point <= 0x11FF  # ... is a mark, or a vowel or final consonant of Hangul
+        and not unicodedata.combining(character)  # marks of one letter are put in order
+        and point not in _composing()
     )
     return kind if settled else kind + UNSETTLED
+
+
+@cache
+def _composing() -> frozenset[int]:
+    """The characters that may become one with the character before them."""
+    parts = (unicodedata.decomposition(chr(point)).split() for point in range(0x30000))  # two planes have any
+    seconds = {int(pair[1], 16) for pair in parts if len(pair) == 2 and not pair[0].startswith("<")}
+    return frozenset(seconds) | frozenset(range(0x1161, 0x11C3))  # vowels and final consonants of Hangul, by rule
 
 
 def _spans(raw: Array, kinds: Array, offsets: Array) -> tuple[Array, Array]:

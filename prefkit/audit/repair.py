@@ -151,10 +151,7 @@ def strip_opener(pairs: pl.DataFrame, kind: Kind, opener: str) -> Stripped:
 def has_gram(texts: pl.Series, words: Sequence[str]) -> Bools:
     """Whether each text has some words in a row (N,), as `words_in` splits it."""
     steps = [_bounded(word) for word in words]
-    gaps = [
-        r"\s+" if IN_WORD.match(one[-1]) and IN_WORD.match(other[0]) else r"\s*"
-        for one, other in pairwise(words)
-    ]
+    gaps = [r"\s+" if IN_WORD.match(one[-1]) and IN_WORD.match(other[0]) else r"\s*" for one, other in pairwise(words)]
     pattern = re.compile("".join(part for pair in zip(steps, [*gaps, ""], strict=True) for part in pair))
     folded = (unicodedata.normalize("NFC", text or "").casefold() for text in texts)
     return np.asarray([words[0] in text and pattern.search(text) is not None for text in folded], dtype=np.bool_)

@@ -106,6 +106,21 @@ def find_tokens(table: pl.DataFrame, limits: Limits) -> pl.DataFrame:
     return worst_first(found.with_columns(level.alias("level")), "token")
 
 
+def find_exclusive(table: pl.DataFrame, limits: Limits) -> pl.DataFrame:
+    """Rows that are exclusive and findings but for the z beside length: perhaps length only echoes them, worst first.
+
+    An opener that alone makes a side longer cannot be told from length by a test of both at once.
+    """
+    found = table.filter(
+        pl.col("exclusive")
+        & (pl.col("q") <= limits.q)
+        & (pl.col("coverage") >= limits.min_coverage)
+        & ~_beside_length(limits.z_length).fill_null(False)
+        & ~pl.col("allowed")
+    )
+    return worst_first(found.with_columns(_token_level(1.0, _sure(table, limits.q)).alias("level")), "token")
+
+
 def _sure(table: pl.DataFrame, q: float) -> pl.Expr:
     """Whether a row's p holds among all tests of its table, not only as one of many discoveries (Bonferroni)."""
     return pl.col("p") * table["q"].drop_nulls().len() <= q
@@ -124,12 +139,16 @@ def _token_level(warn: float, sure: pl.Expr) -> pl.Expr:
 
 
 def worst_first(found: pl.DataFrame, name: str) -> pl.DataFrame:
-    """Rows with a `level` in the order in which findings are told: by level, share of pairs, the shorter n-gram."""
-    order = [column for column in ("n", "alphabet") if column in found.columns]
-    return found.sort(
-        [WORST_FIRST, -pl.col("coverage"), *(pl.col(column) for column in order), pl.col(name)],
-        descending=[False, False, *(column == "alphabet" for column in order), False],
-    )
+    """Rows with a `level` in the order in which findings are told: by level, share of pairs, words before signs."""
+    signs = ~pl.col(name).str.contains(r"\w")
+    order = [
+        WORST_FIRST,
+        -pl.col("coverage"),
+        signs,
+        *(c for c in ("n", "alphabet") if c in found.columns),
+        pl.col(name),
+    ]
+    return found.sort(order, descending=[isinstance(key, str) and key == "alphabet" for key in order])
 
 
 def find_structure(table: pl.DataFrame, limits: Limits) -> pl.DataFrame:

@@ -72,29 +72,35 @@ def pretraining_texts(seed: int = 0, rounds: int = 2) -> list[list[Message]]:
     return conversations
 
 
-def write_world(folder: Path, seed: int = 0, num_prompts: int = 900) -> WorldFacts:
+def write_world(
+    folder: Path, seed: int = 0, num_prompts: int = 900, shortcut_share: float = SHORTCUT_SHARE
+) -> WorldFacts:
     """Write the three source files; the same seed and number give the same bytes.
 
     Args:
         folder: made if it is not there.
         seed: decides which questions, which answers, and the order of the lines.
         num_prompts: distinct questions over the three files; none is in two of them.
+        shortcut_share: of the prompts without a planted flaw, 0..1: the better answer begins with SHORTCUT_OPENER.
 
     Raises:
-        InputError: the town has fewer questions than that, or so few leave room for little but flaws.
+        InputError: the town has fewer questions than that, or so few leave room for little but flaws; or no such share.
     """
     rng = random.Random(seed)  # noqa: S311 - a reproducible world, not a secret
     questions = all_questions()
     if not MIN_PROMPTS <= num_prompts <= len(questions):
         limits = f"{MIN_PROMPTS} to {len(questions)}"
         raise InputError(f"the demo world cannot have {num_prompts} prompts", where="num_prompts", expected=limits)
+    if not 0 <= shortcut_share <= 1:
+        message = f"the demo world cannot have a shortcut in {shortcut_share:g} of its answers"
+        raise InputError(message, where="shortcut_share", expected="0 to 1")
     questions = rng.sample(questions, num_prompts)
     folder.mkdir(parents=True, exist_ok=True)
     planted: Counter[str] = Counter()
     num_lines = []
     for name, rows_of in ((CANDIDATES, _candidate_rows), (CORRECTIONS, _correction_rows), (PAIRS, _pair_rows)):
         num_in_file = round(num_prompts * SHARES[name]) if name in SHARES else len(questions)
-        plants = _plants(name, num_in_file, num_prompts)
+        plants = _plants(name, num_in_file, num_prompts, shortcut_share)
         groups = [[_line(row, plant) for row in rows_of(rng, questions.pop(), plant)] for plant in plants]
         rng.shuffle(groups)
         lines = [line for group in groups for line in group]
@@ -108,10 +114,10 @@ def write_world(folder: Path, seed: int = 0, num_prompts: int = 900) -> WorldFac
     return WorldFacts(num_prompts, *num_lines, *counts)
 
 
-def _plants(name: str, num_in_file: int, num_prompts: int) -> list[str]:
+def _plants(name: str, num_in_file: int, num_prompts: int, shortcut_share: float) -> list[str]:
     """One label a prompt of the file: its flaw, the shortcut, or "" for neither."""
     labels = [plant for plant, share in PLANTS[name].items() for _ in range(max(1, share * num_prompts // 1000))]
-    labels += ["shortcut_answers"] * round(SHORTCUT_SHARE * (num_in_file - len(labels)))
+    labels += ["shortcut_answers"] * round(shortcut_share * (num_in_file - len(labels)))
     return labels + [""] * (num_in_file - len(labels))
 
 

@@ -1,0 +1,874 @@
+"""A repair drops or edits what it says and nothing else, writes why, and leaves data that gives less away."""
+
+import json
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from scipy import sparse
+
+from prefkit.audit.allow import words_in
+from prefkit.audit.repair import cut_opener, fold, has_gram, length_surplus, strip_opener, surplus, token_signs
+from prefkit.audit.shortcuts import Seen, find_shortcuts, fit_probes
+from prefkit.before_after import audit_rows, print_repaired
+from prefkit.build import Counts, build_dataset
+from prefkit.config import Pipeline, load_pipeline
+from prefkit.demo.world import SHORTCUT_OPENER, pretraining_texts, write_world
+from prefkit.errors import CheckError, DatasetError, InputError
+from prefkit.format import AUDIT_PROBE
+from prefkit.query import connect_dataset
+from prefkit.repairs import Repaired, repair_dataset
+from prefkit.store import read_manifest, write_json
+from prefkit.target import pipeline_of as target_pipeline
+from prefkit.text import pair_id
+
+WriteJsonl = Callable[..., Path]
+PipelineOf = Callable[..., Pipeline]
+quickly = settings(deadline=None, derandomize=True, database=None, max_examples=200)
+
+
+def table(folder: Path | str, name: str) -> pl.DataFrame:
+    return pl.read_parquet(f"{folder}/{name}/*.parquet")
+
+
+def contents(folder: Path, without: str = "") -> dict[str, bytes]:
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: data for name, data in found.items() if not without or not name.startswith(without)}
+
+
+def turn(role: str, content: str | None, **more: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, **more}
+
+
+# openers
+
+
+@pytest.mark.parametrize(
+    ("text", "opener", "left"),
+    [
+        ("Certainly! here it is", "Certainly!", "Here it is"),
+        ("certainly! here it is", "Certainly!", "here it is"),
+        ("CERTAINLY!  \n here it is", "certainly!", "Here it is"),
+        ("Certainly, here it is", "Certainly", "Here it is"),
+        ("Certainly... here", "Certainly", "Here"),
+        ("Certainly \u2014 here", "Certainly", "Here"),
+        ("Certainly - here", "Certainly", "Here"),
+        ("Certainly\n\n- one\n- two", "Certainly", "- one\n- two"),
+        ("Certainly here", "Certainly", "Here"),
+        ("  Certainly! yes", "Certainly!", "  Yes"),
+        ("\n\nSure!\n\nyes", "sure!", "\n\nYes"),
+        ("Of  course! yes", "Of course!", "Yes"),
+        ("Certainly! Certainly! yes", "Certainly!", "Yes"),
+        ("Certainly! 3 is it", "Certainly!", "3 is it"),
+        ("Certainly! **bold** it is", "Certainly!", "**bold** it is"),
+        ("Certainly!", "Certainly!", ""),
+        ("Cafe\u0301! oui", "Caf\u00e9!", "Oui"),
+        ("GRUESSE, ja", "Gruesse", "Ja"),
+        ("Gr\u00fc\u00dfe, ja", "gr\u00fcsse", "Ja"),
+        ("\u597d\u7684\uff0c\u8fd9\u662f", "\u597d\u7684\uff0c", "\u8fd9\u662f"),
+    ],
+)
+def test_an_opener_is_cut_off_with_the_white_space_behind_it(text: str, opener: str, left: str) -> None:
+    assert cut_opener(text, fold(opener)) == left
+
+
+@pytest.mark.parametrize(
+    ("text", "opener"),
+    [
+        ("Certainly's end", "Certainly"),
+        ("Certainlyness", "Certainly"),
+        ("Well-known facts", "Well"),
+        ("3.5 is more", "3"),
+        ("and/or this", "and"),
+        ("I am certainly here", "certainly"),
+        ("Certain", "Certainly"),
+        ("Cafe\u0301", "Cafe"),
+        ("", "Certainly"),
+        ("Certainly, yes", "Certainly!"),
+    ],
+)
+def test_no_part_of_a_word_and_nothing_inside_a_text_is_an_opener(text: str, opener: str) -> None:
+    assert cut_opener(text, fold(opener)) is None
+
+
+words = st.sampled_from(
+    ["sure", "Sure", "SURE", "yes", "here", "it", "\u00c9t\u00e9", "e\u0301te\u0301", "!", ",", "."]
+)
+
+
+@quickly
+@given(st.lists(words, min_size=1, max_size=2), st.lists(words, max_size=5))
+def test_what_is_left_is_the_end_of_the_text_and_begins_with_no_opener(opener: list[str], rest: list[str]) -> None:
+    wanted, text = fold(" ".join(opener)), " ".join([*opener, *rest])
+    left = cut_opener(text, wanted)
+    assert left is not None
+    assert cut_opener(left, wanted) is None
+    assert text.casefold().endswith(left.casefold())
+    assert cut_opener("so " + text, wanted) is None
+
+
+def test_both_sides_are_cut_alike_and_what_was_cut_is_told() -> None:
+    pairs = pl.DataFrame(
+        {
+            "chosen": ["Sure! one", "two", "Sure! three", "sure!"],
+            "rejected": ["four", "sure! five", "Sure!  six", "seven"],
+        }
+    )
+    stripped = strip_opener(pairs, "text", "SURE!")
+    assert stripped.pairs["chosen"].to_list() == ["One", "two", "Three", ""]
+    assert stripped.pairs["rejected"].to_list() == ["four", "five", "Six", "seven"]
+    assert stripped.edited.tolist() == [True, True, True, True]
+    assert stripped.emptied.to_list() == [None, None, None, "empty_chosen"]
+    assert stripped.cut["chosen"].to_list() == ["Sure!", None, "Sure!", "sure!"]
+    assert stripped.cut["rejected"].to_list() == [None, "sure!", "Sure!", None]
+
+
+def test_every_assistant_message_of_a_side_is_a_reply_and_no_other_message_is() -> None:
+    call = json.dumps({"tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]})
+    side = [
+        turn("assistant", "Sure! which?", extra=None),
+        turn("user", "Sure! that", extra=None),
+        turn("assistant", "Sure!", extra=call),
+        turn("tool", "Sure! 5", extra=None),
+        turn("assistant", "Sure! five", extra=None),
+    ]
+    other = [turn("assistant", None, extra=call), turn("tool", "5", extra=None), turn("assistant", "six", extra=None)]
+    from prefkit.format import MESSAGES
+
+    pairs = pl.DataFrame({"chosen": [side], "rejected": [other]}, schema={"chosen": MESSAGES, "rejected": MESSAGES})
+    stripped = strip_opener(pairs, "chat", "sure!")
+    found = [message["content"] for message in stripped.pairs["chosen"][0].to_list()]
+    assert found == ["Which?", "Sure! that", "", "Sure! 5", "Five"]
+    assert stripped.pairs["rejected"].to_list() == pairs["rejected"].to_list()
+    assert stripped.emptied.to_list() == [None]  # the message that says nothing now still calls a tool
+    assert stripped.cut["chosen"].to_list() == ["Sure! Sure! Sure!"]
+
+
+# tokens and lengths
+
+
+def naive_has(text: str, gram: Sequence[str]) -> bool:
+    found = words_in(text)
+    return any(found[i : i + len(gram)] == list(gram) for i in range(len(found)))
+
+
+@quickly
+@given(st.text("ab'!\u00e9\u0301 .\n", max_size=12), st.text("ab'!\u00e9 .", min_size=1, max_size=4))
+def test_a_text_has_a_token_where_its_words_are_in_a_row(text: str, token: str) -> None:
+    gram = words_in(token)
+    if gram:
+        assert has_gram(pl.Series([text]), gram).tolist() == [naive_has(text, gram)]
+
+
+def test_a_token_counts_where_one_side_alone_has_it() -> None:
+    texts = pl.DataFrame(
+        {
+            "chosen": ["Certainly! yes", "no", "certainly ! a", "certainly", "uncertainly!"],
+            "rejected": ["no", "well, CERTAINLY!", "CERTAINLY!", "certainly.", "-"],
+        }
+    )
+    assert token_signs(texts, "certainly!").tolist() == [1, -1, 0, 0, 0]
+    assert token_signs(texts, "certainly").tolist() == [1, -1, 0, 0, 0]
+
+
+def test_of_the_more_frequent_sign_the_highest_scores_go_and_ties_by_pair_id() -> None:
+    signs = np.array([1, 1, 1, -1, 0, 1], dtype=np.int8)
+    ids = pl.Series(["f", "e", "d", "c", "b", "a"])
+    # four against one: three go; score 9 first, then of the three with 2 the smallest ids, a and d
+    assert surplus(signs, np.array([2.0, 9.0, 2.0, 99.0, 99.0, 2.0]), ids).tolist() == [1, 2, 5]
+    assert surplus(-signs, np.array([2.0, 9.0, 2.0, 99.0, 99.0, 2.0]), ids).tolist() == [1, 2, 5]
+    assert surplus(np.array([1, 1, 0], dtype=np.int8), np.zeros(3), ids[:3]).tolist() == [0, 1]
+    assert surplus(np.array([1, -1], dtype=np.int8), np.zeros(2), ids[:2]).tolist() == []
+    # a pair without a score goes last
+    assert surplus(np.array([1, 1, -1], dtype=np.int8), np.array([np.nan, -5.0, 0.0]), ids[:3]).tolist() == [1]
+
+
+@quickly
+@given(st.lists(st.tuples(st.sampled_from([-1, 0, 1]), st.integers(-3, 3)), max_size=12))
+def test_balanced_signs_are_equal_in_number_and_no_pair_of_the_rarer_one_goes(rows: list[tuple[int, int]]) -> None:
+    signs = np.array([sign for sign, _ in rows], dtype=np.int8)
+    scores = np.array([score for _, score in rows], dtype=np.float64)
+    gone = surplus(signs, scores, pl.Series([f"{n:02d}" for n in range(len(rows))], dtype=pl.String))
+    left = np.setdiff1d(np.arange(len(rows)), gone)
+    assert (signs[left] == 1).sum() == (signs[left] == -1).sum() == min((signs == 1).sum(), (signs == -1).sum())
+    side = signs[gone][0] if len(gone) else 0
+    still = scores[left][signs[left] == side]
+    assert not len(gone) or not len(still) or scores[gone].min() >= still.max()
+
+
+def test_lengths_are_matched_within_bins_of_the_difference() -> None:
+    # bins end at .05, .1, .2, ...: .01 and -.02 in the first, .06 alone in the second, .5 and .55 against -.59
+    difference = np.array([0.01, -0.02, 0.06, 0.0, 0.5, 0.55, -0.59, -0.7])
+    scores = np.array([0, 0, 0, 0, 1.0, 2.0, 0, 0])
+    ids = pl.Series([f"p{n}" for n in range(8)])
+    assert length_surplus(difference, scores, ids).tolist() == [2, 5, 7]
+
+
+# shortcuts
+
+
+def planted(num_pairs: int, num_planted: int, seed: int = 0) -> Seen:
+    """Pairs of noise; the first ones have a word in chosen only."""
+    rng = np.random.default_rng(seed)
+    signs = np.zeros((num_pairs, 21), dtype=np.int8)
+    signs[:num_planted, 0] = 1
+    signs[:, 1:] = rng.integers(-1, 2, size=(num_pairs, 20))
+    noise = rng.normal(size=num_pairs)
+    return Seen(noise, noise[:, None].copy(), sparse.csr_array(signs.astype(np.float64)), np.arange(num_pairs))
+
+
+def test_pairs_go_that_have_the_shortcut_until_no_probe_is_above_the_target() -> None:
+    seen, ids = planted(1000, 600), pl.Series([f"{n:04d}" for n in range(1000)])
+    everything = fit_probes(seen, np.arange(1000), 1.0, seed=0, max_fit=50_000)
+    assert everything.accuracy == pytest.approx(0.8, abs=0.04)  # 600 known, and chance for 400
+    found = find_shortcuts(seen, ids, 0.6, 900, seed=0, max_fit=50_000)
+    assert found.accuracy <= 0.6
+    # (.8 - k/1000) / (1 - k/1000) = .6 where k = 500 of the 600 are gone; fits that see noise know less
+    assert 350 <= len(found.rows) <= 510
+    assert np.mean(found.rows < 600) > 0.97
+    left = np.setdiff1d(np.arange(1000), found.rows)
+    again = fit_probes(seen, left, 1.0, seed=0, max_fit=50_000)
+    assert (again.probe, again.accuracy) == (found.probe, found.accuracy)
+    fewer = np.setdiff1d(np.arange(1000), found.rows[:-1])
+    assert fit_probes(seen, fewer, 1.0, seed=0, max_fit=50_000).accuracy > 0.6
+
+
+def test_the_search_stops_at_its_budget_and_says_how_far_it_came() -> None:
+    seen, ids = planted(1000, 600), pl.Series([f"{n:04d}" for n in range(1000)])
+    found = find_shortcuts(seen, ids, 0.6, 200, seed=0, max_fit=50_000)
+    assert len(found.rows) == 200
+    assert found.accuracy == pytest.approx(0.75, abs=0.04)  # 400 known, and chance for 400, of 800
+    assert find_shortcuts(seen, ids, 0.9, 200, seed=0, max_fit=50_000).rows.tolist() == []
+
+
+# datasets
+
+
+def row(number: int, chosen: str, rejected: str, **more: Any) -> dict[str, Any]:
+    return {"prompt": f"p{number}", "chosen": chosen, "rejected": rejected, **more}
+
+
+@pytest.fixture
+def opened(write_jsonl: WriteJsonl, pipeline_of: PipelineOf) -> Path:
+    """Pairs that an opener touches in every way; what becomes of each stands beside it."""
+    rows = [
+        row(0, "Sure! Red is warm.", "blue"),  # edited
+        row(1, "plain", "simple", weight=0.5),  # stays
+        row(2, "Sure!", "well"),  # chosen says nothing
+        row(3, "Sure! Same", "Same"),  # both the same
+        row(4, "Twice", "once"),  # the twin of the next
+        row(4, "Sure! Twice", "once"),
+        row(5, "left", "right"),  # against the next
+        row(5, "Right", "Sure! Left"),  # stays: case counts
+        row(6, "up", "down"),  # against the next
+        row(6, "sure! down", "sure! up"),
+        row(7, "yes", "Sure! no"),  # edited
+    ]
+    pipeline = pipeline_of({"path": str(write_jsonl("rows.jsonl", rows)), "format": "pairs"})
+    build_dataset(pipeline)
+    return Path(pipeline.dataset)
+
+
+def test_an_opener_is_cut_and_everything_else_stays_as_it_was(opened: Path, tmp_path: Path) -> None:
+    before, old = table(opened, "pairs"), contents(opened)
+    repaired = repair_dataset(str(opened), str(tmp_path / "new"), strip_openers=["sure!"])
+    pairs = table(tmp_path / "new", "pairs")
+    assert pairs.select("prompt", "chosen", "rejected").rows() == [
+        ("p0", "Red is warm.", "blue"),
+        ("p1", "plain", "simple"),
+        ("p4", "Twice", "once"),
+        ("p5", "left", "right"),
+        ("p5", "Right", "Left"),
+        ("p7", "yes", "No"),
+    ]
+    assert pairs["pair_id"].to_list() == [
+        pair_id("text", *texts) for texts in pairs.select("prompt", "chosen", "rejected").rows()
+    ]
+    kept = before.join(pairs, on="pair_id", how="semi", maintain_order="left")
+    assert kept.equals(pairs.join(before, on="pair_id", how="semi", maintain_order="left"))
+    assert kept.height == 3
+    assert pairs["source_row"].to_list() == [1, 2, 5, 7, 8, 11]
+    assert pairs["weight"].to_list() == [1, 0.5, 1, 1, 1, 1]
+    assert pairs.columns == before.columns
+    assert repaired.steps == [{"repair": "strip_opener", "setting": "sure!", "dropped": 5, "edited": 3}]
+    assert {name: data for name, data in contents(opened).items() if name in old and name != "views.sql"} == {
+        name: data for name, data in old.items() if name != "views.sql"
+    }
+
+
+def test_what_an_edit_makes_unfit_is_dropped_with_the_rule_by_name(opened: Path, tmp_path: Path) -> None:
+    before = dict(table(opened, "pairs").select("source_row", "pair_id").rows())
+    repair_dataset(str(opened), str(tmp_path / "new"), strip_openers=["sure!"])
+    dropped = table(tmp_path / "new", "dropped").sort("source_row")
+    assert dropped.select("source_row", "stage", "reason", "chosen").rows() == [
+        (3, "repair", "empty_chosen", "Sure!"),
+        (4, "repair", "identical", "Sure! Same"),
+        (6, "repair", "duplicate", "Sure! Twice"),
+        (9, "repair", "contradiction", "up"),
+        (10, "repair", "contradiction", "sure! down"),
+    ]
+    assert dropped["pair_id"].to_list() == [before[row] for row in (3, 4, 6, 9, 10)]
+    assert dropped["duplicate_of"].to_list() == [None, None, before[5], before[10], before[9]]
+    assert dropped["jaccard"].to_list() == [None, None, 1.0, None, None]
+
+
+def test_every_dropped_and_edited_pair_has_one_row_that_says_why(opened: Path, tmp_path: Path) -> None:
+    repaired = repair_dataset(str(opened), str(tmp_path / "new"), strip_openers=["sure!"])
+    ids = dict(table(opened, "pairs").select("source_row", "pair_id").rows())
+    new = dict(table(tmp_path / "new", "pairs").select("source_row", "pair_id").rows())
+    changes = table(tmp_path / "new", "changes")
+    named = ("pair_id", "new_pair_id", "action", "reason", "detail", "chosen_before", "rejected_before")
+    lost = [(3, "empty_chosen"), (4, "identical"), (6, "duplicate"), (9, "contradiction"), (10, "contradiction")]
+    expected = {
+        1: (ids[1], new[1], "edited", "strip_opener", "cut off chosen: 'Sure!'", "Sure! Red is warm.", "blue"),
+        8: (ids[8], new[8], "edited", "strip_opener", "cut off rejected: 'Sure!'", "Right", "Sure! Left"),
+        11: (ids[11], new[11], "edited", "strip_opener", "cut off rejected: 'Sure!'", "yes", "Sure! no"),
+    } | {
+        row: (ids[row], None, "dropped", "strip_opener", f"{rule}, once 'sure!' is cut off", None, None)
+        for row, rule in lost
+    }
+    assert changes.columns == list(named)
+    assert changes.rows() == [expected[row] for row in sorted(expected)]
+    assert connect_dataset(repaired.out).execute("select count(*) from changes").fetchall() == [(8,)]
+
+
+def test_two_openers_in_a_row_are_one_edit_and_an_edited_pair_may_still_go(
+    write_jsonl: WriteJsonl, pipeline_of: PipelineOf, tmp_path: Path
+) -> None:
+    rows = [row(n, f"Sure! Okay. {word} day", "no") for n, word in enumerate(["red", "blue", "green"])]
+    rows += [row(9, "one", "two red days"), row(8, "three", "four")]
+    pipeline = pipeline_of({"path": str(write_jsonl("rows.jsonl", rows)), "format": "pairs"})
+    build_dataset(pipeline)
+    new = tmp_path / "new"
+    repaired = repair_dataset(
+        pipeline.dataset, str(new), strip_openers=["sure!", "okay."], balance=["day"], max_dropped=0.7
+    )
+    assert [tuple(step.values()) for step in repaired.steps] == [
+        ("strip_opener", "sure!", 0, 3),
+        ("strip_opener", "okay.", 0, 3),
+        ("balance", "day", 3, 0),
+    ]
+    changes = table(new, "changes")
+    assert changes["action"].to_list() == ["dropped"] * 3
+    assert changes["reason"].to_list() == ["balance"] * 3
+    assert all(detail.startswith("'day' is in chosen only") for detail in changes["detail"])
+    assert table(new, "dropped")["chosen"].to_list() == [f"Sure! Okay. {w} day" for w in ("red", "blue", "green")]
+    pipeline = load_pipeline(tmp_path / "pipeline.yaml")
+    both = repair_dataset(pipeline.dataset, str(tmp_path / "both"), strip_openers=["sure!", "okay."])
+    told = table(both.out, "changes")["detail"].to_list()
+    assert told == ["cut off chosen: 'Sure!'; cut off chosen: 'Okay.'"] * 3
+
+
+def sided(write_jsonl: WriteJsonl, pipeline_of: PipelineOf, chosen: int, rejected: int, **sections: Any) -> Pipeline:
+    """`gleam` in chosen only, then in rejected only, then in neither; texts of five words of a seeded choice."""
+    rng = random.Random(0)
+
+    def text(word: str) -> str:
+        return " ".join([rng.choice("abcdefgh") * 2 for _ in range(4)] + [word])
+
+    rows = [row(n, text("gleam"), text("dim")) for n in range(chosen)]
+    rows += [row(1000 + n, text("dim"), text("gleam")) for n in range(rejected)]
+    rows += [row(2000 + n, text("dim"), text("dim")) for n in range(60)]
+    pipeline = pipeline_of({"path": str(write_jsonl("rows.jsonl", rows)), "format": "pairs"}, **sections)
+    build_dataset(pipeline)
+    return pipeline
+
+
+def on_one_side(folder: Path | str, token: str) -> tuple[int, int]:
+    found = table(folder, "pairs").select("chosen", "rejected").rows()
+    sides = Counter((naive_has(chosen, [token]), naive_has(rejected, [token])) for chosen, rejected in found)
+    return sides[True, False], sides[False, True]
+
+
+def test_a_balanced_token_is_as_often_in_chosen_only_as_in_rejected_only(
+    write_jsonl: WriteJsonl, pipeline_of: PipelineOf, tmp_path: Path
+) -> None:
+    pipeline = sided(write_jsonl, pipeline_of, 40, 15)
+    scored = tmp_path / "scored"
+    repaired = repair_dataset(pipeline.dataset, str(tmp_path / "new"), balance=["Gleam"])
+    assert on_one_side(tmp_path / "new", "gleam") == (15, 15)
+    assert repaired.steps == [{"repair": "balance", "setting": "Gleam", "dropped": 25, "edited": 0}]
+    assert (repaired.before.pairs, repaired.after.pairs) == (115, 90)
+    # the audit of the old dataset gives the scores by which they go: no pair that stays is above one that went
+    scores = dict(
+        pl.read_parquet(f"{pipeline.dataset}/audit/pair_scores.parquet").select("pair_id", "shortcut_score").rows()
+    )
+    gone = [scores[one] for one in table(tmp_path / "new", "changes")["pair_id"]]
+    left = [
+        scores[one]
+        for one, text in table(tmp_path / "new", "pairs").select("pair_id", "chosen").rows()
+        if "gleam" in text
+    ]
+    assert min(gone) >= max(left)
+    assert not scored.exists()
+    mirrored = sided(write_jsonl, pipeline_of, 15, 40)
+    repair_dataset(mirrored.dataset, str(tmp_path / "mirrored"), balance=["gleam"])
+    assert on_one_side(tmp_path / "mirrored", "gleam") == (15, 15)
+
+
+def test_a_token_that_one_side_alone_has_goes_with_all_its_pairs(
+    write_jsonl: WriteJsonl, pipeline_of: PipelineOf, tmp_path: Path
+) -> None:
+    pipeline = sided(write_jsonl, pipeline_of, 30, 0)
+    repair_dataset(pipeline.dataset, str(tmp_path / "new"), balance=["gleam"])
+    assert on_one_side(tmp_path / "new", "gleam") == (0, 0)
+    assert table(tmp_path / "new", "pairs").height == 60
+
+
+def test_several_tokens_and_lengths_hold_together(
+    write_jsonl: WriteJsonl, pipeline_of: PipelineOf, tmp_path: Path
+) -> None:
+    rng = random.Random(1)
+
+    def text(extra: Sequence[str], low: int) -> str:
+        return " ".join([rng.choice("abcdefgh") * 2 for _ in range(rng.randint(low, 12))] + list(extra))
+
+    rows = [
+        row(
+            n,
+            text(["gleam"] * (rng.random() < 0.5) + ["glow"] * (rng.random() < 0.4), 4),
+            text(["glow"] * (n % 9 == 0), 2),
+        )
+        for n in range(200)
+    ] + [row(500 + n, text([], 3), text(["gleam"], 3)) for n in range(60)]
+    pipeline = pipeline_of({"path": str(write_jsonl("rows.jsonl", rows)), "format": "pairs"})
+    build_dataset(pipeline)
+    repaired = repair_dataset(
+        pipeline.dataset, str(tmp_path / "new"), balance=["gleam", "glow"], match_length=True, max_dropped=0.9
+    )
+    for token in ("gleam", "glow"):
+        only_chosen, only_rejected = on_one_side(tmp_path / "new", token)
+        assert only_chosen == only_rejected > 0
+    pairs = table(tmp_path / "new", "pairs").select("chosen", "rejected").rows()
+    longer = Counter(np.sign(len(words_in(chosen)) - len(words_in(rejected))) for chosen, rejected in pairs)
+    assert longer[1] == longer[-1] > 0
+    assert [step["repair"] for step in repaired.steps] == ["balance", "balance", "match_length"]
+    changes = table(tmp_path / "new", "changes")
+    assert sum(step["dropped"] for step in repaired.steps) == changes.height == 260 - len(pairs)
+    matched = changes.filter(pl.col("reason") == "match_length")["detail"].to_list()
+    assert all(
+        detail.startswith(("chosen is ", "rejected is ")) and "times as long in words" in detail for detail in matched
+    )
+
+
+def test_dropped_shortcuts_leave_a_dataset_whose_audit_is_under_the_target(
+    write_jsonl: WriteJsonl, pipeline_of: PipelineOf, tmp_path: Path
+) -> None:
+    pipeline = sided(write_jsonl, pipeline_of, 40, 0)
+    lines: list[str] = []
+    repaired = repair_dataset(pipeline.dataset, str(tmp_path / "new"), drop_shortcuts=0.6, tell=lines.append)
+    probes = repaired.after.tables[AUDIT_PROBE].filter(pl.col("source").is_null())
+    assert all(accuracy <= 0.6 for accuracy in probes.filter(pl.col("probe") != "generator")["accuracy"])
+    assert any(accuracy > 0.6 for accuracy in repaired.before.tables[AUDIT_PROBE]["accuracy"].drop_nulls())
+    dropped = table(tmp_path / "new", "changes")
+    assert dropped["reason"].unique().to_list() == ["drop_shortcuts"]
+    assert all(detail.startswith("given away; shortcut score +") for detail in dropped["detail"])
+    assert repaired.steps[0]["dropped"] == dropped.height <= 50
+    assert any("pairs dropped: " in line and "tells chosen in" in line for line in lines)
+
+
+def test_a_target_out_of_reach_says_how_far_it_came_and_writes_nothing(
+    write_jsonl: WriteJsonl, pipeline_of: PipelineOf, tmp_path: Path
+) -> None:
+    pipeline = sided(write_jsonl, pipeline_of, 240, 0)
+    with pytest.raises(CheckError) as failed:
+        repair_dataset(pipeline.dataset, str(tmp_path / "new"), drop_shortcuts=0.6, max_dropped=0.1)
+    error = failed.value
+    assert error.message.startswith("without 30 of 300 pairs (10%) the probe ")
+    assert " still tells chosen in " in error.message
+    assert error.message.endswith(" of held-out pairs")
+    assert error.expected == "at most 60.0%, and at most 10% dropped (--max-dropped)"
+    assert error.hint == (
+        "--strip-opener or --balance for what the audit finds; or a higher --drop-shortcuts, or other pairs"
+    )
+    assert error.where == pipeline.dataset
+    assert not (tmp_path / "new").exists()
+
+
+def test_more_pairs_than_may_go_are_an_error_that_names_the_repair(
+    write_jsonl: WriteJsonl, pipeline_of: PipelineOf, tmp_path: Path
+) -> None:
+    pipeline = sided(write_jsonl, pipeline_of, 90, 0)
+    with pytest.raises(CheckError) as failed:
+        repair_dataset(pipeline.dataset, str(tmp_path / "new"), balance=["gleam"])
+    assert failed.value.message == "with --balance, 90 of 150 pairs would go (60.0%)"
+    assert failed.value.expected == "at most 50% (--max-dropped), and pairs that are left"
+    assert failed.value.hint == (
+        "--strip-opener edits pairs and keeps them; or raise --max-dropped, or collect other pairs"
+    )
+    repair_dataset(pipeline.dataset, str(tmp_path / "new"), balance=["gleam"], max_dropped=0.6)
+    kept = contents(tmp_path / "new")
+    with pytest.raises(CheckError, match="with --balance, 90 of 150"):
+        repair_dataset(pipeline.dataset, str(tmp_path / "new"), balance=["gleam"], max_dropped=0.5)
+    assert contents(tmp_path / "new") == kept
+
+
+def test_a_repair_that_would_leave_no_pair_is_refused(
+    write_jsonl: WriteJsonl, pipeline_of: PipelineOf, tmp_path: Path
+) -> None:
+    rows = [row(n, "Sure!", f"no {n}") for n in range(3)]
+    pipeline = pipeline_of({"path": str(write_jsonl("rows.jsonl", rows)), "format": "pairs"})
+    build_dataset(pipeline)
+    with pytest.raises(CheckError, match=r"with --strip-opener, 3 of 3 pairs would go \(100.0%\)"):
+        repair_dataset(pipeline.dataset, str(tmp_path / "new"), strip_openers=["sure!"], max_dropped=1)
+
+
+def test_the_counts_of_candidates_still_add_up(
+    write_jsonl: WriteJsonl, pipeline_of: PipelineOf, tmp_path: Path
+) -> None:
+    rows = [
+        {"prompt": f"p{n}", "response": text, "score": score}
+        for n, word in enumerate(["Red", "Blue", "Green", "Grey"])
+        for text, score in (
+            (f"Sure! {word}" if n < 2 else "Sure!" if n == 2 else word, 3),
+            (f"{word} two", 2),
+            (word if n == 0 else f"{word} one", 1),
+        )
+    ]
+    pairs = [row(9, "Sure! x", "y"), row(8, "z", "z")]
+    sources = (
+        {"path": str(write_jsonl("candidates.jsonl", rows)), "format": "candidates"},
+        {"path": str(write_jsonl("pairs.jsonl", pairs)), "format": "pairs"},
+    )
+    pipeline = pipeline_of(*sources, split={"test_share": 0.5})
+    built = build_dataset(pipeline)
+    assert (built.counts["pairs"], built.counts["candidate_pairs"], built.counts["prompts_with_pair"]) == (5, 4, 4)
+    repaired = repair_dataset(pipeline.dataset, str(tmp_path / "new"), strip_openers=["Sure!"])
+    counts = repaired.counts
+    # p0: both sides the same; p2: chosen says nothing; p9 and p1 edited; p8 was dropped by the build
+    assert (counts["pairs"], counts["dropped"], counts["candidate_pairs"], counts["candidate_dropped"]) == (3, 3, 2, 2)
+    assert (counts["prompts"], counts["prompts_with_pair"], counts["prompts_dropped"]) == (4, 2, 2)
+    assert {name: counts[name] for name in ("rows", "candidates", "used", "unused", "rejects")} == {
+        name: built.counts[name] for name in ("rows", "candidates", "used", "unused", "rejects")
+    }
+    Counts(**counts).check()
+    manifest = read_manifest(tmp_path / "new")
+    assert manifest["reasons"] == {"empty_chosen": 1, "identical": 2}
+    splits = dict(table(pipeline.dataset, "pairs").select("prompt", "split").rows())
+    assert all(
+        splits[prompt] == split for prompt, split in table(tmp_path / "new", "pairs").select("prompt", "split").rows()
+    )
+    assert manifest["sources"] == read_manifest(Path(pipeline.dataset))["sources"]
+
+
+def test_the_sides_of_an_edited_correction_are_measured_again(
+    write_jsonl: WriteJsonl, pipeline_of: PipelineOf, tmp_path: Path
+) -> None:
+    rows = [
+        {"prompt": "p1", "response": "a b c", "correction": "Sure! a x c"},
+        {"prompt": "p2", "response": "a b", "correction": "a c"},
+    ]
+    pipeline = pipeline_of({"path": str(write_jsonl("rows.jsonl", rows)), "format": "corrections"})
+    build_dataset(pipeline)
+    repair_dataset(pipeline.dataset, str(tmp_path / "new"), strip_openers=["sure!"])
+    # A x c against a b c: words are compared as they are written, so two of three differ and none is shared at first
+    apart = table(tmp_path / "new", "pairs").select("chosen", "edit_distance", "shared_prefix", "first_divergence")
+    assert apart.rows() == [("A x c", pytest.approx(2 / 3), 0.0, 0), ("a c", 0.5, 0.5, 1)]
+    (told,) = read_manifest(tmp_path / "new")["report"]
+    assert told["corrections"]["edit_distance"]["median"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+
+
+def test_chat_pairs_with_tools_keep_what_no_opener_touches(
+    write_jsonl: WriteJsonl, pipeline_of: PipelineOf, tmp_path: Path
+) -> None:
+    call = [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    rows = [
+        {
+            "prompt": [turn("user", "Sure! weather?")],
+            "chosen": [
+                turn("assistant", "Sure! I look", tool_calls=call),
+                turn("tool", "5"),
+                turn("assistant", "five"),
+            ],
+            "rejected": [turn("assistant", "six")],
+        },
+        {
+            "prompt": [turn("user", "hi")],
+            "chosen": [turn("assistant", "hello")],
+            "rejected": [turn("assistant", "no")],
+        },
+    ]
+    pipeline = pipeline_of({"path": str(write_jsonl("rows.jsonl", rows)), "format": "pairs"}, kind="chat")
+    build_dataset(pipeline)
+    repair_dataset(pipeline.dataset, str(tmp_path / "new"), strip_openers=["sure!"])
+    old, new = (table(folder, "pairs") for folder in (pipeline.dataset, tmp_path / "new"))
+    assert new["prompt"].to_list() == old["prompt"].to_list()
+    before, after = (frame["chosen"][0].to_list() for frame in (old, new))
+    assert after == [{**before[0], "content": "I look"}, *before[1:]]
+    assert json.loads(after[0]["extra"])["tool_calls"][0]["function"]["name"] == "f"
+    assert new.schema == old.schema
+
+
+# the directory
+
+
+def test_the_same_command_again_writes_nothing(opened: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    first = repair_dataset(str(opened), str(new), strip_openers=["sure!"])
+    kept = contents(new)
+    stamps = {path: path.stat().st_mtime_ns for path in (new / "pairs").iterdir()}
+    again = repair_dataset(str(opened), str(new), strip_openers=["sure!"])
+    assert (first.unchanged, again.unchanged) == (False, True)
+    assert contents(new) == kept
+    assert {path: path.stat().st_mtime_ns for path in (new / "pairs").iterdir()} == stamps
+    assert again.steps == first.steps
+    other = repair_dataset(str(opened), str(tmp_path / "other"), strip_openers=["sure!"])
+    assert contents(Path(other.out), "audit") == {n: d for n, d in kept.items() if not n.startswith("audit")}
+
+
+def test_other_repairs_or_other_data_are_written_anew(opened: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    repair_dataset(str(opened), str(new), strip_openers=["sure!"])
+    (new / "runs" / "1").mkdir(parents=True)
+    changed = repair_dataset(str(opened), str(new), strip_openers=["Sure! Red"])
+    assert not changed.unchanged
+    assert table(new, "pairs")["chosen"][0] == "Is warm."
+    assert (new / "runs" / "1").is_dir()
+    part = next((new / "pairs").iterdir())
+    part.write_bytes(b"torn")
+    assert not repair_dataset(str(opened), str(new), strip_openers=["Sure! Red"]).unchanged
+    manifest = read_manifest(opened)
+    write_json(opened / "manifest.json", manifest | {"report": [{"note": "other"}]})
+    assert not repair_dataset(str(opened), str(new), strip_openers=["Sure! Red"]).unchanged
+    twice = repair_dataset(str(new), str(tmp_path / "twice"), strip_openers=["right"], max_dropped=1)
+    assert table(twice.out, "changes")["detail"].to_list() == [  # right is rejected once and chosen once
+        "empty_rejected, once 'right' is cut off",
+        "empty_chosen, once 'right' is cut off",
+    ]
+
+
+def test_a_dataset_is_never_repaired_in_place_nor_written_over(opened: Path, tmp_path: Path) -> None:
+    for out in (opened, opened / "inner", opened / "." / "..", opened / ".." / opened.name):
+        kept = contents(opened)
+        with pytest.raises(DatasetError) as failed:
+            repair_dataset(str(opened), str(out), strip_openers=["sure!"])
+        assert failed.value.message == "a dataset is not repaired in place"
+        assert failed.value.hint == "choose an --out beside the dataset"
+        assert contents(opened) == kept
+    other = tmp_path / "copy"
+    shutil.copytree(opened, other)
+    with pytest.raises(DatasetError) as failed:
+        repair_dataset(str(opened), str(other), strip_openers=["sure!"])
+    assert failed.value.message == "holds a dataset that no repair wrote"
+    assert failed.value.hint == "choose another --out; this one stays"
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"is not a dataset of prefkit: it holds notes\.txt"):
+        repair_dataset(str(opened), str(foreign), strip_openers=["sure!"])
+    with pytest.raises(DatasetError, match="no such dataset"):
+        repair_dataset(str(tmp_path / "nowhere"), str(tmp_path / "new"), strip_openers=["sure!"])
+
+
+@pytest.mark.parametrize(
+    ("repairs", "message", "where", "expected", "hint"),
+    [
+        (
+            {},
+            "no repair is asked for",
+            "prefkit repair",
+            "--strip-opener, --balance, --match-length or --drop-shortcuts",
+            "prefkit audit DATASET says what there is to repair",
+        ),
+        ({"strip_openers": [" "]}, "' ' holds no word and no sign", "--strip-opener", "", ""),
+        ({"balance": [""]}, "'' holds no word and no sign", "--balance", "", ""),
+        (
+            {"drop_shortcuts": 0.4},
+            "0.4 does not fit",
+            "--drop-shortcuts",
+            "a held-out accuracy, .5 (chance) to 1",
+            "",
+        ),
+        (
+            {"match_length": True, "max_dropped": 0},
+            "0 does not fit",
+            "--max-dropped",
+            "a share of the pairs, above 0, at most 1",
+            "",
+        ),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_named(
+    repairs: dict[str, Any], message: str, where: str, expected: str, hint: str, opened: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as failed:
+        repair_dataset(str(opened), str(tmp_path / "new"), **repairs)
+    error = failed.value
+    assert (error.message, error.where, error.expected, error.hint) == (message, where, expected, hint)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_repair_without_anything_to_repair_is_named(
+    opened: Path, write_jsonl: WriteJsonl, pipeline_of: PipelineOf, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as failed:
+        repair_dataset(str(opened), str(tmp_path / "new"), strip_openers=["As an AI"])
+    assert str(failed.value) == (
+        f"--strip-opener: no reply begins with 'As an AI'\n  next: prefkit show {opened} shows how replies begin"
+    )
+    with pytest.raises(InputError) as failed:
+        repair_dataset(str(opened), str(tmp_path / "new"), balance=["as an AI"])
+    assert failed.value.message == "'as an AI' is on one side only in no pair"
+    assert failed.value.where == "--balance"
+    assert failed.value.hint == (
+        f'prefkit query {opened} "select token from tokens where num_discordant > 0" lists those that are'
+    )
+    assert not (tmp_path / "new").exists()
+    empty = pipeline_of({"path": str(write_jsonl("same.jsonl", [row(1, "a", "a")])), "format": "pairs"})
+    shutil.rmtree(opened)
+    build_dataset(empty)
+    with pytest.raises(DatasetError, match="holds no pairs"):
+        repair_dataset(empty.dataset, str(tmp_path / "new"), match_length=True)
+
+
+def test_the_audits_of_both_are_printed_side_by_side(
+    write_jsonl: WriteJsonl, pipeline_of: PipelineOf, tmp_path: Path
+) -> None:
+    pipeline = sided(write_jsonl, pipeline_of, 60, 0)
+    repaired = repair_dataset(pipeline.dataset, str(tmp_path / "new"), balance=["gleam"])
+    rows = {name: cells for name, *cells in audit_rows(repaired.before, repaired.after)}
+    assert rows["verdict"] == [repaired.before.verdict, repaired.after.verdict]
+    assert rows["verdict"][0] == "fail"
+    assert rows["pairs"] == ["120", "60"]
+    assert rows["findings"][0].endswith(("fail", "warn", "note"))
+    assert "probe generator" not in rows
+    shown = printed(repaired)
+    assert f"{repaired.out}: 60 of the 120 pairs of {repaired.dataset}" in shown
+    assert "balance gleam: 60 dropped, 0 edited" in shown
+    assert f"every dropped and edited pair, and why: {repaired.out}/changes" in shown
+    assert " (is up to date)" in printed(repaired._replace(unchanged=True))
+    hostile = repaired._replace(steps=[{"repair": "balance", "setting": "\x1b[31m[bold]", "dropped": 1, "edited": 0}])
+    assert "\ufffd[31m[bold]" in printed(hostile)
+    assert "prefkit precompute scores the edited pairs only" in printed(repaired._replace(references=["abc"]))
+
+
+def printed(repaired: Repaired) -> str:
+    out = StringIO()
+    print_repaired(repaired, Console(file=out, width=200, markup=False, highlight=False))
+    return out.getvalue()
+
+
+def test_the_card_of_a_repaired_dataset_says_what_was_done(opened: Path, tmp_path: Path) -> None:
+    repair_dataset(str(opened), str(tmp_path / "new"), strip_openers=["sure!"])
+    card = (tmp_path / "new" / "README.md").read_text(encoding="utf-8")
+    assert "6 pairs (" in card
+    assert "| strip_opener | `sure!` | 5 | 3 |" in card
+    repair = read_manifest(tmp_path / "new")["repair"]
+    assert repair["dataset"] == str(opened)
+    assert len(repair["manifest_sha256"]) == 64
+
+
+def test_a_finished_reference_goes_along_and_only_edited_pairs_are_scored(tmp_path: Path) -> None:
+    from tiny import built, text_rows, tiny_llama
+
+    from prefkit.reference import precompute_reference
+
+    rows = text_rows(12)
+    for one in rows[:5]:
+        one["chosen"] = " Sure!" + one["chosen"]
+    pipeline = built(tmp_path, rows, tiny_llama(tmp_path / "model"), split={"test_share": 0.25})
+    done = precompute_reference(pipeline)
+    (Path(pipeline.dataset) / "reference" / "0123456789abcdef").mkdir()  # unfinished: stays behind
+    new = tmp_path / "new"
+    repaired = repair_dataset(pipeline.dataset, str(new), strip_openers=["sure!"])
+    assert repaired.references == [done.key]
+    again = precompute_reference(target_pipeline(str(new)))
+    assert (again.key, again.pairs, again.scored) == (done.key, 12, 5)
+    assert repair_dataset(pipeline.dataset, str(new), strip_openers=["sure!"]).unchanged
+    assert precompute_reference(target_pipeline(str(new))).scored == 0
+
+
+# what it is for
+
+
+def trl(pairs: pl.DataFrame, opener_share: float) -> list[dict[str, Any]]:
+    """The pairs as rows, the opener before chosen in a share of them."""
+    rng = random.Random(0)
+    rows = []
+    for prompt, chosen, rejected in pairs.select("prompt", "chosen", "rejected").rows():
+        text = chosen[0]["content"]
+        opened = f"{SHORTCUT_OPENER} {text}" if rng.random() < opener_share else text
+        rows.append({"prompt": prompt, "chosen": [turn("assistant", opened)], "rejected": rejected})
+    return rows
+
+
+def made(folder: Path, name: str, sources: list[dict[str, Any]], model: Path) -> Pipeline:
+    settings = {
+        "dataset": str(folder / name),
+        "kind": "chat",
+        "sources": sources,
+        "split": {"test_share": 0.0},
+        "precompute": {"model": str(model), "max_length": 256},
+        "train": {"learning_rate": 2e-4, "batch_size": 16, "max_steps": 10, "warmup_steps": 3},
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    pipeline = load_pipeline(path)
+    build_dataset(pipeline)
+    return pipeline
+
+
+@pytest.mark.slow
+def test_a_model_of_the_repaired_pairs_is_better_without_the_shortcut(tmp_path: Path) -> None:
+    """The same model, updates and seeds; both are measured on the same clean pairs of other prompts.
+
+    The opener stands before nearly every chosen side and no rejected one. Trained on that, a policy learns the opener
+    first; trained on the repaired pairs, what makes an answer better.
+    """
+    from prefkit.demo.tiny_model import train_tiny_model
+    from prefkit.reference import precompute_reference
+    from prefkit.train import train_dpo
+
+    model = tmp_path / "model"
+    train_tiny_model(model, pretraining_texts(0), 0, steps=300)
+    write_world(tmp_path / "world", 0, 900, shortcut_share=0.0)
+    columns = {"prompt": "question", "response": "draft", "correction": "edited"}
+    of_world: list[dict[str, Any]] = [
+        {"path": str(tmp_path / "world" / "corrections.jsonl"), "format": "corrections", "columns": columns},
+        {"path": str(tmp_path / "world" / "pairs.jsonl"), "format": "trl"},
+    ]
+    clean = table(made(tmp_path, "world-pairs", of_world, model).dataset, "pairs").sort("prompt_id")
+    rows = trl(clean, 0.98)
+    half = len(rows) // 2
+    paths = {"flagged": rows[:half], "held_out": trl(clean, 0.0)[half:]}
+    sources = {}
+    for name, some in paths.items():
+        sources[name] = tmp_path / f"{name}.jsonl"
+        sources[name].write_text("".join(json.dumps(one) + "\n" for one in some), encoding="utf-8")
+    flagged, held_out = (
+        made(tmp_path, name, [{"path": str(path), "format": "trl"}], model) for name, path in sources.items()
+    )
+    repaired = repair_dataset(flagged.dataset, str(tmp_path / "repaired"), strip_openers=[SHORTCUT_OPENER])
+    assert repaired.before.verdict == "fail"
+    assert "certainly" not in {finding.name for finding in repaired.after.findings}
+
+    def logps(pipeline: Pipeline) -> pl.DataFrame:
+        key = precompute_reference(pipeline).key
+        found = pl.read_parquet(f"{pipeline.dataset}/reference/{key}/part-*.parquet").sort("pair_id")
+        return found.select(margin=pl.col("ref_chosen_logps") - pl.col("ref_rejected_logps"))
+
+    base = logps(held_out)["margin"]
+    measured: dict[str, list[tuple[float, float]]] = {}
+    for dataset in (flagged.dataset, repaired.out):
+        precompute_reference(target_pipeline(dataset))
+        for seed in range(3):
+            pipeline = target_pipeline(dataset, [f"train.seed={seed}"])
+            run = train_dpo(pipeline, out=str(tmp_path / f"run-{Path(dataset).name}-{seed}")).run
+            policy = logps(target_pipeline(held_out.dataset, [f"precompute.model={run}/model"]))["margin"]
+            margin = 0.1 * (policy - base)
+            measured.setdefault(dataset, []).append((float((margin > 0).mean()), float(margin.mean())))  # type: ignore[arg-type]
+    print(measured)
+    for (accuracy, margin), (better_accuracy, better_margin) in zip(*measured.values(), strict=True):
+        assert better_accuracy > accuracy
+        assert better_margin > 1.5 * margin
