@@ -254,6 +254,50 @@ def query(
 
 
 @app.command()
+def repair(
+    dataset: Annotated[str, typer.Argument(help="A dataset directory; it stays as it is.")],
+    out: Annotated[str, typer.Option("--out", metavar="NEW", help="Directory of the repaired dataset.")],
+    strip_opener: Annotated[
+        list[str] | None,
+        typer.Option("--strip-opener", metavar="TEXT", help="Cut it off both sides; repeatable."),
+    ] = None,
+    balance: Annotated[
+        list[str] | None,
+        typer.Option("--balance", metavar="TOKEN", help="As often in chosen only as in rejected only; repeatable."),
+    ] = None,
+    match_length: Annotated[
+        bool, typer.Option("--match-length", help="As many longer chosen sides as longer rejected ones.")
+    ] = False,
+    drop_shortcuts: Annotated[
+        float | None,
+        typer.Option("--drop-shortcuts", metavar="ACCURACY", min=0.5, max=1, help="No probe above it (.5 to 1)."),
+    ] = None,
+    max_dropped: Annotated[
+        float, typer.Option("--max-dropped", metavar="SHARE", min=0, max=1, help="Of the pairs, at most.")
+    ] = 0.5,
+    as_json: Json = False,
+) -> None:
+    """Make a new dataset without the shortcuts, and audit both."""
+    from prefkit.before_after import print_repaired
+    from prefkit.repairs import repair_dataset
+
+    screen = console(as_json=as_json)
+    repaired = repair_dataset(
+        dataset,
+        out,
+        strip_openers=strip_opener or [],
+        balance=balance or [],
+        match_length=match_length,
+        drop_shortcuts=drop_shortcuts,
+        max_dropped=max_dropped,
+        tell=screen.print,
+    )
+    print_repaired(repaired, screen)
+    told = {name: getattr(repaired, name) for name in ("dataset", "out", "steps", "counts", "references")}
+    emit(told | {"before": repaired.before.verdict, "after": repaired.after.verdict}, as_json=as_json)
+
+
+@app.command()
 def show(
     dataset: Annotated[str, typer.Argument(help="A dataset directory.")],
     where: Annotated[

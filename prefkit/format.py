@@ -124,7 +124,7 @@ PAIRS = (
 )
 
 DROPPED = (
-    Column("stage", pl.String, "pairs | validate | dedupe"),
+    Column("stage", pl.String, "pairs | validate | dedupe | repair"),
     Column("reason", pl.String, "the rule's name"),
     Column(
         "duplicate_of",

@@ -189,7 +189,7 @@ def _balance(state: _State, kind: Kind, pipeline: Pipeline, steps: list[Named], 
 def _signs(plain: pl.DataFrame, token: str, dataset: str) -> Signs:
     signs = token_signs(plain, token)
     if not signs.any():
-        hint = f"prefkit query {dataset} \"select token from tokens where num_discordant > 0\" lists those that are"
+        hint = f'prefkit query {dataset} "select token from tokens where num_discordant > 0" lists those that are'
         raise InputError(f"{token!r} is on one side only in no pair", where="--balance", hint=hint)
     return signs
 

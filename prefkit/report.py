@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefkit.audit.verdict import Finding
+from prefkit.audit.verdict import FAMILIES, Finding
 from prefkit.judgement import Audited
 from prefkit.text import printable
 
@@ -21,7 +21,7 @@ COLOURS = {
     "warn": "yellow",
     "fail": "red",
 }
-SHOWN_FINDINGS, SHOWN_ALSO, SHOWN_TOKENS = 10, 5, 8
+SHOWN_FINDINGS, SHOWN_ALSO, SHOWN_TOKENS = 5, 5, 8  # findings of a family, tokens that go with one, tokens at all
 BAR = 30  # characters from chance to certainty
 
 
@@ -29,12 +29,14 @@ def print_audit(audited: Audited, console: Console) -> None:
     """The whole of it, short."""
     reason = Text(f"  {printable(audited.reason)}")
     console.print(Text.assemble("verdict: ", (audited.verdict, f"bold {COLOURS[audited.verdict]}")) + reason)
-    for finding in audited.findings[:SHOWN_FINDINGS]:
+    shown = [f for family in FAMILIES for f in [f for f in audited.findings if f.family == family][:SHOWN_FINDINGS]]
+    for finding in shown:
         _print_finding(finding, console)
-    if len(audited.findings) > SHOWN_FINDINGS:
-        console.print(f"  and {len(audited.findings) - SHOWN_FINDINGS} more: all in audit/audit.json")
-    for advice in dict.fromkeys(finding.advice for finding in audited.findings[:SHOWN_FINDINGS]):
-        console.print(f"  what to do: {advice}", markup=False)
+    if len(audited.findings) > len(shown):
+        console.print(f"  and {len(audited.findings) - len(shown)} more: all in audit/audit.json")
+    for family in FAMILIES:
+        for finding in [f for f in shown if f.family == family][:1]:
+            console.print(f"  what to do: {finding.advice}", markup=False)
     if audited.allowed:
         console.print("  allowed by the pipeline: " + printable(", ".join(audited.allowed)), markup=False)
     _print_lengths(audited, console)

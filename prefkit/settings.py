@@ -277,6 +277,9 @@ class AuditLimits(Section):
         0.7, description="smallest share of them that one side wins: a note"
     )
     warn_win_rate: Annotated[float, Field(ge=0.5, le=1)] = Field(0.9, description="likewise, a warning")
+    fail_coverage: Share = Field(
+        0.05, description="share of pairs from which on a token of one side only is a failure; below, a warning"
+    )
     z_length: Annotated[float, Field(ge=0)] = Field(
         3.0, description="smallest |z| beside the length difference; below it a token only echoes length"
     )

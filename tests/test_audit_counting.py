@@ -3,6 +3,7 @@ import json
 import re
 import sys
 import unicodedata
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefkit.audit import counting
 from prefkit.audit import grams as grams_module
 from prefkit.audit.counting import ONE, Texts, Weights, as_fixed, count_grams, of_ids, of_words, slots
 from prefkit.audit.grams import Lookup, gram_hash, hash_ids, hash_words, ids_hash, ngrams
@@ -401,6 +403,31 @@ def test_a_spill_leaves_nothing_when_the_work_fails(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), Spill(tmp_path) as scratch:
         count_grams(fail, of_words, memory_limit=0, scratch=scratch)
     assert not list(tmp_path.iterdir())
+
+
+def test_tables_of_partitions_are_let_go_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them together do not fit into memory."""
+    merged, made_so_far = counting.merged, list[weakref.ref[pl.DataFrame]]()
+
+    def watched(counts: pl.DataFrame) -> pl.DataFrame:
+        assert sum(table() is not None for table in made_so_far) <= 3  # one a length of n-grams, and the one in hand
+        table = merged(counts)
+        made_so_far.append(weakref.ref(table))
+        return table
+
+    class InMemory:
+        def __init__(self) -> None:
+            self.parts: dict[int, list[pl.DataFrame]] = {}
+
+        def append(self, partition: int, frame: pl.DataFrame) -> None:
+            self.parts.setdefault(partition, []).append(frame)
+
+        def partitions(self) -> Iterator[tuple[int, pl.DataFrame]]:
+            return ((number, pl.concat(self.parts.pop(number))) for number in sorted(self.parts))
+
+    monkeypatch.setattr(counting, "merged", watched)
+    count_grams(texts_of(made(200, seed=9)), of_words, (1, 2), memory_limit=0, scratch=InMemory())
+    assert len(made_so_far) > 64
 
 
 # -- real data

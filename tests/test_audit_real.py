@@ -50,6 +50,7 @@ from prefkit.audits import audit_dataset
 from prefkit.build import build_dataset
 from prefkit.config import Pipeline, load_pipeline
 from prefkit.judgement import Audited
+from prefkit.store import read_manifest, table_blocks
 
 REPOSITORY = Path(__file__).parent.parent
 Real = Callable[..., pl.DataFrame]
@@ -60,6 +61,13 @@ CHANGED_BY_AN_OPENER = {"first_words", "affirmative_opener", "sycophantic_opener
 CHANGED_BY_AN_OPENER |= {"exclamation_marks", "sentences", "words", "characters"}
 CONFIRMED_NOT = "not confirmed by --strict"
 SEVERE = ("warn", "fail")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_rows() -> Iterator[None]:
+    """A test that fails shows no rows: some are offensive."""
+    with pl.Config(tbl_rows=0, tbl_cols=0):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +158,7 @@ def test_hh_has_no_word_of_the_opener(hh: pl.DataFrame) -> None:
     assert presence(hh, "zounds") == presence(hh, "dearly") == (0, 0, 0)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("share", [0.01, 0.02, 0.05, 0.5])
 def test_an_opener_is_found_however_rare_and_nothing_else_is(
     share: float, seed: int, hh: pl.DataFrame, plain: Audited
@@ -166,10 +174,10 @@ def test_an_opener_is_found_however_rare_and_nothing_else_is(
         assert row["p"] == pytest.approx(2 * 0.5 ** len(where), rel=1e-6)
         assert row["z_length"] > 3  # type: ignore[operator]
         assert row["exclusive"] == (len(where) >= 20)
-    assert found.verdict == ("fail" if len(where) >= 20 else "warn")
+    assert found.verdict == ("fail" if len(where) >= 0.05 * hh.height else "warn")  # audit.limits.fail_coverage
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_opener_of_rejected_is_found_there(seed: int, hh: pl.DataFrame, plain: Audited) -> None:
     where = some(hh.height, 0.05, seed)
     found = audited(edited(hh, "rejected", opened(OPENER), where))
@@ -204,7 +212,6 @@ def test_planted_length_is_found_as_length(hh: pl.DataFrame) -> None:
     found = audited(edited(hh, "rejected", cut_anywhere, some(hh.height, 0.6)))
     (finding,) = named(found.findings, "structure", "words")
     assert (finding.side, "length" in finding.reason) == ("chosen", True)
-    assert finding.also == ("characters",)
     assert probe_accuracy(found)["length"] > 0.6
 
 
@@ -225,16 +232,19 @@ def by_the_sign_test(found: Audited, before: Audited) -> set[str]:
 
 @pytest.mark.slow
 def test_words_do_not_echo_planted_length(hh: pl.DataFrame) -> None:
-    """Sides that nothing but length tells apart: exchanged at random, then 60% of the rejected ones made shorter."""
+    """Sides that nothing but length tells apart: exchanged at random, then 60% of the rejected ones made shorter.
+
+    Of single words: an n-gram is broken by what is taken out of its middle, too, and not only gone with it.
+    """
     echoes, flagged = 0, 0
     for seed in range(8):
         fair = exchanged(hh, seed)
         before = audited(fair)
         found = audited(edited(fair, "rejected", thinned, some(hh.height, 0.6, seed)))
-        echoes += len(by_the_sign_test(found, before))
-        flagged += len(only_length(found, before))
+        echoes += sum(" " not in token for token in by_the_sign_test(found, before))
+        flagged += sum(" " not in token for token in only_length(found, before))
         assert named(found.findings, "structure", "words") != []
-    assert echoes >= 40
+    assert echoes >= 20
     assert flagged <= echoes / 10
 
 
@@ -279,7 +289,8 @@ def test_a_generator_that_wins_is_found_as_a_generator(hh: pl.DataFrame) -> None
     (probe,) = [f for f in found.findings if (f.family, f.name) == ("probe", "generator")]
     assert probe.win_rate == pytest.approx(len(wins) / hh.height, abs=1e-9)
     (gull,) = named(found.findings, "structure", "generator: gull")
-    assert (gull.side, gull.win_rate, gull.level) == ("chosen", pytest.approx(len(wins) / hh.height), "warn")
+    assert (gull.side, gull.level) == ("chosen", "warn")
+    assert gull.win_rate == pytest.approx(len(wins) / hh.height)
 
 
 # 4. false alarms
@@ -418,7 +429,7 @@ def test_thirty_pairs_of_one_prompt_are_one_observation(edit: Any, hh: pl.DataFr
     where = some(hh.height, 30 / hh.height)
     pairs = edited(hh, "chosen", edit, where)
     about = [f for f in audited(pairs).findings if "zounds" in f"{f.name} {f.also}"]
-    assert [f.level for f in about if f.family == "tokens"] == ["fail"]
+    assert [f.level for f in about if f.family == "tokens"] == ["warn"]
     assert about[0].num_pairs == len(where) == 30
     one = pl.Series("prompt", [hh["prompt"][0] if i in where else p for i, p in enumerate(hh["prompt"])])
     about = [f for f in audited(pairs.with_columns(one)).findings if "zounds" in f"{f.name} {f.also}"]
@@ -509,7 +520,8 @@ def with_model(pipeline: Pipeline) -> Tokens:
     found = audit_dataset(pipeline)
     tokenizer, settings = load_tokenizer(str(pipeline.audit.model)), pipeline.precompute
     limits = (settings.max_length, settings.min_completion_tokens, settings.long_prompt)
-    pairs = pl.read_parquet(f"{pipeline.dataset}/pairs/*.parquet")
+    dataset, columns = Path(pipeline.dataset), ("pair_id", "prompt", "chosen", "rejected", "tools")
+    pairs = pl.concat(list(table_blocks(dataset, "pairs", read_manifest(dataset), columns, 4096)))
     template = resolve_template("chat", settings.chat_template, tokenizer)
     encoded = encode_pairs(pairs, tokenizer, EncodeSettings("chat", *limits, template))
     planted = {i for i, chosen in enumerate(pairs["chosen"]) if chosen[0]["content"].startswith(OPENER)}
@@ -519,10 +531,10 @@ def with_model(pipeline: Pipeline) -> Tokens:
 
 
 @pytest.fixture
-def model_tokens(hh: pl.DataFrame, dataset_of: Callable[..., Pipeline], tmp_path: Path) -> Iterator[Tokens]:
+def model_tokens(hh: pl.DataFrame, dataset_of: Callable[..., Pipeline], tmp_path: Path) -> Tokens:
     pairs = edited(hh.head(400), "chosen", opened(OPENER), some(400, 0.15))
     folder = model_folder(pairs, tmp_path / "tokenizer")
-    yield with_model(dataset_of(pairs, "chat", audit={"model": str(folder)}, precompute={"max_length": 1024}))
+    return with_model(dataset_of(pairs, "chat", audit={"model": str(folder)}, precompute={"max_length": 1024}))
 
 
 def test_tokens_of_the_model_are_counted_as_plain_python_counts_them(model_tokens: Tokens) -> None:
@@ -563,9 +575,8 @@ def test_replies_cut_by_max_length_are_found(
     hh: pl.DataFrame, dataset_of: Callable[..., Pipeline], tmp_path: Path
 ) -> None:
     """Rejected sides of a third of the pairs become too long for max_length; no chosen side is."""
-    short = hh.filter(
-        (pl.col("prompt").str.len_chars() < 300) & (pl.max_horizontal(pl.col("chosen", "rejected").str.len_chars()) < 300)
-    ).head(300)
+    sizes = [pl.col(column).str.len_chars() for column in ("prompt", "chosen", "rejected")]
+    short = hh.filter(pl.max_horizontal(sizes) < 300).head(300)
     where = some(short.height, 0.33)
     pairs = edited(short, "rejected", lambda text, _rng: " ".join([f"{text} And so on."] * 60), where)
     folder = model_folder(short, tmp_path / "tokenizer")

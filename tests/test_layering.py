@@ -106,6 +106,7 @@ BELOW = [
     "judgement",
     "audits",
     "report",
+    "openers",
     "mending",
     "repairs",
     "logps",

@@ -26,7 +26,7 @@ from prefkit.build import Counts, build_dataset
 from prefkit.config import Pipeline, load_pipeline
 from prefkit.demo.world import SHORTCUT_OPENER, pretraining_texts, write_world
 from prefkit.errors import CheckError, DatasetError, InputError
-from prefkit.format import AUDIT_PROBE
+from prefkit.format import AUDIT_PROBE, MESSAGES
 from prefkit.query import connect_dataset
 from prefkit.repairs import Repaired, repair_dataset
 from prefkit.store import read_manifest, write_json
@@ -144,8 +144,6 @@ def test_every_assistant_message_of_a_side_is_a_reply_and_no_other_message_is() 
         turn("assistant", "Sure! five", extra=None),
     ]
     other = [turn("assistant", None, extra=call), turn("tool", "5", extra=None), turn("assistant", "six", extra=None)]
-    from prefkit.format import MESSAGES
-
     pairs = pl.DataFrame({"chosen": [side], "rejected": [other]}, schema={"chosen": MESSAGES, "rejected": MESSAGES})
     stripped = strip_opener(pairs, "chat", "sure!")
     found = [message["content"] for message in stripped.pairs["chosen"][0].to_list()]
@@ -395,7 +393,6 @@ def test_a_balanced_token_is_as_often_in_chosen_only_as_in_rejected_only(
     write_jsonl: WriteJsonl, pipeline_of: PipelineOf, tmp_path: Path
 ) -> None:
     pipeline = sided(write_jsonl, pipeline_of, 40, 15)
-    scored = tmp_path / "scored"
     repaired = repair_dataset(pipeline.dataset, str(tmp_path / "new"), balance=["Gleam"])
     assert on_one_side(tmp_path / "new", "gleam") == (15, 15)
     assert repaired.steps == [{"repair": "balance", "setting": "Gleam", "dropped": 25, "edited": 0}]
@@ -411,7 +408,6 @@ def test_a_balanced_token_is_as_often_in_chosen_only_as_in_rejected_only(
         if "gleam" in text
     ]
     assert min(gone) >= max(left)
-    assert not scored.exists()
     mirrored = sided(write_jsonl, pipeline_of, 15, 40)
     repair_dataset(mirrored.dataset, str(tmp_path / "mirrored"), balance=["gleam"])
     assert on_one_side(tmp_path / "mirrored", "gleam") == (15, 15)
@@ -792,25 +788,26 @@ def test_a_finished_reference_goes_along_and_only_edited_pairs_are_scored(tmp_pa
 # what it is for
 
 
-def trl(pairs: pl.DataFrame, opener_share: float) -> list[dict[str, Any]]:
-    """The pairs as rows, the opener before chosen in a share of them."""
+def rows_of(pairs: pl.DataFrame, opened: str, share: float) -> list[dict[str, Any]]:
+    """The pairs as rows of trl, the opener before one side in a share of them."""
     rng = random.Random(0)
     rows = []
     for prompt, chosen, rejected in pairs.select("prompt", "chosen", "rejected").rows():
-        text = chosen[0]["content"]
-        opened = f"{SHORTCUT_OPENER} {text}" if rng.random() < opener_share else text
-        rows.append({"prompt": prompt, "chosen": [turn("assistant", opened)], "rejected": rejected})
+        texts = {"chosen": chosen[0]["content"], "rejected": rejected[0]["content"]}
+        if rng.random() < share:
+            texts[opened] = f"{SHORTCUT_OPENER} {texts[opened]}"
+        rows.append({"prompt": prompt} | {side: [turn("assistant", text)] for side, text in texts.items()})
     return rows
 
 
-def made(folder: Path, name: str, sources: list[dict[str, Any]], model: Path) -> Pipeline:
+def made(folder: Path, name: str, sources: list[dict[str, Any]]) -> Pipeline:
     settings = {
         "dataset": str(folder / name),
         "kind": "chat",
         "sources": sources,
         "split": {"test_share": 0.0},
-        "precompute": {"model": str(model), "max_length": 256},
-        "train": {"learning_rate": 2e-4, "batch_size": 16, "max_steps": 10, "warmup_steps": 3},
+        "precompute": {"model": str(folder / "model"), "max_length": 256},
+        "train": {"learning_rate": 2e-4, "batch_size": 16, "max_steps": 5, "warmup_steps": 3},
     }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
@@ -819,56 +816,85 @@ def made(folder: Path, name: str, sources: list[dict[str, Any]], model: Path) ->
     return pipeline
 
 
+def of_rows(folder: Path, name: str, rows: list[dict[str, Any]]) -> Pipeline:
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return made(folder, name, [{"path": str(path), "format": "trl"}])
+
+
+def of_world(folder: Path) -> pl.DataFrame:
+    """Corrections and pairs of a demo world without the shortcut, one a prompt."""
+    write_world(folder / "world", 0, 900, shortcut_share=0.0)
+    columns = {"prompt": "question", "response": "draft", "correction": "edited"}
+    sources: list[dict[str, Any]] = [
+        {"path": str(folder / "world" / "corrections.jsonl"), "format": "corrections", "columns": columns},
+        {"path": str(folder / "world" / "pairs.jsonl"), "format": "trl"},
+    ]
+    return table(made(folder, "world-pairs", sources).dataset, "pairs").sort("prompt_id")
+
+
+def differences(pipeline: Pipeline) -> pl.Series:
+    """Log-probability of chosen minus that of rejected, by the pipeline's model, in the order of pair_id."""
+    from prefkit.reference import precompute_reference
+
+    key = precompute_reference(pipeline).key
+    found = pl.read_parquet(f"{pipeline.dataset}/reference/{key}/part-*.parquet").sort("pair_id")
+    return found["ref_chosen_logps"] - found["ref_rejected_logps"]
+
+
+def test_the_demo_world_has_as_many_shortcuts_as_it_is_asked_for(tmp_path: Path) -> None:
+    none, all_of_them = (write_world(tmp_path / str(share), 0, 60, shortcut_share=share) for share in (0.0, 1.0))
+    assert none.num_shortcut_answers == 0
+    assert SHORTCUT_OPENER not in "".join(path.read_text() for path in (tmp_path / "0.0").iterdir())
+    # 27 + 18 + 15 prompts, each flaw on one: 4 + 3 + 6 of them
+    assert all_of_them.num_shortcut_answers == 60 - 13
+    with pytest.raises(InputError) as failed:
+        write_world(tmp_path / "more", shortcut_share=1.5)
+    assert failed.value.message == "the demo world cannot have a shortcut in 1.5 of its answers"
+    assert (failed.value.where, failed.value.expected) == ("shortcut_share", "0 to 1")
+
+
 @pytest.mark.slow
 def test_a_model_of_the_repaired_pairs_is_better_without_the_shortcut(tmp_path: Path) -> None:
-    """The same model, updates and seeds; both are measured on the same clean pairs of other prompts.
+    """One tiny model, the same updates and seeds; measured on clean pairs of other prompts, and with the opener turned.
 
-    The opener stands before nearly every chosen side and no rejected one. Trained on that, a policy learns the opener
-    first; trained on the repaired pairs, what makes an answer better.
+    The opener stands before nearly every chosen side and no rejected one. A policy of these pairs learns the opener
+    first, and where it stands before the worse answers it prefers those; one of the repaired pairs does not.
     """
     from prefkit.demo.tiny_model import train_tiny_model
     from prefkit.reference import precompute_reference
     from prefkit.train import train_dpo
 
-    model = tmp_path / "model"
-    train_tiny_model(model, pretraining_texts(0), 0, steps=300)
-    write_world(tmp_path / "world", 0, 900, shortcut_share=0.0)
-    columns = {"prompt": "question", "response": "draft", "correction": "edited"}
-    of_world: list[dict[str, Any]] = [
-        {"path": str(tmp_path / "world" / "corrections.jsonl"), "format": "corrections", "columns": columns},
-        {"path": str(tmp_path / "world" / "pairs.jsonl"), "format": "trl"},
-    ]
-    clean = table(made(tmp_path, "world-pairs", of_world, model).dataset, "pairs").sort("prompt_id")
-    rows = trl(clean, 0.98)
-    half = len(rows) // 2
-    paths = {"flagged": rows[:half], "held_out": trl(clean, 0.0)[half:]}
-    sources = {}
-    for name, some in paths.items():
-        sources[name] = tmp_path / f"{name}.jsonl"
-        sources[name].write_text("".join(json.dumps(one) + "\n" for one in some), encoding="utf-8")
-    flagged, held_out = (
-        made(tmp_path, name, [{"path": str(path), "format": "trl"}], model) for name, path in sources.items()
-    )
+    train_tiny_model(tmp_path / "model", pretraining_texts(0), 0)
+    clean = of_world(tmp_path)
+    train, test = clean[: clean.height // 2], clean[clean.height // 2 :]
+    flagged = of_rows(tmp_path, "flagged", rows_of(train, "chosen", 0.98))
+    held_out = of_rows(tmp_path, "held_out", rows_of(test, "chosen", 0.0))
+    turned = of_rows(tmp_path, "turned", rows_of(test, "rejected", 1.0))
     repaired = repair_dataset(flagged.dataset, str(tmp_path / "repaired"), strip_openers=[SHORTCUT_OPENER])
     assert repaired.before.verdict == "fail"
+    assert "certainly" in {finding.name for finding in repaired.before.findings}
     assert "certainly" not in {finding.name for finding in repaired.after.findings}
-
-    def logps(pipeline: Pipeline) -> pl.DataFrame:
-        key = precompute_reference(pipeline).key
-        found = pl.read_parquet(f"{pipeline.dataset}/reference/{key}/part-*.parquet").sort("pair_id")
-        return found.select(margin=pl.col("ref_chosen_logps") - pl.col("ref_rejected_logps"))
-
-    base = logps(held_out)["margin"]
-    measured: dict[str, list[tuple[float, float]]] = {}
+    assert repaired.counts["pairs"] == train.height
+    before = [differences(pipeline) for pipeline in (held_out, turned)]
+    margins: dict[tuple[str, int], list[pl.Series]] = {}
     for dataset in (flagged.dataset, repaired.out):
         precompute_reference(target_pipeline(dataset))
         for seed in range(3):
-            pipeline = target_pipeline(dataset, [f"train.seed={seed}"])
-            run = train_dpo(pipeline, out=str(tmp_path / f"run-{Path(dataset).name}-{seed}")).run
-            policy = logps(target_pipeline(held_out.dataset, [f"precompute.model={run}/model"]))["margin"]
-            margin = 0.1 * (policy - base)
-            measured.setdefault(dataset, []).append((float((margin > 0).mean()), float(margin.mean())))  # type: ignore[arg-type]
-    print(measured)
-    for (accuracy, margin), (better_accuracy, better_margin) in zip(*measured.values(), strict=True):
-        assert better_accuracy > accuracy
-        assert better_margin > 1.5 * margin
+            run = tmp_path / f"run-{Path(dataset).name}-{seed}"
+            train_dpo(target_pipeline(dataset, [f"train.seed={seed}"]), out=str(run))
+            models = (target_pipeline(one.dataset, [f"precompute.model={run}/model"]) for one in (held_out, turned))
+            after = [differences(pipeline) for pipeline in models]
+            margins[dataset, seed] = [a - b for a, b in zip(after, before, strict=True)]
+    for seed in range(3):
+        worse, better = margins[flagged.dataset, seed], margins[repaired.out, seed]
+        # measured: .91, .94, .93 against .98, .99, .97 right; mean margins .024 against .070; turned 0 against .98
+        assert share_right(better[0]) > share_right(worse[0])
+        assert better[0].to_numpy().mean() > 1.5 * worse[0].to_numpy().mean() > 0
+        assert share_right(worse[1]) < 0.1
+        assert share_right(better[1]) > 0.9
+
+
+def share_right(margins: pl.Series) -> float:
+    """The share of pairs whose chosen side gained more than the rejected one."""
+    return float(np.mean(margins.to_numpy() > 0))

@@ -85,15 +85,13 @@ def surest_first(table: pl.DataFrame) -> pl.DataFrame:
 def candidates(alphabet: Alphabet, evidence: Evidence, limits: Limits) -> Found:
     """The tokens that are findings by the table, in their pairs, and hold when a prompt counts once; worst first."""
     clusters, length = evidence.clusters, evidence.length.basis[:, 0]
-    found = _found(alphabet, find_tokens(alphabet.table, limits), len(clusters))
-    alone = echoed_by_length(_found(alphabet, find_exclusive(alphabet.table, limits), len(clusters)), length)
+    sure = find_tokens(alphabet.table, limits).head(MAX_CANDIDATES)
+    table = pl.concat([sure, find_exclusive(alphabet.table, limits).head(MAX_CANDIDATES)])
+    both = placed(table, *_places(alphabet, table), len(clusters))
+    found, rest = both.keep(np.arange(sure.height)), both.keep(np.arange(sure.height, table.height))
+    alone = echoed_by_length(rest, length)
     accepted = alphabet.table.filter(pl.col("q") <= limits.q)["p"].max()
     return confirmed(together([found, alone]), clusters, float(accepted or 0.0))  # type: ignore[arg-type]
-
-
-def _found(alphabet: Alphabet, table: pl.DataFrame, num_pairs: int) -> Found:
-    some = table.head(MAX_CANDIDATES)
-    return placed(some, *_places(alphabet, some), num_pairs)
 
 
 def _places(alphabet: Alphabet, table: pl.DataFrame) -> Postings:

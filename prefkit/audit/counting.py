@@ -182,7 +182,7 @@ def _result(
     empty = _counts(NO_SLOTS, 0, weights)
     found = [
         table.filter(discordant >= min_discordant).select("hash", pl.lit(n, pl.Int32).alias("n"), pl.exclude("hash"))
-        for n, table in [(0, empty), *tables]
+        for n, table in itertools.chain([(0, empty)], tables)
         if n in wanted or n == 0
     ]
     return pl.concat(found).with_columns(pl.exclude("hash", "n").cast(pl.Int64))

@@ -21,6 +21,7 @@ from prefkit.audit.tokens import MIN_DISCORDANT_TESTED
 
 PROBES = ("both", "words", "structure", "length")  # `both` first: it is the highest one mostly
 STEP = 0.01  # of the pairs: the least that goes before the probes are fitted again
+EXACT = 0.001  # of the pairs: how exactly the fewest are found, as a fit of many pairs takes seconds
 
 
 class Seen(NamedTuple):
@@ -121,7 +122,7 @@ def find_shortcuts(
         tell: called with lines for a person.
 
     Each batch is half of what would have to go at least if the fit kept what it knows, and at least STEP of the pairs;
-    of the last one only as many go as are needed, found by bisection.
+    of the last one only as many go as are needed, found by bisection to EXACT of the pairs.
     """
     scored = pair_ids.to_numpy().astype(np.str_)
 
@@ -142,7 +143,7 @@ def find_shortcuts(
     if found.accuracy > target:
         return Search(gone, scores, found.probe, found.accuracy)
     low, high = len(gone) - batch, len(gone)  # with `low` gone a probe is above the target, with `high` none is
-    while high - low > 1:
+    while high - low > max(1, int(EXACT * len(scored))):
         middle = (low + high) // 2
         tried = fitted(gone[:middle])
         if tried.accuracy > target:

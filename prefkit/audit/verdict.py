@@ -32,6 +32,7 @@ class Limits(NamedTuple):
     min_coverage: float
     win_rate: float
     warn_win_rate: float
+    fail_coverage: float
     z_length: float
     structure_win_rate: float
     warn_structure_win_rate: float
@@ -90,9 +91,9 @@ class Power(NamedTuple):
 def find_tokens(table: pl.DataFrame, limits: Limits) -> pl.DataFrame:
     """The rows of a token table that are findings, with their `level`, worst first; allowed tokens never are.
 
-    exclusive (in no text of the other side): fail. One-sided, or at least warn_win_rate won by one side: warn. Else a
-    note; so is what a false discovery rate lets through and Bonferroni over all tests does not. The z beside length
-    must point to the same side.
+    exclusive (in no text of the other side) in at least fail_coverage of the pairs: fail. One-sided, or at least
+    warn_win_rate won by one side: warn. Else a note; so is what a false discovery rate lets through and Bonferroni over
+    all tests does not. The z beside length must point to the same side.
     """
     won = pl.max_horizontal("win_rate", 1 - pl.col("win_rate"))
     found = table.filter(
@@ -102,7 +103,7 @@ def find_tokens(table: pl.DataFrame, limits: Limits) -> pl.DataFrame:
         & _beside_length(limits.z_length)
         & ~pl.col("allowed")
     )
-    level = _token_level(limits.warn_win_rate, _sure(table, limits.q))
+    level = _token_level(limits.warn_win_rate, limits.fail_coverage, _sure(table, limits.q))
     return worst_first(found.with_columns(level.alias("level")), "token")
 
 
@@ -118,7 +119,9 @@ def find_exclusive(table: pl.DataFrame, limits: Limits) -> pl.DataFrame:
         & ~_beside_length(limits.z_length).fill_null(False)
         & ~pl.col("allowed")
     )
-    return worst_first(found.with_columns(_token_level(1.0, _sure(table, limits.q)).alias("level")), "token")
+    return worst_first(
+        found.with_columns(_token_level(1.0, limits.fail_coverage, _sure(table, limits.q)).alias("level")), "token"
+    )
 
 
 def _sure(table: pl.DataFrame, q: float) -> pl.Expr:
@@ -131,10 +134,11 @@ def _beside_length(z: float) -> pl.Expr:
     return signed >= z
 
 
-def _token_level(warn: float, sure: pl.Expr) -> pl.Expr:
+def _token_level(warn: float, fail: float, sure: pl.Expr) -> pl.Expr:
     won = pl.max_horizontal("win_rate", 1 - pl.col("win_rate"))
     strong = pl.col("one_sided") | (won >= warn)
-    level = pl.when("exclusive").then(pl.lit("fail")).when(strong).then(pl.lit("warn")).otherwise(pl.lit("note"))
+    failed = pl.col("exclusive") & (pl.col("coverage") >= fail)
+    level = pl.when(failed).then(pl.lit("fail")).when(strong).then(pl.lit("warn")).otherwise(pl.lit("note"))
     return pl.when(sure).then(level).otherwise(pl.lit("note"))
 
 
@@ -168,7 +172,8 @@ def find_structure(table: pl.DataFrame, limits: Limits) -> pl.DataFrame:
         & ~pl.col("allowed")
     )
     sure = _sure(table, limits.q)
-    rare, common = (_token_level(least, sure) for least in (limits.warn_win_rate, limits.warn_structure_win_rate))
+    warn = (limits.warn_win_rate, limits.warn_structure_win_rate)
+    rare, common = (_token_level(least, limits.fail_coverage, sure) for least in warn)
     return worst_first(found.with_columns(pl.when(dense).then(common).otherwise(rare).alias("level")), "feature")
 
 
