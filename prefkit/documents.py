@@ -145,7 +145,6 @@ class FindingEntry(_Document):
     win_rate_high: float | None
     p: float | None
     q: float | None
-    p_prompts: float | None = Field(description="sign test over prompts, where a prompt has several pairs")
     p_permutation: float | None = Field(description="family-wise, by sign flips; null but for --strict")
     z_length: float | None
     also: list[str] = Field(description="tokens that go with it: n-grams that hold it, or tokens of the same pairs")

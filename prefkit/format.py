@@ -159,14 +159,17 @@ TOKENS = (
     Column("num_rejected_only", pl.Int64, "pairs with it in rejected and not in chosen: c"),
     Column("num_both", pl.Int64, "pairs with it on both sides"),
     Column("num_discordant", pl.Int64, "b + c; the table begins at audit.min_discordant"),
+    Column("num_prompts", pl.Int64, "prompts with more such pairs on one side; b + c where each prompt has one pair"),
     Column("coverage", pl.Float64, "(b + c) / pairs, 0..1"),
     Column("win_rate", pl.Float64, "b / (b + c), 0..1"),
     Column("win_rate_low", pl.Float64, "95% Wilson interval of it"),
     Column("win_rate_high", pl.Float64, "likewise"),
     Column("odds_ratio", pl.Float64, "conditional: (b + .5) / (c + .5), which is Firth's estimate without length"),
     Column("log_odds_se", pl.Float64, "standard error of its logarithm: sqrt(1 / (b + .5) + 1 / (c + .5))"),
-    Column("p", pl.Float64, "exact two-sided sign test (McNemar)"),
-    Column("q", pl.Float64, "Benjamini-Hochberg over the alphabet's n-grams of any n with b + c >= 10, null below"),
+    Column(
+        "p", pl.Float64, "exact two-sided sign test over prompts, each counted once (McNemar where each has one pair)"
+    ),
+    Column("q", pl.Float64, "Benjamini-Hochberg over the alphabet's n-grams with num_prompts >= 10, null below"),
     Column("q_by", pl.Float64, "Benjamini-Yekutieli over the same: holds under any dependence"),
     Column("p_permutation", pl.Float64, "sign flips by prompt, maximum statistic: family-wise; null but for --strict"),
     Column(
@@ -179,7 +182,7 @@ TOKENS = (
         "log_odds_z", pl.Float64, "Monroe's log-odds with an informative Dirichlet prior, as z: to rank, not to test"
     ),
     Column("side", pl.String, "chosen | rejected: where it is more frequent; null where b = c"),
-    Column("one_sided", pl.Boolean, "the other side has it in no discordant pair, and there are at least 20"),
+    Column("one_sided", pl.Boolean, "the other side has it in no discordant pair, and num_prompts >= 20"),
     Column("exclusive", pl.Boolean, "one_sided, and in no text of the other side at all"),
     Column("allowed", pl.Boolean, "on the pipeline's audit.allow list: reported, never a finding"),
 )
@@ -194,6 +197,7 @@ STRUCTURE = (
     Column("num_rejected_more", pl.Int64, "pairs whose rejected side has more of it: c"),
     Column("num_both", pl.Int64, "pairs with some of it on both sides"),
     Column("num_discordant", pl.Int64, "b + c"),
+    Column("num_prompts", pl.Int64, "prompts with more such pairs on one side; b + c where each prompt has one pair"),
     Column("coverage", pl.Float64, "(b + c) / pairs, 0..1"),
     Column("mean_chosen", pl.Float64, "mean over chosen sides; of a value, the share that has it"),
     Column("mean_rejected", pl.Float64, "likewise"),
@@ -207,8 +211,8 @@ STRUCTURE = (
     Column("win_rate", pl.Float64, "b / (b + c), null where b + c = 0"),
     Column("win_rate_low", pl.Float64, "95% Wilson interval of it"),
     Column("win_rate_high", pl.Float64, "likewise"),
-    Column("p", pl.Float64, "exact two-sided sign test of the paired difference, null where b + c = 0"),
-    Column("q", pl.Float64, "Benjamini-Hochberg over the rows with b + c >= 10, null below"),
+    Column("p", pl.Float64, "exact two-sided sign test over prompts, each counted once; null where there is none"),
+    Column("q", pl.Float64, "Benjamini-Hochberg over the rows with num_prompts >= 10, null below"),
     Column("z_length", pl.Float64, "score test of the difference's sign beside the length difference; null for words"),
     Column("side", pl.String, "chosen | rejected: which has more; null where b = c"),
     Column("one_sided", pl.Boolean, "as in tokens"),

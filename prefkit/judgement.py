@@ -17,6 +17,7 @@ from prefkit.audit.evidence import Evidence
 from prefkit.audit.features import FEATURES
 from prefkit.audit.findings import (
     by_source,
+    counted_once,
     few_replies,
     structure_findings,
     together,
@@ -84,6 +85,7 @@ def judge_evidence(counted: Counted, settings: AuditConfig, dataset: str, *, str
     tell("looking at the pairs of what was found")
     alphabets = [alphabet for alphabet in (counted.words, counted.model) if alphabet is not None]
     found = together([candidates(alphabet, evidence, limits) for alphabet in alphabets])
+    found = counted_once(found, [alphabet.table for alphabet in alphabets], limits.q)
     found = with_effects(found, evidence.length.basis)
     of_tokens = token_findings(found, evidence, dataset, limits.q if strict else None)
     of_structure = find_structure(structure, limits)

@@ -175,8 +175,8 @@ def test_the_interval_holds_the_truth_in_95_of_100_data_sets() -> None:
 def test_a_band_needs_its_accuracy_and_an_interval_above_one_half(
     accuracy: float | None, low: float | None, expected: str | None
 ) -> None:
-    assert band(Measured(accuracy, low, 1, 0.1, 9, 9), Bands()) == expected
-    assert band(Measured(0.7, 0.6, 0.8, 0.6, 9, 9), Bands(0.5, 0.6, 0.7)) == "fail"
+    assert band(Measured(accuracy, 0.0, 1, 0.1, 9, 9, low), Bands()) == expected
+    assert band(Measured(0.7, 0.6, 0.8, 0.6, 9, 9, 0.55), Bands(0.5, 0.6, 0.7)) == "fail"
 
 
 # probes ---------------------------------------------------------------------------------------------------------------

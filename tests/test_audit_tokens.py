@@ -43,7 +43,7 @@ def counted_words(pairs: Sequence[tuple[str, str]], allow: Sequence[str] = (), n
         texts,
         of_words,
         lambda counts: (names_of(texts, counts), None),
-        gather(texts).length,
+        gather(texts),
         allows(allow),
         ngrams=ngrams,
         min_discordant=1,

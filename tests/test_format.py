@@ -23,7 +23,7 @@ PAIR_COLUMNS = """
     margin agreement chosen_model rejected_model num_candidates edit_distance shared_prefix first_divergence weight
 """
 TOKEN_COLUMNS = """
-    token n alphabet token_ids num_chosen_only num_rejected_only num_both num_discordant coverage
+    token n alphabet token_ids num_chosen_only num_rejected_only num_both num_discordant num_prompts coverage
     win_rate win_rate_low win_rate_high odds_ratio log_odds_se p q q_by p_permutation
     z_length log_odds_length log_odds_z side one_sided exclusive allowed
 """

@@ -16,9 +16,9 @@ from prefkit.errors import DatasetError, InputError
 from prefkit.format import Kind, schema
 from prefkit.query import connect_dataset, query_dataset, write_result
 from prefkit.store import write_parquet, write_table
+from prefkit.views import VIEW_FILES
 
-VIEWS = ("pairs", "dropped", "rejects", "changes", "tokens", "structure", "probe", "pair_scores", "reference", "steps")
-VIEWS += ("pair_dynamics",)
+VIEWS = tuple(VIEW_FILES)
 EXTRA = {"reference": ["key"], "steps": ["run"], "pair_dynamics": ["run"]}
 Build = Callable[..., Path]
 
@@ -133,7 +133,7 @@ def test_a_relative_path_is_as_good_as_an_absolute_one(build: Build, monkeypatch
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
     path = tmp_path / "outside.csv"
-    path.write_text("secret\n42\n")
+    path.write_text("secret\nplumage\n")
     return path
 
 
@@ -160,7 +160,7 @@ def test_a_query_reads_and_writes_nothing_outside_the_dataset(sql: str, build: B
     before = sorted(outside.parent.iterdir())
     with pytest.raises(InputError) as refused:
         query_dataset(dataset, sql.format(outside=outside, dataset=dataset, folder=outside.parent)).fetchall()
-    assert "42" not in str(refused.value)
+    assert "plumage" not in str(refused.value)
     assert sorted(outside.parent.iterdir()) == before
 
 

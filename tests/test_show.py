@@ -57,7 +57,7 @@ def find(dataset: Path, *findings: tuple[str, str], also: Sequence[str] = ()) ->
     """audit/audit.json with findings of that family and name."""
     empty = dict.fromkeys(
         ("side", "alphabet", "n", "num_pairs", "coverage", "win_rate", "win_rate_low", "win_rate_high", "p", "q")
-    ) | dict.fromkeys(("p_prompts", "p_permutation", "z_length"))
+    ) | dict.fromkeys(("p_permutation", "z_length"))
     listed = [
         {**empty, "level": "warn", "family": family, "name": name, "reason": "r", "advice": "a", "also": list(also)}
         | {"pair_ids": [], "sources": {}}

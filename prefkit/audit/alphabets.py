@@ -13,16 +13,16 @@ import polars as pl
 
 from prefkit.audit.counting import Hash, Scratch, Texts, Weights, as_fixed, count_grams
 from prefkit.audit.evidence import Evidence
-from prefkit.audit.findings import Found, confirmed, echoed_by_length, placed, together
+from prefkit.audit.findings import Found, echoed_by_length, placed, together
 from prefkit.audit.postings import Postings, postings
-from prefkit.audit.significance import FlipTest, LengthModel, pair_weights
+from prefkit.audit.significance import FlipTest, net_signs, pair_weights
 from prefkit.audit.tokens import MIN_DISCORDANT_TESTED, token_table
 from prefkit.audit.verdict import Limits, find_exclusive, find_tokens
 
 Named = Callable[[pl.DataFrame], tuple[list[str], list[list[int]] | None]]
 MAX_CANDIDATES = 2_000  # tokens that are held against the pairs, the worst ones; the table has all
 MAX_PROBE_WORDS = 50_000  # words that a probe is given, those of the most discordant pairs
-FLIPPED_AT_ONCE = 20_000_000  # places of tokens that a batch of the permutation test holds: 17 bytes each
+PLACES_AT_ONCE = 10_000_000  # places of tokens held at once: 17 bytes each, three times that while they are found
 
 
 class Alphabet(NamedTuple):
@@ -39,7 +39,7 @@ def count_alphabet(
     texts: Texts,
     hashed: Hash,
     named: Named,
-    model: LengthModel,
+    evidence: Evidence,
     allowed: Callable[[str], bool],
     *,
     ngrams: int,
@@ -54,14 +54,14 @@ def count_alphabet(
         texts: the pairs, as `hashed` reads them.
         hashed: their tokens.
         named: the n-grams of a count as a person reads them, and their token ids.
-        model: what length alone says of each pair.
+        evidence: of the same pairs: their prompts, and what length alone says.
         allowed: whether a token is the point of the data.
         ngrams: longest n-gram, 1..3.
         min_discordant: fewest discordant pairs of a row.
         memory_limit: bytes that the counters may hold.
         scratch: where the rest goes.
     """
-    weights = Weights(*(as_fixed(numbers) for numbers in pair_weights(model)))
+    weights = Weights(*(as_fixed(numbers) for numbers in pair_weights(evidence.length)))
     counts = count_grams(
         texts,
         hashed,
@@ -72,8 +72,31 @@ def count_alphabet(
         min_discordant=min_discordant,
     )
     names, ids = named(counts)
-    table = token_table(counts, names, name, len(model.p), model, allowed, ids)
+    prompts = _prompts_of(texts, hashed, counts, evidence.clusters)
+    table = token_table(counts, names, name, evidence.pairs.height, evidence.length, allowed, prompts, ids)
     return Alphabet(name, texts, hashed, table.with_columns(counts["hash"]))
+
+
+def _prompts_of(
+    texts: Texts, hashed: Hash, counts: pl.DataFrame, clusters: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Of each n-gram, the prompts that it wins and loses: its pairs where each prompt has one."""
+    if len(np.unique(clusters)) == len(clusters):
+        return counts["num_chosen_only"].to_numpy(), counts["num_rejected_only"].to_numpy()
+    won, lost = np.zeros(counts.height, dtype=np.int64), np.zeros(counts.height, dtype=np.int64)
+    discordant = counts.with_columns(pl.sum_horizontal("num_chosen_only", "num_rejected_only").alias("num_discordant"))
+    for some in _batches(discordant):
+        net = net_signs(*postings(texts, hashed, some.select("hash", "n")), some.height, clusters)
+        rows = some["row"].to_numpy()
+        won[rows], lost[rows] = (net > 0).sum(axis=1), (net < 0).sum(axis=1)
+    return won, lost
+
+
+def _batches(table: pl.DataFrame) -> list[pl.DataFrame]:
+    """Rows in batches of so many discordant pairs as may be held at once, with their `row`."""
+    batch = pl.col("num_discordant").cum_sum() // PLACES_AT_ONCE
+    rows = table if "row" in table.columns else table.with_row_index("row")
+    return rows.with_columns(batch.alias("batch")).partition_by("batch", maintain_order=True)
 
 
 def surest_first(table: pl.DataFrame) -> pl.DataFrame:
@@ -83,15 +106,13 @@ def surest_first(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def candidates(alphabet: Alphabet, evidence: Evidence, limits: Limits) -> Found:
-    """The tokens that are findings by the table, in their pairs, and hold when a prompt counts once; worst first."""
+    """The tokens that are findings by the table, in their pairs; worst first."""
     clusters, length = evidence.clusters, evidence.length.basis[:, 0]
     sure = find_tokens(alphabet.table, limits).head(MAX_CANDIDATES)
     table = pl.concat([sure, find_exclusive(alphabet.table, limits).head(MAX_CANDIDATES)])
     both = placed(table, *_places(alphabet, table), len(clusters))
     found, rest = both.keep(np.arange(sure.height)), both.keep(np.arange(sure.height, table.height))
-    alone = echoed_by_length(rest, length)
-    accepted = alphabet.table.filter(pl.col("q") <= limits.q)["p"].max()
-    return confirmed(together([found, alone]), clusters, float(accepted or 0.0))  # type: ignore[arg-type]
+    return together([found, echoed_by_length(rest, length)])
 
 
 def _places(alphabet: Alphabet, table: pl.DataFrame) -> Postings:
@@ -109,10 +130,9 @@ def probe_words(alphabet: Alphabet) -> tuple[pl.DataFrame, Postings]:
 def with_permutation(alphabet: Alphabet, clusters: npt.NDArray[np.int64], num_flips: int, seed: int) -> Alphabet:
     """Add `p_permutation` of all tested tokens: family-wise over the alphabet, by sign flips of whole prompts."""
     numbered = alphabet.table.with_row_index("row")
-    tested = numbered.filter(pl.col("num_discordant") >= MIN_DISCORDANT_TESTED)
-    batch = tested["num_discordant"].cum_sum() // FLIPPED_AT_ONCE
+    tested = numbered.filter(pl.col("q").is_not_null())
     test = FlipTest(clusters, num_flips, seed)
-    for some in tested.with_columns(batch.alias("batch")).partition_by("batch", maintain_order=True):
+    for some in _batches(tested):
         test.add(*_places(alphabet, some), some.height)
     p = tested.select("row").with_columns(pl.Series("p_permutation", test.p(), pl.Float64))
     joined = numbered.drop("p_permutation").join(p, on="row", how="left", maintain_order="left")

@@ -14,12 +14,13 @@ from scipy import sparse
 
 from prefkit.audit.allow import words_in
 from prefkit.audit.evidence import Evidence
-from prefkit.audit.significance import cluster_sign_test, firth_log_odds, sign_test
+from prefkit.audit.significance import benjamini_hochberg, firth_log_odds, sign_test
 from prefkit.audit.values import CATEGORICAL
 from prefkit.audit.verdict import SHOWN_PAIRS, Finding, structure_finding, token_finding, worst_first
 
 Ints = npt.NDArray[np.int64]
-SAME_PAIRS = 0.9  # of a token's pairs are another's too: it is named with that one
+Signs = npt.NDArray[np.int8]
+SAME_PAIRS = 0.8  # two tokens are named together that share so many of the pairs that either is in
 NOTHING_LEFT = 0.05  # p of length in the other pairs, above which it tells nothing there
 FEW_REPLIES = 20  # sides a distinct text, from which on replies are labels
 MAX_FINDINGS = 200  # tokens that get a finding of their own; the table has all
@@ -47,25 +48,6 @@ def placed(table: pl.DataFrame, gram: Ints, pair: Ints, sign: npt.NDArray[np.int
     matrix = sparse.csr_array((sign, (gram, pair)), shape=(table.height, num_pairs), dtype=np.int8)
     matrix.sort_indices()
     return Found(table, matrix)
-
-
-def confirmed(found: Found, clusters: Ints, largest_p: float) -> Found:
-    """Those that also hold when a prompt counts once, however many pairs it has; adds `p_prompts`.
-
-    Several pairs of one prompt share responses and are not independent. Where every prompt has one pair it is the test
-    that was made, and nothing changes.
-
-    Args:
-        found: the candidates.
-        clusters: the prompt of each pair.
-        largest_p: the largest p that the correction for many tests accepted.
-    """
-    if len(np.unique(clusters)) == len(clusters):
-        return found
-    coo = found.matrix.tocoo()
-    p = cluster_sign_test(coo.row.astype(np.int64), coo.col.astype(np.int64), coo.data, found.table.height, clusters)
-    table = found.table.with_columns(pl.Series("p_prompts", p, pl.Float64))
-    return Found(table, found.matrix).keep(np.flatnonzero(p <= largest_p))
 
 
 def echoed_by_length(found: Found, difference: npt.NDArray[np.float64]) -> Found:
@@ -117,21 +99,47 @@ def with_log_odds(table: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
 
 
 def grouped(found: Found) -> list[tuple[int, list[int]]]:
-    """Rows that stand for themselves, each with those that hold it or are in the same pairs."""
+    """Rows that stand for themselves, each with those in the same pairs, and with n-grams that hold one of these."""
     heads: list[tuple[int, list[int]]] = []
     words = [_spaced(token) for token in found.table["token"]]
     sides = found.table["side"].to_list()
     ones = abs(found.matrix).astype(np.int64)
-    same = np.asarray((ones @ ones.T).toarray(), dtype=np.float64) / np.maximum(1, ones.sum(axis=1))[:, None]
+    shared, size = np.asarray((ones @ ones.T).toarray(), dtype=np.float64), ones.sum(axis=1)
+    same = shared / np.maximum(1, size[:, None] + size[None, :] - shared)
     for row in range(found.table.height):
         for head, also in heads:
-            inside = words[head].strip() and words[head] in words[row]
+            members = [words[member] for member in (head, *also) if words[member].strip()]
+            inside = any(member in words[row] for member in members)
             if sides[head] == sides[row] and (inside or same[row, head] >= SAME_PAIRS):
                 also.append(row)
                 break
         else:
             heads.append((row, []))
     return heads
+
+
+def counted_once(found: Found, tables: Sequence[pl.DataFrame], q: float) -> Found:
+    """Without notes that are discoveries only because one shortcut has been discovered many times.
+
+    The n-grams of an opener are hundreds of true discoveries, and each lets Benjamini-Hochberg accept a larger p. Here
+    the groups of warned tokens, and what holds one of them, are not counted as discoveries, but as tests they are.
+    """
+    groups = [[head, *also] for head, also in grouped(found) if found.table["level"][head] != "note"]
+    known = sorted(row for rows in groups for row in rows)
+    warned = [name for name in (_spaced(found.table["token"][row]) for row in known) if name.strip()]
+    kept = [np.array(known, dtype=np.int64)]
+    for table in tables:
+        tested = table.filter(pl.col("q").is_not_null())
+        if tested.is_empty():
+            continue
+        others = tested.join(found.table[known], on=["hash", "n", "alphabet"], how="anti")
+        spaced = pl.Series([_spaced(token) for token in others["token"]], dtype=pl.String)
+        alone = others.filter(~spaced.str.contains_any(warned)) if warned else others
+        p = alone["p"].to_numpy()
+        accepted = p[benjamini_hochberg(p) * (tested.height / max(1, len(p))) <= q]
+        here = found.table["alphabet"] == tested["alphabet"][0]
+        kept.append(np.flatnonzero((here & (found.table["p"] <= accepted.max(initial=-1.0))).to_numpy()))
+    return found.keep(np.unique(np.concatenate(kept)))
 
 
 def token_findings(found: Found, evidence: Evidence, dataset: str, strict_q: float | None = None) -> list[Finding]:
@@ -165,23 +173,34 @@ def structure_findings(
     """A finding for each group of rows, with examples.
 
     Openers and endings that a token finding names already are left to it; one that holds another (`sure ,` and `sure`)
-    goes with it, and so does what only measures length in another unit.
+    goes with it, and so do what only measures length in another unit, and values that an opener has only displaced.
     """
-    named = [(_spaced(finding.name), finding.side) for finding in tokens]
+    named = [(_spaced(name), finding.side) for finding in tokens for name in (finding.name, *finding.also)]
     heads: list[tuple[dict[str, Any], list[str]]] = []
+    told: dict[str, list[Signs]] = {}  # by feature, the signs of the values that are told already
     for row in rows.iter_rows(named=True):
-        value = row["value"] and _spaced(row["value"])
-        if value and any(side == row["side"] and name.strip() and name in value for name, side in named):
-            continue
-        for head, also in heads:
-            if head["side"] == row["side"] and _goes_with(row, head):
-                also.append(row["feature"] if row["value"] is None else row["value"])
-                break
-        else:
+        value, signs = row["value"] and _spaced(row["value"]), _signs(row, evidence)
+        by_token = value and any(side == row["side"] and name.strip() and name in value for name, side in named)
+        head = next((head for head in heads if head[0]["side"] == row["side"] and _goes_with(row, head[0])), None)
+        if head is not None:
+            head[1].append(row["feature"] if row["value"] is None else row["value"])
+        elif not by_token and not (value and _displaced(signs, told.get(row["feature"], []))):
             heads.append((row, []))
+        if value and (by_token or (heads and heads[-1][0] is row)):
+            told.setdefault(row["feature"], []).append(signs)
     return [
         _with_pairs(structure_finding(row, dataset, doc_of(row["feature"])), row, also, evidence) for row, also in heads
     ]
+
+
+def _displaced(signs: Signs, told: Sequence[Signs]) -> bool:
+    """Whether a value is on one side only because another has taken its place: without those pairs it tells nothing."""
+    for other in told:
+        left = signs[(other == 0) | (other == signs)]
+        b, c = int((left > 0).sum()), int((left < 0).sum())
+        if len(left) < len(signs) and (b + c == 0 or sign_test(b, b + c) > NOTHING_LEFT):
+            return True
+    return False
 
 
 def few_replies(evidence: Evidence) -> list[Finding]:
@@ -211,19 +230,19 @@ def _goes_with(row: Mapping[str, Any], head: Mapping[str, Any]) -> bool:
 
 
 def _with_pairs(finding: Finding, row: Mapping[str, Any], also: Sequence[str], evidence: Evidence) -> Finding:
-    pairs = _separated(row, evidence)
+    pairs = np.flatnonzero(_signs(row, evidence))
     ids = tuple(evidence.pairs["pair_id"].gather(pairs[:SHOWN_PAIRS]))
     return finding._replace(also=tuple(also), pair_ids=ids, sources=by_source(evidence.pairs["source"], pairs))
 
 
-def _separated(row: Mapping[str, Any], evidence: Evidence) -> Ints:
-    """The pairs in which the sides differ in a feature, or in whether they have a value."""
+def _signs(row: Mapping[str, Any], evidence: Evidence) -> Signs:
+    """Of each pair, which side has more of a feature, or has a value that the other has not: +1, -1, 0."""
     if row["value"] is None:
-        chosen, rejected = (side[row["feature"]] for side in evidence.features)
-        return np.flatnonzero((chosen != rejected).fill_null(False).to_numpy())
-    apart = np.zeros(evidence.pairs.height, dtype=bool)
+        chosen, rejected = (side[row["feature"]].to_numpy() for side in evidence.features)
+        return np.asarray(np.sign(np.nan_to_num(chosen - rejected)), dtype=np.int8)
+    signs = np.zeros(evidence.pairs.height, dtype=np.int8)
     for name in evidence.values.chosen.columns:
         if CATEGORICAL[name].feature == row["feature"]:
             has = [(side[name] == row["value"]).fill_null(False).to_numpy() for side in evidence.values]
-            apart |= has[0] != has[1]
-    return np.flatnonzero(apart)
+            signs[has[0] & ~has[1]], signs[~has[0] & has[1]] = 1, -1
+    return signs

@@ -29,6 +29,7 @@ FEW_STRENGTH = 1.0  # of length and generator: few weights need no more restrain
 FOLDS = 5
 MAX_FIT = 50_000  # pairs; more of them move no accuracy by more than its interval
 MAX_WORDS = 50_000
+NUM_PROBES = 5  # the best of so many is told
 
 
 class _Input(NamedTuple):
@@ -47,6 +48,7 @@ class Measured(NamedTuple):
     log_loss: float | None
     num_pairs: int
     num_prompts: int
+    sure_low: float | None  # lower end of an interval that holds for all probes at once (Bonferroni)
 
 
 class Bands(NamedTuple):
@@ -203,7 +205,7 @@ def measure(margins: Floats, clusters: Ints) -> Measured:
     known = ~np.isnan(margins)
     m, cluster = margins[known], np.unique(clusters[known], return_inverse=True)[1]
     if not len(m):
-        return Measured(None, None, None, None, 0, 0)
+        return Measured(None, None, None, None, 0, 0, None)
     prompts = int(cluster.max()) + 1
     right = np.where(m == 0, 0.5, m > 0)
     accuracy = float(right.mean())
@@ -212,15 +214,17 @@ def measure(margins: Floats, clusters: Ints) -> Measured:
     # without variance nothing tells how pairs of a prompt go together: a prompt counts as one pair
     effective = min(float(len(m)), accuracy * (1 - accuracy) / variance) if variance > 1e-12 else float(prompts)
     interval = wilson(accuracy * effective, effective)
+    sure = wilson(accuracy * effective, effective, level=1 - 0.05 / NUM_PROBES)
     loss = float(-special.log_expit(m).mean())
-    return Measured(accuracy, float(interval.low), float(interval.high), loss, len(m), prompts)
+    return Measured(accuracy, float(interval.low), float(interval.high), loss, len(m), prompts, float(sure.low))
 
 
 def band(measured: Measured, bands: Bands) -> str | None:
-    """Fine | note | warn | fail; above fine only where the interval of the accuracy lies above one half."""
-    if measured.accuracy is None or measured.low is None:
+    """Fine | note | warn | fail; above fine only where the accuracy is surely above one half."""
+    if measured.accuracy is None or measured.sure_low is None:
         return None
-    reached = [name for name, limit in bands._asdict().items() if measured.accuracy >= limit and measured.low > 0.5]
+    sure = measured.sure_low > 0.5
+    reached = [name for name, limit in bands._asdict().items() if measured.accuracy >= limit and sure]
     return reached[-1] if reached else "fine"
 
 

@@ -256,6 +256,18 @@ def net_signs(gram: Ints, pair: Ints, sign: Signs, num_grams: int, clusters: Int
     return sparse.coo_array((sign.astype(np.float64), (gram, clusters[pair])), shape=(num_grams, prompts)).tocsr()
 
 
+def prompts_won(pairs: Ints, sign: Signs, clusters: Ints) -> tuple[int, int]:
+    """Prompts in which one feature has more pairs on the chosen side, and on the rejected side.
+
+    Args:
+        pairs: the positions of its discordant pairs.
+        sign: of each, +1 chosen, -1 rejected.
+        clusters: (N,) the prompt of each pair.
+    """
+    net = np.bincount(clusters[pairs], weights=sign)
+    return int((net > 0).sum()), int((net < 0).sum())
+
+
 def cluster_sign_test(gram: Ints, pair: Ints, sign: Signs, num_grams: int, clusters: Ints) -> Floats:
     """The exact sign test over prompts instead of pairs: a prompt counts once, by what the token wins of its pairs.
 

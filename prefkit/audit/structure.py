@@ -17,8 +17,16 @@ from scipy import stats
 from prefkit.audit.allow import allows, words_in
 from prefkit.audit.features import FEATURES, Sides
 from prefkit.audit.grams import Array
-from prefkit.audit.significance import LengthModel, benjamini_hochberg, pair_weights, sign_test, wilson, z_from_sums
-from prefkit.audit.tokens import MIN_DISCORDANT_TESTED, MIN_ONE_SIDED
+from prefkit.audit.significance import (
+    LengthModel,
+    benjamini_hochberg,
+    pair_weights,
+    prompts_won,
+    sign_test,
+    wilson,
+    z_from_sums,
+)
+from prefkit.audit.tokens import MIN_DISCORDANT_TESTED, MIN_ONE_SIDED, among_tested
 from prefkit.audit.values import CATEGORICAL
 from prefkit.format import schema
 
@@ -26,7 +34,6 @@ LEVEL = 0.95
 MAX_WORDS = 20_000  # of a side: the time of an edit distance grows with the product of both
 QUANTILES = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
 ROUNDING = 1e-9  # of the largest difference: a smaller standard deviation is rounding, the difference is constant
-
 ScoreTest = Callable[[Array], float]  # of the signs of a difference, int8 (N,): its z beside length, NaN for none
 
 
@@ -81,19 +88,24 @@ def structure_table(
 
 
 SCHEMA = schema("structure", "text")
-_ROW = pl.Schema({name: dtype for name, dtype in SCHEMA.items() if name not in ("p", "q")} | {"rank": pl.Int64()})
+_ROW = pl.Schema(
+    {name: dtype for name, dtype in SCHEMA.items() if name not in ("p", "q", "num_prompts")}
+    | {"rank": pl.Int64(), "won": pl.List(pl.Int64)}
+)
 
 
 def _tested(rows: pl.DataFrame, num_pairs: int) -> pl.DataFrame:
     """What the counts say: coverage, win rate, tests and marks; rows in their order."""
     b, c = (rows[name].to_numpy() for name in ("num_chosen_more", "num_rejected_more"))
     d = b + c
-    p, (low, high) = sign_test(b, d), wilson(b, d)
-    q = np.full(len(d), np.nan)
-    q[d >= MIN_DISCORDANT_TESTED] = benjamini_hochberg(p[d >= MIN_DISCORDANT_TESTED])
-    one_sided = (np.minimum(b, c) == 0) & (d >= MIN_ONE_SIDED)
+    won, lost = (rows["won"].list.get(place).to_numpy() for place in (0, 1))
+    num_prompts = won + lost
+    p, (low, high) = sign_test(won, num_prompts), wilson(b, d)
+    q = among_tested(p, num_prompts, benjamini_hochberg)
+    one_sided = (np.minimum(b, c) == 0) & (num_prompts >= MIN_ONE_SIDED)
     found = rows.with_columns(
         pl.Series("num_discordant", d, pl.Int64),
+        pl.Series("num_prompts", num_prompts, pl.Int64),
         pl.Series("coverage", d / max(1, num_pairs)),
         pl.Series("win_rate", np.divide(b, d, out=np.full(len(d), np.nan), where=d > 0)),
         pl.Series("win_rate_low", low),
@@ -129,6 +141,7 @@ def _measured(name: str, chosen: pl.Series, rejected: pl.Series, clusters: Array
         "num_both": int(((one > 0) & (other > 0)).sum()),
         "mean_chosen": float(one.mean()) if len(one) else None,
         "mean_rejected": float(other.mean()) if len(other) else None,
+        "won": prompts_won(some, signs[some], clusters),
         **_columns(effect),
         "z_length": z_of(signs) if b + c and name != "words" else None,
         "exclusive": not (other if b >= c else one).any(),
@@ -161,6 +174,7 @@ def _compared(
             "num_both": both,
             "mean_chosen": (b + both) / num_known,
             "mean_rejected": (c + both) / num_known,
+            "won": prompts_won(where, sign, clusters),
             **_columns(paired_effect(sign.astype(np.float64), clusters[where], sizes)),
             "z_length": z_of(signs),
             "exclusive": both == 0,

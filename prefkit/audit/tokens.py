@@ -37,6 +37,7 @@ def token_table(
     num_pairs: int,
     model: LengthModel,
     allowed: Callable[[str], bool],
+    prompts: tuple[Ints, Ints],
     ids: Sequence[Sequence[int]] | None = None,
 ) -> pl.DataFrame:
     """The columns of format.TOKENS for the n-grams of one alphabet, in the order of `counts`; strict's are null.
@@ -49,14 +50,16 @@ def token_table(
         num_pairs: pairs that were counted.
         model: what length alone says.
         allowed: whether a token is the point of the data.
+        prompts: of each n-gram, the prompts with more pairs that have it in chosen only, and in rejected only.
         ids: token ids of each n-gram, of the model alphabet.
     """
     b, c, both = (counts[f"num_{name}"].to_numpy() for name in ("chosen_only", "rejected_only", "both"))
-    d, p = b + c, sign_test(b, b + c)
+    d, num_prompts = b + c, prompts[0] + prompts[1]
+    p = sign_test(prompts[0], num_prompts)
     win_rate = b / d if len(d) else d.astype(np.float64)
     low, high = wilson(b, d)
     ratio, se = odds(b, c)
-    one_sided = (np.minimum(b, c) == 0) & (d >= MIN_ONE_SIDED)
+    one_sided = (np.minimum(b, c) == 0) & (num_prompts >= MIN_ONE_SIDED)
     columns = {
         "token": names,
         "n": counts["n"],
@@ -66,6 +69,7 @@ def token_table(
         "num_rejected_only": c,
         "num_both": both,
         "num_discordant": d,
+        "num_prompts": num_prompts,
         "coverage": d / max(1, num_pairs),
         "win_rate": win_rate,
         "win_rate_low": low,
@@ -73,8 +77,8 @@ def token_table(
         "odds_ratio": ratio,
         "log_odds_se": se,
         "p": p,
-        "q": among_tested(p, d, benjamini_hochberg),
-        "q_by": among_tested(p, d, benjamini_yekutieli),
+        "q": among_tested(p, num_prompts, benjamini_hochberg),
+        "q_by": among_tested(p, num_prompts, benjamini_yekutieli),
         "z_length": _z_length(counts, model),
         "log_odds_z": _rank(counts["n"].to_numpy(), b + both, c + both),
         "side": side_of(b, c),
@@ -93,10 +97,10 @@ def as_table(columns: dict[str, Any], table: str, height: int) -> pl.DataFrame:
     return pl.DataFrame(series).with_columns(pl.col(pl.Float64).fill_nan(None))
 
 
-def among_tested(p: Floats, d: Ints, correct: Callable[[Floats], Floats]) -> Floats:
-    """A correction for many tests over those with at least MIN_DISCORDANT_TESTED discordant pairs; NaN elsewhere."""
+def among_tested(p: Floats, num_prompts: Ints, correct: Callable[[Floats], Floats]) -> Floats:
+    """A correction for many tests over those with at least MIN_DISCORDANT_TESTED prompts; NaN elsewhere."""
     q = np.full(len(p), np.nan)
-    tested = d >= MIN_DISCORDANT_TESTED
+    tested = num_prompts >= MIN_DISCORDANT_TESTED
     q[tested] = correct(p[tested])
     return q
 

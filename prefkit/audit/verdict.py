@@ -59,7 +59,6 @@ class Finding(NamedTuple):
     win_rate_high: float | None = None
     p: float | None = None
     q: float | None = None
-    p_prompts: float | None = None  # sign test over prompts, where a prompt has several pairs
     p_permutation: float | None = None
     z_length: float | None = None
     also: tuple[str, ...] = ()  # tokens that go with it: n-grams that hold it, or tokens of the same pairs
@@ -244,7 +243,7 @@ def structure_finding(row: Mapping[str, Any], dataset: str, doc: str) -> Finding
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
     names = ("alphabet", "n", "coverage", "win_rate", "win_rate_low", "win_rate_high", "p", "q", "z_length")
-    also = ("p_prompts", "p_permutation")
+    also = ("p_permutation",)
     return {"num_pairs": row["num_discordant"]} | {name: row[name] for name in (*names, *also) if name in row}
 
 
