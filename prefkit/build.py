@@ -123,6 +123,7 @@ def build_dataset(pipeline: Pipeline, *, check: bool = False, tell: Tell = lambd
     """
     dataset = Path(pipeline.dataset)
     claim_directory(dataset)
+    refuse_repaired(dataset)
     pipeline = resolve_formats(pipeline, tell)
     refuse_without_effect(pipeline)
     kind = resolve_kind(pipeline)
@@ -163,6 +164,25 @@ def resolve_formats(pipeline: Pipeline, tell: Tell = lambda _text: None) -> Pipe
         if why:
             tell(f"{source.path}: format {source.format}, as {why}")
     return pipeline.model_copy(update={"sources": [source for source, _ in found]})
+
+
+def refuse_repaired(dataset: Path) -> None:
+    """Refuse to build over a repaired dataset: its repair would be lost without a word.
+
+    Raises:
+        DatasetError: it is one.
+    """
+    try:
+        repaired = read_manifest(dataset).get("repair") if (dataset / MANIFEST).exists() else None
+    except DatasetError:
+        return  # torn, damaged or of another version: built anew, or refused where that is said
+    if repaired is not None:
+        raise DatasetError(
+            f"is a repaired dataset (of {repaired['dataset']})",
+            where=str(dataset),
+            expected="a directory that no repair has written",
+            hint="choose another --out, or remove it",
+        )
 
 
 def refuse_without_effect(pipeline: Pipeline) -> None:

@@ -127,7 +127,7 @@ def repair_dataset(
 def _audited(dataset: str, settings: dict[str, Any], tell: Tell) -> Audited:
     tell(f"auditing {dataset}")
     pipeline: Pipeline = pipeline_from_manifest(settings, dataset)
-    return audit_dataset(pipeline, tell=tell)
+    return audit_dataset(pipeline)
 
 
 def claim_beside(source: Path, target: Path) -> None:

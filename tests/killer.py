@@ -1,6 +1,6 @@
 """Kill a command at random moments and type it again: run as a program by test_kills.py.
 
-    python killer.py COMMAND SEED COUNT FOLDER   (COMMAND: build | precompute | train)
+    python killer.py COMMAND SEED COUNT FOLDER   (COMMAND: build | audit | repair | precompute | train)
 
 FOLDER/start holds what the command finds. The command runs in a forked child, so that the moments fall into its work
 and not into imports; the child is killed with SIGKILL after a time drawn from the seed, then the command runs again
@@ -19,6 +19,8 @@ from pathlib import Path
 
 COMMANDS = {
     "build": ["build", "pipeline.yaml"],
+    "audit": ["audit", "dataset"],
+    "repair": ["repair", "dataset", "--out", "mended", "--match-length", "--max-dropped", "0.9"],
     "precompute": ["precompute", "pipeline.yaml"],
     "train": ["train", "pipeline.yaml"],
 }
@@ -60,6 +62,11 @@ def wait(child: int, seconds: float | None = None) -> bool:
     return False
 
 
+def results(work: Path) -> dict[str, bytes]:
+    """What the command leaves: a dataset, of a repair a second one."""
+    return {name: data for name, data in snapshot(work).items() if name.startswith(("dataset/", "mended/"))}
+
+
 def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
@@ -83,7 +90,7 @@ def fresh(folder: Path) -> Path:
 def main() -> None:
     command, seed, count, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
 
-    if command != "build":  # what the child would spend its first seconds on
+    if command in ("precompute", "train"):  # what the child would spend its first seconds on
         import transformers.models.llama.modeling_llama  # noqa: F401
 
     durations = []
@@ -91,7 +98,7 @@ def main() -> None:
         work, started = fresh(folder), time.monotonic()
         wait(spawn(COMMANDS[command], work))
         durations.append(time.monotonic() - started)
-    unbroken, rng = snapshot(work / "dataset"), random.Random(seed)
+    unbroken, rng = results(work), random.Random(seed)
     moments, kills, unfinished, different = [], 0, 0, []
     for _ in range(count):
         work, moment = fresh(folder), rng.random() * durations[-1]
@@ -99,12 +106,10 @@ def main() -> None:
         moments.append(round(moment, 4))
         kills += wait(spawn(COMMANDS[command], work), moment)
         left = snapshot(work)
-        unfinished += left != before and {n for n in left if n.startswith("dataset")} != {
-            f"dataset/{n}" for n in unbroken
-        }
+        unfinished += left != before and {*results(work)} != {*unbroken}
         if not finished(work / "dataset"):  # a finished run is not gone on with: the same command starts another
             wait(spawn(COMMANDS[command], work))
-        after = snapshot(work / "dataset")
+        after = results(work)
         different += [n for n in {*unbroken, *after} if unbroken.get(n) != after.get(n)]
     print(json.dumps({"moments": moments, "kills": kills, "unfinished": unfinished, "different": sorted(different)}))
 

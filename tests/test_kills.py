@@ -1,4 +1,4 @@
-"""Sixty times kill -9 at a random moment, each followed by the same command: the bytes of an unbroken run."""
+"""A hundred times kill -9 at a random moment, each followed by the same command: the bytes of an unbroken run."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def prepare(folder: Path, command: str) -> None:
     start.mkdir(parents=True)
     sources = []
     for number in range(4):
-        rows = text_rows(3000 if command == "build" else 60, seed=number)
+        rows = text_rows({"build": 3000, "audit": 500, "repair": 200}.get(command, 60), seed=number)
         write_rows(start / f"pairs-{number}.jsonl", rows)
         sources.append({"path": f"pairs-{number}.jsonl", "format": "pairs"})
     settings: dict[str, Any] = {
@@ -58,7 +58,7 @@ def prepare(folder: Path, command: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["build", "precompute", "train"])
+@pytest.mark.parametrize("command", ["build", "audit", "repair", "precompute", "train"])
 def test_twenty_kills_and_the_same_command_leave_the_bytes_of_an_unbroken_run(command: str, tmp_path: Path) -> None:
     prepare(tmp_path, command)
     killer = [sys.executable, str(KILLER), command, str(SEED), str(KILLS), str(tmp_path)]
