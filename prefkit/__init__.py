@@ -2,7 +2,7 @@
 
 The data goes down one road, and every step leaves what the next one needs on disk:
 
-    sources -> pairs -> validate -> dedupe -> split -> STORE -> audit
+    sources -> pairs -> validate -> dedupe -> split -> STORE -> audit, repair
                                                          |
                                                          +-> encode -> reference (once) -> gate -> train
                                                          +-> query, export
@@ -11,10 +11,10 @@ Words, without input or output: `errors`, `format` (the layout on disk), `record
 Pure functions on Polars frames: `screen`, `formats`, `pairs`, `corrections`, `comparisons`, `quality`, `pairing`,
 `selection`, `validate`, `dedupe`, `split`, `audit`.
 Files: `documents`, `settings`, `config`, `rows`, `checked`, `shapes`, `plans`, `ingest`, `sources`, `detection`,
-`views`, `store`, `ahead`, `candidates`, `rewriting`, `drafts`, `target`, `build`, `report`, `query`, `export`, `info`,
-`schemas`. Below the torch line: `conversations`, `controls`, `encode`, `identity`, `models`, `logps`, `batches`,
-`work`, `processes`, `scoring`, `reference`, `losses`, `schedule`, `gate`, `checkpoint`, `run`, `train`. The edge:
-`terminal`, `stopping`, `demo`, `cli`.
+`views`, `store`, `locks`, `spill`, `ahead`, `candidates`, `rewriting`, `drafts`, `target`, `build`, `query`, `spans`,
+`show`, `export`, `info`, `schemas`. Below the torch line: `conversations`, `controls`, `encode`, `identity`, `models`,
+`boundaries`, `judgement`, `audits`, `report`, `openers`, `mending`, `repairs`, `logps`, `batches`, `work`, `processes`, `scoring`, `reference`, `losses`, `schedule`, `gate`, `checkpoint`, `run`, `train`. The edge:
+`terminal`, `sides`, `before_after`, `stopping`, `demo`, `cli`.
 
 Each command is one function here, imported on first use so that `import prefkit` stays light.
 """

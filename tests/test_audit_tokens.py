@@ -307,7 +307,7 @@ def test_the_worst_finding_comes_first_and_names_counts_and_what_to_do() -> None
     assert [(finding.name, finding.level) for finding in found] == [("fine", "fail"), ("zeta", "warn")]
     number = sum("fine" in chosen for chosen, _ in pairs)
     assert f"'fine' is in chosen of {number} pairs" in found[0].reason
-    assert "prefkit repair data --out NEW --balance 'fine'" in found[0].advice
+    assert "prefkit repair data --out NEW --balance fine" in found[0].advice
     assert "audit.allow" in found[0].advice
     verdict = judge(found[::-1], power_of(125, 2, LIMITS), 125, LIMITS)
     assert (verdict.level, verdict.findings[0].name) == ("fail", "fine")

@@ -5,6 +5,7 @@ A finding needs significance AND effect AND coverage: at scale everything is sig
 beside the length of the sides. Where nothing is found, the verdict says whether the data could have shown it.
 """
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -192,7 +193,7 @@ def _probe_finding(row: Mapping[str, Any], dataset: str) -> Finding:
     else:
         what = {"both": "structure and single words", "words": "single words"}.get(row["probe"], row["probe"])
         reason = f"a fit on {what} alone tells chosen in {share}, without the prompt"
-        advice = f"prefkit repair {dataset} --out NEW --drop-shortcuts .6"
+        advice = repair_command(dataset, "--drop-shortcuts", ".6")
     return Finding(
         row["band"],
         "probe",
@@ -208,6 +209,11 @@ def _probe_finding(row: Mapping[str, Any], dataset: str) -> Finding:
     )
 
 
+def repair_command(dataset: str, *options: str) -> str:
+    """What to type, for a shell."""
+    return shlex.join(["prefkit", "repair", dataset, "--out", "NEW", *options])
+
+
 def token_finding(row: Mapping[str, Any], dataset: str, also: Sequence[str] = ()) -> Finding:
     """A row of `find_tokens` as a finding."""
     side, other = ("chosen", "rejected") if row["side"] == "chosen" else ("rejected", "chosen")
@@ -218,7 +224,7 @@ def token_finding(row: Mapping[str, Any], dataset: str, also: Sequence[str] = ()
         share = f"is in {side} in {wins} of {row['num_discordant']}"
         reason = f"'{name}' separates {row['coverage']:.1%} of the pairs, and {share}"
     advice = (
-        f"prefkit repair {dataset} --out NEW --balance '{name}' (or --strip-opener TEXT where replies begin with it), "
+        f"{repair_command(dataset, '--balance', name)} (or --strip-opener TEXT where replies begin with it), "
         "or audit.allow if it is the point of the data"
     )
     return Finding(row["level"], "tokens", row["token"], side, reason, advice, also=tuple(also), **_numbers(row))
@@ -236,8 +242,8 @@ def structure_finding(row: Mapping[str, Any], dataset: str, doc: str) -> Finding
     reason = f"{printable(name)} ({doc}): {what}"
     if row["feature"] == "words":
         reason = f"length: {side} is the longer side in {wins} of {row['num_discordant']} pairs that differ in words"
-    repair = "--match-length" if row["family"] == "length" else "--drop-shortcuts .6"
-    advice = f"prefkit repair {dataset} --out NEW {repair}, or audit.allow_features if it is the point of the data"
+    repair = ("--match-length",) if row["family"] == "length" else ("--drop-shortcuts", ".6")
+    advice = f"{repair_command(dataset, *repair)}, or audit.allow_features if it is the point of the data"
     return Finding(row["level"], "structure", name, side, reason, advice, **_numbers(row))
 
 
