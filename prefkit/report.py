@@ -36,7 +36,7 @@ def print_audit(audited: Audited, console: Console) -> None:
         console.print(f"  and {len(audited.findings) - len(shown)} more: all in audit/audit.json")
     for family in FAMILIES:
         for finding in [f for f in shown if f.family == family][:1]:
-            console.print(f"  what to do: {finding.advice}", markup=False)
+            console.print(f"  what to do: {printable(finding.advice)}", markup=False)
     if audited.allowed:
         console.print("  allowed by the pipeline: " + printable(", ".join(audited.allowed)), markup=False)
     _print_lengths(audited, console)

@@ -755,6 +755,19 @@ def printed(repaired: Repaired) -> str:
     return out.getvalue()
 
 
+def test_a_build_does_not_write_over_a_repaired_dataset(opened: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mended"
+    repair_dataset(str(opened), str(out), strip_openers=["sure!"])
+    kept, pipeline = contents(out), target_pipeline(str(out))
+    with pytest.raises(DatasetError) as refused:
+        build_dataset(pipeline)
+    assert str(refused.value) == (
+        f"{out}: is a repaired dataset (of {opened})\n  expected: a directory that no repair has written\n"
+        "  next: choose another --out, or remove it"
+    )
+    assert contents(out) == kept
+
+
 def test_the_card_of_a_repaired_dataset_says_what_was_done(opened: Path, tmp_path: Path) -> None:
     repair_dataset(str(opened), str(tmp_path / "new"), strip_openers=["sure!"])
     card = (tmp_path / "new" / "README.md").read_text(encoding="utf-8")
