@@ -7,6 +7,7 @@ then the probes and the verdict. With a tokenizer the tokens that DPO will see a
 
 import contextlib
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,15 +43,18 @@ def audit_dataset(
     pipeline: Pipeline,
     *,
     strict: bool = False,
+    keep: bool = True,
     tell: Tell = lambda _text: None,
     watch: Watch = lambda _done, _total: None,
 ) -> Audited:
-    """Audit a dataset and write what was found into its audit/.
+    """Audit a dataset and, with `keep`, write what was found into its audit/.
 
     Args:
         pipeline: its `audit` section says what to count and when something is a finding; with `audit.model` the
             `precompute` section says how pairs become tokens.
-        strict: findings have to hold under Benjamini-Yekutieli and sign flips by prompt; others are notes.
+        strict: findings have to hold under Benjamini-Yekutieli, and tokens under sign flips by prompt; others are
+            notes.
+        keep: write audit/; without it nothing in the dataset changes.
         tell: called with what the work is at.
         watch: called with the pairs that a pass has read, and all.
 
@@ -62,19 +66,24 @@ def audit_dataset(
     manifest = read_manifest(dataset)
     check_parts(dataset / "pairs", manifest["parts"]["pairs"])
     tokenizer = _tokenizer(pipeline, manifest["kind"])
-    with locked(dataset), scratch_of(dataset) as folder:
+    with locked(dataset) if keep else contextlib.nullcontext(), scratch_of(dataset if keep else None) as folder:
         counted = _count(pipeline, manifest, tokenizer, folder, tell, watch)
         if strict:
             tell(f"{settings.num_flips} sign flips by prompt")
             counted = _flipped(counted, settings)
         audited = judge_evidence(counted, settings, str(dataset), strict=strict, tell=tell)
-        _write(dataset, audited, manifest["kind"])
+        if keep:
+            _write(dataset, audited, manifest["kind"])
     return audited
 
 
 @contextlib.contextmanager
-def scratch_of(dataset: Path) -> Iterator[Path]:
-    """A folder below audit/ for what does not fit into memory; what a kill has left there goes first."""
+def scratch_of(dataset: Path | None) -> Iterator[Path]:
+    """A folder for what does not fit into memory: below audit/, where what a kill has left goes first; or elsewhere."""
+    if dataset is None:
+        with tempfile.TemporaryDirectory(prefix="prefkit-audit-") as temporary:
+            yield Path(temporary)
+        return
     folder = dataset / "audit" / ".scratch"
     shutil.rmtree(folder, ignore_errors=True)
     try:

@@ -1,20 +1,27 @@
 """A repair on the terminal: what it did, and the audits before and after it side by side."""
 
+import shlex
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 import polars as pl
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prefkit.audit.allow import words_in
+from prefkit.audit.verdict import repair_command
 from prefkit.format import AUDIT_PROBE, AUDIT_STRUCTURE
 from prefkit.judgement import Audited
+from prefkit.mending import Step
 from prefkit.repairs import Repaired
+from prefkit.report import COLOURS
 from prefkit.text import printable
 
-COLOURS = {"pass": "green", "note": "cyan", "not enough data": "yellow", "warn": "yellow", "fail": "red"}
 PROBES = ("length", "structure", "words", "both", "generator")
 SHOWN_FINDINGS = 5
+ADVISED_SHORTCUTS = ("--drop-shortcuts", ".6")  # as verdict.py advises
 NOTHING = "-"
 
 
@@ -28,26 +35,49 @@ def print_repaired(repaired: Repaired, console: Console) -> None:
     console.print(f"{repaired.out}{there}: {after.pairs} of the {before.pairs} pairs of {repaired.dataset}")
     for step in repaired.steps:
         setting = "" if step["setting"] is None else f" {printable(str(step['setting']))}"
-        console.print(f"  {step['repair']}{setting}: {step['dropped']} dropped, {step['edited']} edited")
+        console.print(f"  {step['repair']}{setting}: {step['dropped']} dropped, {_edited(step)}")
     table = Table("", "before", "after")
     for name, *cells in audit_rows(before, after):
         table.add_row(name, *(Text(cell, style=COLOURS.get(cell, "")) for cell in cells))
     console.print(table)
-    _print_left(after, console)
+    _print_left(repaired, console)
     console.print(f"every dropped and edited pair, and why: {repaired.out}/changes")
     if repaired.references:
         keys = ", ".join(repaired.references)
         console.print(f"its references ({keys}) are copies; prefkit precompute scores the edited pairs only")
+    console.print(f"what is left, side by side: prefkit show {printable(shlex.quote(repaired.out))}")
 
 
-def _print_left(after: Audited, console: Console) -> None:
-    """The worst findings that are left, and what to do about the first."""
+def _edited(step: Step) -> str:
+    """`49 edited`, and how many of them are no longer there."""
+    later = f", {step['dropped_later']} of them dropped later" if step["dropped_later"] else ""
+    return f"{step['edited']} edited{later}"
+
+
+def _print_left(repaired: Repaired, console: Console) -> None:
+    """The worst findings that are left, and the first advice that is not to repair again what was repaired just now."""
+    after, made = repaired.after, _made(repaired.out, repaired.steps)
     for finding in after.findings[:SHOWN_FINDINGS]:
         console.print(Text.assemble("  ", (finding.level, COLOURS[finding.level]), f"  {printable(finding.reason)}"))
     if len(after.findings) > SHOWN_FINDINGS:
         console.print(f"  and {len(after.findings) - SHOWN_FINDINGS} more")
-    if after.findings:
-        console.print(f"  what to do: {printable(after.findings[0].advice)}")
+    new = [finding.advice for finding in after.findings if not f"{finding.advice} ".startswith(made)]
+    if new:
+        console.print(f"  what to do: {printable(new[0])}")
+
+
+def _made(out: str, steps: Sequence[Step]) -> tuple[str, ...]:
+    """How an advice begins that says to make one of these repairs once more."""
+    options: list[tuple[str, ...]] = []
+    for step in steps:
+        if step["repair"] == "balance":
+            options.append(("--balance", " ".join(words_in(step["setting"]))))
+        elif step["repair"] == "match_length":
+            options.append(("--match-length",))
+        elif step["repair"] == "drop_shortcuts" and step["setting"] <= float(ADVISED_SHORTCUTS[1]):
+            options.append(ADVISED_SHORTCUTS)
+    commands = [repair_command(str(Path(out)), *option) for option in options]
+    return tuple(command + end for command in commands for end in (" ", ","))
 
 
 def audit_rows(before: Audited, after: Audited) -> list[tuple[str, str, str]]:

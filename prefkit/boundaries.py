@@ -44,7 +44,8 @@ def tokenise_pairs(pairs: Iterable[pl.DataFrame], tokenizer: Any, settings: Enco
     """
     ends = set(control_tokens(tokenizer))
     files: list[Path] = []
-    sides: dict[str, list[pl.DataFrame]] = {"chosen": [], "rejected": []}
+    nothing = pl.DataFrame(schema=dict.fromkeys(MODEL_FEATURES, pl.Float32))
+    sides = {"chosen": [nothing], "rejected": [nothing]}
     counts: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
     for block in pairs:
@@ -63,6 +64,8 @@ def tokenise_pairs(pairs: Iterable[pl.DataFrame], tokenizer: Any, settings: Enco
     def blocks() -> Iterator[pl.DataFrame]:
         for file in files:
             yield pl.read_parquet(file)
+        if not files:
+            yield pl.DataFrame(schema=dict.fromkeys(IDS, pl.List(pl.Int32)))
 
     return Tokenised(blocks, chosen, rejected, dict(sorted(counts.items())), examples)
 

@@ -128,7 +128,7 @@ def audit(
         bool,
         typer.Option(
             "--strict",
-            help="Findings must hold under stricter tests; exit 1 if the verdict is audit.limits.strict or worse.",
+            help="Findings must hold under stricter tests; exit 1 at audit.limits.strict (warn) or worse.",
         ),
     ] = False,
     model: Annotated[
@@ -270,7 +270,13 @@ def repair(
     ] = False,
     drop_shortcuts: Annotated[
         float | None,
-        typer.Option("--drop-shortcuts", metavar="ACCURACY", min=0.5, max=1, help="No probe above it (.5 to 1)."),
+        typer.Option(
+            "--drop-shortcuts",
+            metavar="ACCURACY",
+            min=0.5,
+            max=1,
+            help="No probe of length, structure or words above it (.5 to 1).",
+        ),
     ] = None,
     max_dropped: Annotated[
         float, typer.Option("--max-dropped", metavar="SHARE", min=0, max=1, help="Of the pairs, at most.")

@@ -176,7 +176,9 @@ TOKENS = (
         "z_length", pl.Float64, "score test of the token beside the length difference; near 0: it only echoes length"
     ),
     Column(
-        "log_odds_length", pl.Float64, "Firth's log-odds beside the length difference; null where q > audit.limits.q"
+        "log_odds_length",
+        pl.Float64,
+        "Firth's log-odds beside the length difference, of tokens that are findings by name; else null",
     ),
     Column(
         "log_odds_z", pl.Float64, "Monroe's log-odds with an informative Dirichlet prior, as z: to rank, not to test"

@@ -19,6 +19,7 @@ from prefkit.audit.findings import (
     by_source,
     counted_once,
     few_replies,
+    strict_structure,
     structure_findings,
     together,
     token_findings,
@@ -27,7 +28,7 @@ from prefkit.audit.findings import (
 )
 from prefkit.audit.postings import Postings
 from prefkit.audit.probe import Bands, Probes, run_probes, word_matrix
-from prefkit.audit.structure import beside_length, structure_table
+from prefkit.audit.structure import QUANTILES, beside_length, structure_table
 from prefkit.audit.values import CATEGORICAL
 from prefkit.audit.verdict import (
     SHOWN_PAIRS,
@@ -35,6 +36,7 @@ from prefkit.audit.verdict import (
     Level,
     Limits,
     Power,
+    feature_name,
     find_exclusive,
     find_probes,
     find_structure,
@@ -48,7 +50,6 @@ from prefkit.format import AUDIT_PROBE, AUDIT_SCORES, AUDIT_STRUCTURE, AUDIT_TOK
 from prefkit.settings import AuditConfig
 
 Tell = Callable[[str], None]
-QUANTILES = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
 
 
 class Audited(NamedTuple):
@@ -89,17 +90,19 @@ def judge_evidence(counted: Counted, settings: AuditConfig, dataset: str, *, str
     found = with_effects(found, evidence.length.basis)
     of_tokens = token_findings(found, evidence, dataset, limits.q if strict else None)
     of_structure = find_structure(structure, limits)
+    told = structure_findings(of_structure, evidence, _doc, dataset, of_tokens)
     replies = [] if "distinct_replies" in settings.allow_features else few_replies(evidence)
     findings = [
         *of_tokens,
-        *structure_findings(of_structure, evidence, _doc, dataset, of_tokens),
+        *(strict_structure(told, structure, limits.q) if strict else told),
         *replies,
         *_with_hardest(find_probes(probes.table, dataset), evidence, probes),
         *(find_boundaries(counted.tokenised, num_pairs, limits) if counted.tokenised else []),
     ]
     tested = sum(alphabet.table["q"].drop_nulls().len() for alphabet in alphabets)
-    power = power_of(num_pairs, tested, limits)
-    verdict = judge(findings, power, num_pairs, limits)
+    num_prompts = len(np.unique(evidence.clusters))
+    power = power_of(num_prompts, tested, limits, settings.min_discordant)
+    verdict = judge(findings, power, num_prompts, limits)
     tokens = surest_first(pl.concat([with_log_odds(alphabet.table, found.table) for alphabet in alphabets]))
     tables = {
         AUDIT_TOKENS: tokens.select(schema("tokens", "text").names()),
@@ -113,7 +116,7 @@ def judge_evidence(counted: Counted, settings: AuditConfig, dataset: str, *, str
         "reason": verdict.reason,
         "strict": strict,
         "pairs": num_pairs,
-        "prompts": len(np.unique(evidence.clusters)),
+        "prompts": num_prompts,
         "tokens": {alphabet.name: alphabet.table.height for alphabet in alphabets},
         "findings": [finding._asdict() for finding in verdict.findings],
         "allowed": allowed,
@@ -182,8 +185,8 @@ def _allowed(alphabets: Sequence[Alphabet], structure: pl.DataFrame, limits: Lim
 
     rows = [told(one.table) for one in alphabets]
     tokens = [name for row in rows for find in (find_tokens, find_exclusive) for name in find(row, limits)["token"]]
-    features = find_structure(told(structure), limits)["feature"].to_list()
-    return list(dict.fromkeys([*tokens, *features]))
+    rows_of = find_structure(told(structure), limits).select("feature", "value").iter_rows()
+    return list(dict.fromkeys([*tokens, *(feature_name(*row) for row in rows_of)]))
 
 
 def _cover(words: pl.DataFrame, places: Postings, evidence: Evidence, seed: int) -> list[dict[str, Any]]:

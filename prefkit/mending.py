@@ -4,6 +4,7 @@ Comes in: the pairs of a dataset and what is wanted. Goes out: the pairs that ar
 pair a row that says which repair did what to it, and why.
 """
 
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -23,7 +24,7 @@ from prefkit.text import printable, words_of
 
 Tell = Callable[[str], None]
 Named: TypeAlias = tuple[str, Any]  # a repair and its setting
-Step: TypeAlias = dict[str, Any]  # repair, setting, dropped, edited: as the manifest lists it
+Step: TypeAlias = dict[str, Any]  # repair, setting, dropped, edited, dropped_later: as the manifest lists it
 GONE = pl.Schema(dict.fromkeys(("origin", "reason", "rule", "detail", "twin"), pl.String) | {"jaccard": pl.Float64})
 DISTANCES = ("edit_distance", "shared_prefix", "first_divergence")
 
@@ -81,12 +82,20 @@ class Mended(NamedTuple):
     steps: list[Step]
 
 
+class _Made(NamedTuple):
+    """A step that was made: how many pairs it dropped, and the origins of those that it edited and kept."""
+
+    step: Named
+    dropped: int
+    edited: pl.Series
+
+
 class _State(NamedTuple):
     """`pairs`: with `origin`, the pair_id before the repair, and `cut`, what was cut off; `gone`: GONE."""
 
     pairs: pl.DataFrame
     gone: pl.DataFrame
-    steps: list[Step]
+    made: list[_Made]
 
 
 def mend_pairs(
@@ -108,7 +117,7 @@ def mend_pairs(
         CheckError: more pairs would have to go than wanted.max_dropped allows, or all.
     """
     if pairs.is_empty():
-        hint = f'prefkit query {dataset} "select reason, count(*) from dropped group by all"'
+        hint = shlex.join(["prefkit", "query", dataset, "select reason, count(*) from dropped group by all"])
         raise DatasetError("holds no pairs", where=dataset, hint=hint)
     origin, cut = pl.col("pair_id").alias("origin"), pl.lit(None, pl.String).alias("cut")
     state = _State(pairs.with_columns(origin, cut), pl.DataFrame(schema=GONE), [])
@@ -125,25 +134,46 @@ def mend_pairs(
     if wanted.drop_shortcuts is not None:
         state = _drop_shortcuts(state, kind, pipeline, wanted, dataset, tell)
         _check_budget(state, wanted, dataset)
-    return Mended(_kept(state, kind), _dropped(pairs, state), _changes(pairs, state, kind), state.steps)
+    return Mended(_kept(state, kind), _dropped(pairs, state), _changes(pairs, state, kind), _steps(state))
 
 
 def _after(state: _State, step: Named, kept: pl.DataFrame, gone: pl.DataFrame) -> _State:
-    """The state after a step; `gone` holds some of the columns of GONE, `rule` is the repair itself unless given."""
-    repair, setting = step
-    was = kept.select("origin", "cut").join(state.pairs.select("origin", was="cut"), on="origin")
-    edited = was.filter(pl.col("cut").ne_missing(pl.col("was"))).height
-    named = gone.with_columns(pl.lit(repair).alias("reason"))
+    """The state after a step; `gone` holds some of the columns of GONE, `rule` is the repair itself unless given.
+
+    The detail of a pair that goes ends with what earlier steps cut off it.
+    """
+    was = state.pairs.select("origin", was="cut")
+    edited = kept.select("origin", "cut").join(was, on="origin", maintain_order="left")
+    edited = edited.filter(pl.col("cut").ne_missing(pl.col("was")))
+    named = gone.with_columns(pl.lit(step[0]).alias("reason"))
     named = named.with_columns(pl.lit(None, dtype).alias(n) for n, dtype in GONE.items() if n not in named.columns)
-    filled = named.with_columns(pl.coalesce("rule", "reason").alias("rule")).select(*GONE).cast(GONE)
-    listed = {"repair": repair, "setting": setting, "dropped": gone.height, "edited": edited}
-    return _State(kept, pl.concat([state.gone, filled]), [*state.steps, listed])
+    filled = named.join(was, on="origin", maintain_order="left").with_columns(
+        pl.coalesce("rule", "reason").alias("rule"),
+        pl.concat_str("detail", "was", separator="; ", ignore_nulls=True).alias("detail"),
+    )
+    made = _Made(step, gone.height, edited["origin"])
+    return _State(kept, pl.concat([state.gone, filled.select(*GONE).cast(GONE)]), [*state.made, made])
+
+
+def _steps(state: _State) -> list[Step]:
+    """The steps as the manifest lists them; `dropped_later`: of the edited pairs, those that a later step dropped."""
+    gone = state.gone["origin"].to_list()
+    return [
+        {
+            "repair": repair,
+            "setting": setting,
+            "dropped": dropped,
+            "edited": len(edited),
+            "dropped_later": int(edited.is_in(gone).sum()),
+        }
+        for (repair, setting), dropped, edited in state.made
+    ]
 
 
 def _check_budget(state: _State, wanted: Wanted, dataset: str) -> None:
     gone, total = state.gone.height, state.gone.height + state.pairs.height
     if gone == total or gone > wanted.max_dropped * total:
-        option = f"--{state.steps[-1]['repair'].replace('_', '-')}"
+        option = f"--{state.made[-1].step[0].replace('_', '-')}"
         raise CheckError(
             f"with {option}, {gone} of {total} pairs would go ({gone / total:.1%})",
             where=dataset,
@@ -152,9 +182,10 @@ def _check_budget(state: _State, wanted: Wanted, dataset: str) -> None:
         )
 
 
-def _see(state: _State, kind: Kind) -> Seen:
+def _see(state: _State, kind: Kind, pipeline: Pipeline) -> Seen:
     """What the probes see of the pairs, texts as the audit reads them."""
-    return see_pairs(in_memory(_plain(state.pairs, kind)))
+    audit = pipeline.audit
+    return see_pairs(in_memory(_plain(state.pairs, kind)), audit.allow, audit.allow_features)
 
 
 def _plain(pairs: pl.DataFrame, kind: Kind) -> pl.DataFrame:
@@ -163,7 +194,7 @@ def _plain(pairs: pl.DataFrame, kind: Kind) -> pl.DataFrame:
 
 def _balance(state: _State, kind: Kind, pipeline: Pipeline, steps: list[Named], dataset: str) -> _State:
     """Balance tokens and lengths, again and again until all hold together; what a step drops is its own."""
-    plain, ids, seen = _plain(state.pairs, kind), state.pairs["origin"], _see(state, kind)
+    plain, ids, seen = _plain(state.pairs, kind), state.pairs["origin"], _see(state, kind, pipeline)
     fit = fit_probes(seen, np.arange(len(ids)), -1, seed=pipeline.audit.seed, max_fit=pipeline.audit.probe_pairs)
     signs = {step: _signs(plain, step[1], dataset) for step in steps if step[0] == "balance"}
     by_step: dict[Named, list[int]] = {step: [] for step in steps}
@@ -189,7 +220,8 @@ def _balance(state: _State, kind: Kind, pipeline: Pipeline, steps: list[Named], 
 def _signs(plain: pl.DataFrame, token: str, dataset: str) -> Signs:
     signs = token_signs(plain, token)
     if not signs.any():
-        hint = f'prefkit query {dataset} "select token from tokens where num_discordant > 0" lists those that are'
+        sql = "select token from tokens where num_discordant > 0"
+        hint = f"{shlex.join(['prefkit', 'query', dataset, sql])} lists those that are"
         raise InputError(f"{token!r} is on one side only in no pair", where="--balance", hint=hint)
     return signs
 
@@ -206,7 +238,7 @@ def _told_score(score: float) -> str:
 
 
 def _drop_shortcuts(state: _State, kind: Kind, pipeline: Pipeline, wanted: Wanted, dataset: str, tell: Tell) -> _State:
-    """Drop pairs until no probe is above the target.
+    """Drop pairs until no probe of length, structure and words is above the target.
 
     Raises:
         CheckError: as many pairs as may go are not enough.
@@ -215,7 +247,7 @@ def _drop_shortcuts(state: _State, kind: Kind, pipeline: Pipeline, wanted: Wante
     budget = max(0, min(int(wanted.max_dropped * total) - state.gone.height, state.pairs.height - 1))
     ids, audit = state.pairs["origin"], pipeline.audit
     found = find_shortcuts(
-        _see(state, kind), ids, target, budget, seed=audit.seed, max_fit=audit.probe_pairs, tell=tell
+        _see(state, kind, pipeline), ids, target, budget, seed=audit.seed, max_fit=audit.probe_pairs, tell=tell
     )
     if found.accuracy > target:
         gone = state.gone.height + len(found.rows)

@@ -5,6 +5,8 @@ that are left, with new ids where they were edited, and those that had to go: a 
 same, or a pair now repeats or contradicts another.
 """
 
+import shlex
+
 import polars as pl
 
 from prefkit.audit.repair import SIDES, strip_opener
@@ -36,7 +38,7 @@ def without_opener(pairs: pl.DataFrame, kind: Kind, pipeline: Pipeline, text: st
     """
     stripped = strip_opener(pairs, kind, text)
     if not stripped.edited.any():
-        hint = f"prefkit show {dataset} shows how replies begin"
+        hint = f"prefkit show {shlex.quote(dataset)} shows how replies begin"
         raise InputError(f"no reply begins with {text!r}", where="--strip-opener", hint=hint)
     told = [_told(*both) for both in zip(*(stripped.cut[side] for side in SIDES), strict=True)]
     cut = pl.concat_str("cut", pl.Series("told", told, pl.String), separator="; ", ignore_nulls=True)

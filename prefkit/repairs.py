@@ -35,6 +35,8 @@ from prefkit.locks import leave_no_empty_directory, locked
 from prefkit.mending import Mended, Step, Wanted, mend_pairs
 from prefkit.sources import file_sha256
 from prefkit.store import (
+    BUILDING,
+    DRAFTS,
     are_plain,
     built_beside,
     check_parts,
@@ -81,12 +83,13 @@ def repair_dataset(
     """Repair a dataset into another directory, and audit both with the settings of its manifest.
 
     Args:
-        dataset: a finished dataset; nothing in it changes but its audit.
+        dataset: a finished dataset; nothing in it changes, so that it need not be writable.
         out: the new one: a path that is free, or holds a repaired dataset.
         strip_openers: texts that are cut from the beginning of both sides alike.
         balance: tokens (words or n-grams): pairs go until as many have each in chosen only as in rejected only.
         match_length: pairs go until, among pairs of like length difference, chosen is as often longer as rejected.
-        drop_shortcuts: pairs go, highest shortcut_score first, until no probe is above this held-out accuracy.
+        drop_shortcuts: pairs go, highest shortcut_score first, until none of the probes length, structure, words and
+            both is above this held-out accuracy; the probe of generators is not looked at.
         max_dropped: share of the pairs that may go in all, above 0.
         tell: called with lines for a person.
 
@@ -120,21 +123,23 @@ def repair_dataset(
         if not existed:
             leave_no_empty_directory(target)
         raise
-    before, after = (_audited(one, manifest["pipeline"], tell) for one in (dataset, out))
+    before = _audited(dataset, manifest["pipeline"], tell, keep=False)  # its audit/ may be one of other settings
+    after = _audited(out, manifest["pipeline"], tell, keep=True)
     return Repaired(dataset, out, steps, read_manifest(target)["counts"], before, after, keys, unchanged)
 
 
-def _audited(dataset: str, settings: dict[str, Any], tell: Tell) -> Audited:
+def _audited(dataset: str, settings: dict[str, Any], tell: Tell, *, keep: bool) -> Audited:
     tell(f"auditing {dataset}")
     pipeline: Pipeline = pipeline_from_manifest(settings, dataset)
-    return audit_dataset(pipeline)
+    return audit_dataset(pipeline, keep=keep)
 
 
 def claim_beside(source: Path, target: Path) -> None:
     """Make sure that a repair of `source` may be written to `target`.
 
     Raises:
-        DatasetError: they are one directory, one lies in the other, or `target` holds what no repair wrote.
+        DatasetError: they are one directory, one lies in the other, or `target` holds what no repair wrote, finished
+            or not.
     """
     one, other = source.resolve(), target.resolve()
     if one == other or one in other.parents or other in one.parents:
@@ -146,6 +151,8 @@ def claim_beside(source: Path, target: Path) -> None:
         raise DatasetError(
             "holds a dataset that no repair wrote", where=str(target), hint="choose another --out; this one stays"
         )
+    if not (target / MANIFEST).exists() and _is_half_built(target):
+        raise DatasetError("holds an unfinished build", where=str(target), hint="choose another --out; this one stays")
 
 
 def _is_repaired(target: Path) -> bool:
@@ -153,6 +160,14 @@ def _is_repaired(target: Path) -> bool:
         return read_manifest(target).get("repair") is not None
     except DatasetError:
         return (target / CHANGES_TABLE).is_dir()  # damaged, or of an older format: written anew
+
+
+def _is_half_built(target: Path) -> bool:
+    """Whether a build that has not ended, or was killed, left something here. A repair writes changes/ first."""
+    if (target / DRAFTS).exists():
+        return True
+    repaired = any((folder / CHANGES_TABLE).is_dir() for folder in (target, target / BUILDING))
+    return not repaired and ((target / "pairs").exists() or any((target / BUILDING).glob("*")))
 
 
 def same_repair(target: Path, digest: str, wanted: Wanted) -> list[Step] | None:
@@ -203,7 +218,8 @@ def write_repaired(
     if corrections := correction_report(pairs):
         report.append({"corrections": corrections})
     tables = Tables(kind, pairs, dropped, rejects, manifest["sources"], counts, in_order, manifest["unused"], report)
-    named = {"pairs": pairs, "dropped": dropped, "rejects": rejects, CHANGES_TABLE: mended.changes}
+    # changes first: by it `claim_beside` knows what a killed repair has left
+    named = {CHANGES_TABLE: mended.changes, "pairs": pairs, "dropped": dropped, "rejects": rejects}
     plain = are_plain([pairs, dropped])
     with built_beside(target) as beside:
         parts = {name: write_table(beside / name, name, frame, kind, plain=plain) for name, frame in named.items()}
@@ -244,10 +260,13 @@ def _counts(before: dict[str, int], pairs: pl.DataFrame, dropped: pl.DataFrame) 
 
 def _card(dataset: str, steps: Sequence[Step]) -> str:
     """What the README.md of a repaired dataset says of the repair."""
-    rows = "".join(f"| {s['repair']} | `{s['setting']}` | {s['dropped']} | {s['edited']} |\n" for s in steps)
+    rows = "".join(
+        f"| {s['repair']} | `{s['setting']}` | {s['dropped']} | {s['edited']} | {s['dropped_later']} |\n" for s in steps
+    )
     return (
         f"\n## Repaired\n\nThe pairs are those of `{dataset}` after these repairs, by `prefkit repair`:\n\n"
-        f"| repair | setting | pairs dropped | pairs edited |\n|---|---|---|---|\n{rows}\n"
+        "| repair | setting | pairs dropped | pairs edited | of them dropped later |\n|---|---|---|---|---|\n"
+        f"{rows}\n"
         "`changes/` holds a row for each of these pairs: what was done, and why. A pair that was not edited keeps its\n"
         "`pair_id`: a reference that was copied is still right for it, and `prefkit precompute` scores the others.\n"
     )

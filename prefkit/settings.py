@@ -323,12 +323,14 @@ class AuditConfig(Section):
     num_flips: Annotated[int, Field(ge=100)] = Field(1000, description="sign flips of --strict's permutation test")
     probe_pairs: Annotated[int, Field(ge=100)] = Field(50_000, description="most pairs that a probe is fitted on")
     memory_limit: str = Field("1GB", description="what the counters of tokens hold at once; the rest on disk")
-    seed: int = Field(0, description="of folds and flips")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of folds and flips")
     limits: AuditLimits = AuditLimits()
 
     @model_validator(mode="after")
     def _sound(self) -> "AuditConfig":
         check_size(self.memory_limit, "audit.memory_limit")
+        if self.limits.q * (self.num_flips + 1) < 1:
+            raise ValueError("audit.num_flips: too few for audit.limits.q, nothing could be confirmed; 1/q at least")
         for entry in self.allow:
             if entry.startswith("re:"):
                 try:

@@ -12,7 +12,8 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from prefkit.audit.grams import gram_hash, hash_words, ngrams, split
+from prefkit.audit.grams import split
+from prefkit.audit.repair import has_gram
 from prefkit.documents import Audit
 from prefkit.errors import InputError
 from prefkit.format import AUDIT_JSON, AUDIT_SCORES, PAIR_SCORES, PAIRS
@@ -155,19 +156,12 @@ def _with_token(
         texts = block[rows[low:high] - first].select(
             words_of(side, manifest["kind"]) for side in ("chosen", "rejected")
         )
-        parts.append(np.stack([_has(texts[side], words) for side in texts.columns], axis=1))
+        parts.append(np.stack([has_gram(texts[side], words) for side in texts.columns], axis=1))
         first += block.height
     chosen, rejected = np.concatenate(parts).T
     one, both = chosen != rejected, chosen & rejected
     sides = TokenSides(" ".join(words), int((one & chosen).sum()), int((one & rejected).sum()), int(both.sum()))
     return matching.filter(pl.Series(one if one.any() else both)), sides
-
-
-def _has(texts: pl.Series, words: tuple[str, ...]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which texts hold the n-gram."""
-    grams = ngrams(hash_words(texts), len(words))
-    before = np.concatenate([[0], np.cumsum(grams.hashes == np.uint64(gram_hash(words)))])
-    return np.asarray(before[grams.offsets[1:]] > before[grams.offsets[:-1]])
 
 
 def _worst(matching: pl.DataFrame, count: int) -> pl.DataFrame:

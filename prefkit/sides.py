@@ -4,6 +4,7 @@ Comes in: whole pairs and places in them (show.py). Goes out: lines no wider tha
 what is marked. Without colour, signs stand around it. Text is data: never markup, and no escape sequence.
 """
 
+import shlex
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
@@ -85,7 +86,8 @@ def _headline(shown: Shown) -> str:
 def _remarks(shown: Shown, look: Look) -> Iterator[str]:
     """What to know before reading: the audit, the token asked for, the signs."""
     if shown.pairs and not shown.audited:
-        yield f"not audited yet: prefkit audit {shown.dataset} finds what gives chosen away, and scores each pair"
+        command = shlex.join(["prefkit", "audit", shown.dataset])
+        yield f"not audited yet: {command} finds what gives chosen away, and scores each pair"
     if shown.token is not None:
         token, chosen, rejected, both = shown.token
         yield f"'{token}' is in chosen only in {chosen} pairs, in rejected only in {rejected}, in both in {both}"

@@ -49,7 +49,7 @@ class Change(NamedTuple):
         return max(self.end - self.start, self.other_end - self.other_start)
 
 
-def words_in(text: str, number: int = 0) -> Iterator[Word]:
+def placed_words(text: str, number: int = 0) -> Iterator[Word]:
     """The words that `audit.grams.split` gives, and where they stand in the text as it is."""
     pieces = _pieces(text)
     folded = [fold(piece) for piece in pieces]
@@ -75,7 +75,7 @@ def _pieces(text: str) -> list[str]:
 
 def side_words(texts: Iterable[str]) -> list[Word]:
     """The words of all messages of a side."""
-    return [word for number, text in enumerate(texts) for word in words_in(text, number)]
+    return [word for number, text in enumerate(texts) for word in placed_words(text, number)]
 
 
 def flag_places(words: Sequence[Word], flags: Iterable[Flag]) -> dict[Flag, Spans]:
@@ -154,7 +154,7 @@ def _framed(texts: Sequence[str]) -> list[Word]:
     framed: list[Word] = []
     for number, text in enumerate(texts):
         first, last = Word("", "", number, 0, 0), Word(" ", " ", number, len(text), len(text))
-        framed += [first, *words_in(text, number), last]
+        framed += [first, *placed_words(text, number), last]
     return framed
 
 

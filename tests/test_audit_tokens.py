@@ -301,15 +301,16 @@ def test_what_an_entry_of_the_allow_list_allows(entry: str, token: str, allowed:
 def test_the_worst_finding_comes_first_and_names_counts_and_what_to_do() -> None:
     pairs = [
         (f"{chosen} {'fine' if i % 3 else f'v{i}'}", f"{rejected} w{i}")
-        for i, (chosen, rejected) in enumerate(counted(60, 5, neither=60))
+        for i, (chosen, rejected) in enumerate(counted(60, 5, neither=80))
     ]
     found = found_in(pairs)
     assert [(finding.name, finding.level) for finding in found] == [("fine", "fail"), ("zeta", "warn")]
     number = sum("fine" in chosen for chosen, _ in pairs)
     assert f"'fine' is in chosen of {number} pairs" in found[0].reason
-    assert "prefkit repair data --out NEW --balance fine" in found[0].advice
+    assert "prefkit repair data --out NEW --balance zeta" in found[1].advice
+    assert "prefkit repair data --out NEW --strip-opener TEXT" in found[0].advice  # in most pairs
     assert "audit.allow" in found[0].advice
-    verdict = judge(found[::-1], power_of(125, 2, LIMITS), 125, LIMITS)
+    verdict = judge(found[::-1], power_of(145, 2, LIMITS), 145, LIMITS)
     assert (verdict.level, verdict.findings[0].name) == ("fail", "fine")
     assert verdict.reason.startswith("1 finding at level fail; 'fine' is in chosen")
 
@@ -323,12 +324,12 @@ def test_the_verdict_of_little_data_says_what_it_could_have_shown() -> None:
     verdict = judge([], power_of(60, 12, LIMITS), 60, LIMITS)
     assert verdict.level == "not enough data"
     # 30 discordant pairs among 1,000 tests at 5%: .5 + 4.0556 / (2 sqrt 30)
-    assert "a token that separates half of 60 pairs shows only from a win rate of 0.87" in verdict.reason
+    assert "a token that separates half of 60 prompts shows only from a win rate of 0.87" in verdict.reason
     assert judge([], power_of(205, 12, LIMITS), 205, LIMITS).level == "not enough data"
     enough = judge([], power_of(206, 12, LIMITS), 206, LIMITS)
     assert enough.level == "pass"
-    assert "no token, feature or probe is above its limit in 206 pairs" in enough.reason
-    assert "would show from 9.7% of the pairs on" in enough.reason
+    assert "no token, feature or probe is above its limit in 206 prompts" in enough.reason
+    assert "would show from 9.7% of the prompts on" in enough.reason
 
 
 # the command's function
@@ -391,7 +392,7 @@ def test_an_allowed_opener_is_reported_apart_and_no_token_finding(opened: Pipeli
         update={"allow": ["Certainly", "!"], "allow_features": ["exclamation_marks", "words"]}
     )
     audited = audit_dataset(opened.model_copy(update={"audit": allowing}))
-    assert {"!", "certainly", "exclamation_marks", "first_words"} <= set(audited.allowed)
+    assert {"!", "certainly", "exclamation_marks", "first_words: certainly"} <= set(audited.allowed)
     named = [found.name for found in audited.findings]
     assert not [name for name in named if "certainly" in name or "!" in name or name in ("words", "exclamation_marks")]
 

@@ -19,14 +19,22 @@ from rich.console import Console
 from scipy import sparse
 
 from prefkit.audit.allow import words_in
-from prefkit.audit.repair import cut_opener, fold, has_gram, length_surplus, strip_opener, surplus, token_signs
+from prefkit.audit.repair import (
+    cut_opener,
+    fold_opener,
+    has_gram,
+    length_surplus,
+    strip_opener,
+    surplus,
+    token_signs,
+)
 from prefkit.audit.shortcuts import Seen, find_shortcuts, fit_probes
 from prefkit.before_after import audit_rows, print_repaired
 from prefkit.build import Counts, build_dataset
 from prefkit.config import Pipeline, load_pipeline
 from prefkit.demo.world import SHORTCUT_OPENER, pretraining_texts, write_world
 from prefkit.errors import CheckError, DatasetError, InputError
-from prefkit.format import AUDIT_PROBE, MESSAGES
+from prefkit.format import AUDIT_PROBE, AUDIT_SCORES, MESSAGES
 from prefkit.query import connect_dataset
 from prefkit.repairs import Repaired, repair_dataset
 from prefkit.store import read_manifest, write_json
@@ -80,7 +88,7 @@ def turn(role: str, content: str | None, **more: Any) -> dict[str, Any]:
     ],
 )
 def test_an_opener_is_cut_off_with_the_white_space_behind_it(text: str, opener: str, left: str) -> None:
-    assert cut_opener(text, fold(opener)) == left
+    assert cut_opener(text, fold_opener(opener)) == left
 
 
 @pytest.mark.parametrize(
@@ -99,7 +107,7 @@ def test_an_opener_is_cut_off_with_the_white_space_behind_it(text: str, opener: 
     ],
 )
 def test_no_part_of_a_word_and_nothing_inside_a_text_is_an_opener(text: str, opener: str) -> None:
-    assert cut_opener(text, fold(opener)) is None
+    assert cut_opener(text, fold_opener(opener)) is None
 
 
 words = st.sampled_from(
@@ -110,7 +118,7 @@ words = st.sampled_from(
 @quickly
 @given(st.lists(words, min_size=1, max_size=2), st.lists(words, max_size=5))
 def test_what_is_left_is_the_end_of_the_text_and_begins_with_no_opener(opener: list[str], rest: list[str]) -> None:
-    wanted, text = fold(" ".join(opener)), " ".join([*opener, *rest])
+    wanted, text = fold_opener(" ".join(opener)), " ".join([*opener, *rest])
     left = cut_opener(text, wanted)
     assert left is not None
     assert cut_opener(left, wanted) is None
@@ -299,10 +307,10 @@ def test_an_opener_is_cut_and_everything_else_stays_as_it_was(opened: Path, tmp_
     assert pairs["source_row"].to_list() == [1, 2, 5, 7, 8, 11]
     assert pairs["weight"].to_list() == [1, 0.5, 1, 1, 1, 1]
     assert pairs.columns == before.columns
-    assert repaired.steps == [{"repair": "strip_opener", "setting": "sure!", "dropped": 5, "edited": 3}]
-    assert {name: data for name, data in contents(opened).items() if name in old and name != "views.sql"} == {
-        name: data for name, data in old.items() if name != "views.sql"
-    }
+    assert repaired.steps == [
+        {"repair": "strip_opener", "setting": "sure!", "dropped": 5, "edited": 3, "dropped_later": 0}
+    ]
+    assert contents(opened) == old
 
 
 def test_what_an_edit_makes_unfit_is_dropped_with_the_rule_by_name(opened: Path, tmp_path: Path) -> None:
@@ -353,9 +361,9 @@ def test_two_openers_in_a_row_are_one_edit_and_an_edited_pair_may_still_go(
         pipeline.dataset, str(new), strip_openers=["sure!", "okay."], balance=["day"], max_dropped=0.7
     )
     assert [tuple(step.values()) for step in repaired.steps] == [
-        ("strip_opener", "sure!", 0, 3),
-        ("strip_opener", "okay.", 0, 3),
-        ("balance", "day", 3, 0),
+        ("strip_opener", "sure!", 0, 3, 3),
+        ("strip_opener", "okay.", 0, 3, 3),
+        ("balance", "day", 3, 0, 0),
     ]
     changes = table(new, "changes")
     assert changes["action"].to_list() == ["dropped"] * 3
@@ -395,12 +403,10 @@ def test_a_balanced_token_is_as_often_in_chosen_only_as_in_rejected_only(
     pipeline = sided(write_jsonl, pipeline_of, 40, 15)
     repaired = repair_dataset(pipeline.dataset, str(tmp_path / "new"), balance=["Gleam"])
     assert on_one_side(tmp_path / "new", "gleam") == (15, 15)
-    assert repaired.steps == [{"repair": "balance", "setting": "Gleam", "dropped": 25, "edited": 0}]
+    assert repaired.steps == [{"repair": "balance", "setting": "Gleam", "dropped": 25, "edited": 0, "dropped_later": 0}]
     assert (repaired.before.pairs, repaired.after.pairs) == (115, 90)
     # the audit of the old dataset gives the scores by which they go: no pair that stays is above one that went
-    scores = dict(
-        pl.read_parquet(f"{pipeline.dataset}/audit/pair_scores.parquet").select("pair_id", "shortcut_score").rows()
-    )
+    scores = dict(repaired.before.tables[AUDIT_SCORES].select("pair_id", "shortcut_score").rows())
     gone = [scores[one] for one in table(tmp_path / "new", "changes")["pair_id"]]
     left = [
         scores[one]
@@ -718,7 +724,7 @@ def test_a_repair_without_anything_to_repair_is_named(
     assert failed.value.message == "'as an AI' is on one side only in no pair"
     assert failed.value.where == "--balance"
     assert failed.value.hint == (
-        f'prefkit query {opened} "select token from tokens where num_discordant > 0" lists those that are'
+        f"prefkit query {opened} 'select token from tokens where num_discordant > 0' lists those that are"
     )
     assert not (tmp_path / "new").exists()
     empty = pipeline_of({"path": str(write_jsonl("same.jsonl", [row(1, "a", "a")])), "format": "pairs"})
@@ -744,7 +750,9 @@ def test_the_audits_of_both_are_printed_side_by_side(
     assert "balance gleam: 60 dropped, 0 edited" in shown
     assert f"every dropped and edited pair, and why: {repaired.out}/changes" in shown
     assert " (is up to date)" in printed(repaired._replace(unchanged=True))
-    hostile = repaired._replace(steps=[{"repair": "balance", "setting": "\x1b[31m[bold]", "dropped": 1, "edited": 0}])
+    hostile = repaired._replace(
+        steps=[{"repair": "balance", "setting": "\x1b[31m[bold]", "dropped": 1, "edited": 0, "dropped_later": 0}]
+    )
     assert "\ufffd[31m[bold]" in printed(hostile)
     assert "prefkit precompute scores the edited pairs only" in printed(repaired._replace(references=["abc"]))
 
@@ -772,7 +780,7 @@ def test_the_card_of_a_repaired_dataset_says_what_was_done(opened: Path, tmp_pat
     repair_dataset(str(opened), str(tmp_path / "new"), strip_openers=["sure!"])
     card = (tmp_path / "new" / "README.md").read_text(encoding="utf-8")
     assert "6 pairs (" in card
-    assert "| strip_opener | `sure!` | 5 | 3 |" in card
+    assert "| strip_opener | `sure!` | 5 | 3 | 0 |" in card
     repair = read_manifest(tmp_path / "new")["repair"]
     assert repair["dataset"] == str(opened)
     assert len(repair["manifest_sha256"]) == 64

@@ -22,7 +22,7 @@ from prefkit.errors import DatasetError, InputError
 from prefkit.format import schema
 from prefkit.show import Shown, Turn, as_dict, show_pairs
 from prefkit.sides import NARROW, SIDE, Look, print_pairs, shortened
-from prefkit.spans import MAX_WORDS, Flag, changes, differences, flag_places, side_words, words_in
+from prefkit.spans import MAX_WORDS, Flag, changes, differences, flag_places, placed_words, side_words
 from prefkit.store import read_manifest, write_json, write_parquet
 
 Build = Callable[..., Path]
@@ -354,7 +354,7 @@ def test_what_stands_between_the_changes_is_equal(one: list[str], other: list[st
 @settled
 @given(st.text(st.sampled_from("aßŉİǰ e\u0301\u0327\u1100\u1161\u11a8\u09c7\u09be_!\n\u200b\U0001f600K"), max_size=14))
 def test_words_are_those_of_the_audit_and_stand_where_they_say(text: str) -> None:
-    words = list(words_in(text))
+    words = list(placed_words(text))
     assert [word.folded for word in words] == split(text)
     for word in words:
         assert text[word.start : word.end] == word.raw

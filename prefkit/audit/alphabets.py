@@ -13,14 +13,15 @@ import polars as pl
 
 from prefkit.audit.counting import Hash, Scratch, Texts, Weights, as_fixed, count_grams
 from prefkit.audit.evidence import Evidence
-from prefkit.audit.findings import Found, echoed_by_length, placed, together
+from prefkit.audit.findings import Found, beside_length_by_prompt, echoed_by_length, placed, together
 from prefkit.audit.postings import Postings, postings
 from prefkit.audit.significance import FlipTest, net_signs, pair_weights
 from prefkit.audit.tokens import MIN_DISCORDANT_TESTED, token_table
 from prefkit.audit.verdict import Limits, find_exclusive, find_tokens
 
 Named = Callable[[pl.DataFrame], tuple[list[str], list[list[int]] | None]]
-MAX_CANDIDATES = 2_000  # tokens that are held against the pairs, the worst ones; the table has all
+MAX_CANDIDATES = 1_000  # tokens that are held against the pairs, the worst ones; the table has all
+ROWS_AT_ONCE = 100_000  # likewise tokens: a permutation test holds 64 numbers of each
 MAX_PROBE_WORDS = 50_000  # words that a probe is given, those of the most discordant pairs
 PLACES_AT_ONCE = 10_000_000  # places of tokens held at once: 17 bytes each, three times that while they are found
 
@@ -94,7 +95,8 @@ def _prompts_of(
 
 def _batches(table: pl.DataFrame) -> list[pl.DataFrame]:
     """Rows in batches of so many discordant pairs as may be held at once, with their `row`."""
-    batch = pl.col("num_discordant").cum_sum() // PLACES_AT_ONCE
+    places = pl.col("num_discordant").cum_sum() // PLACES_AT_ONCE
+    batch = pl.max_horizontal(places, pl.int_range(pl.len()) // ROWS_AT_ONCE)
     rows = table if "row" in table.columns else table.with_row_index("row")
     return rows.with_columns(batch.alias("batch")).partition_by("batch", maintain_order=True)
 
@@ -112,6 +114,7 @@ def candidates(alphabet: Alphabet, evidence: Evidence, limits: Limits) -> Found:
     table = pl.concat([sure, find_exclusive(alphabet.table, limits).head(MAX_CANDIDATES)])
     both = placed(table, *_places(alphabet, table), len(clusters))
     found, rest = both.keep(np.arange(sure.height)), both.keep(np.arange(sure.height, table.height))
+    found = beside_length_by_prompt(found, evidence, limits.z_length)
     return together([found, echoed_by_length(rest, length)])
 
 

@@ -60,7 +60,7 @@ def gather(texts: Texts, extra: Sides | None = None) -> Evidence:
         features.append(side_features(block))
         values.append(_with_generators(side_values(block), block))
     pairs = pl.concat(known)
-    pairs = pairs.with_columns(_numbered(pairs["cluster"]))
+    pairs = pairs.with_columns(numbered(pairs["cluster"]))
     sides = _joined(features)
     if extra is not None:
         sides = Sides(*(pl.concat(two, how="horizontal") for two in zip(sides, extra, strict=True)))
@@ -73,7 +73,7 @@ def _with_generators(values: Sides, block: pl.DataFrame) -> Sides:
     return Sides(*(side.with_columns(model) for side, model in zip(values, models, strict=True)))
 
 
-def _numbered(keys: pl.Series) -> pl.Series:
+def numbered(keys: pl.Series) -> pl.Series:
     """Numbers 0.. in the order of first appearance, whatever the keys are."""
     _, first, cluster = np.unique(keys.to_numpy(), return_index=True, return_inverse=True)
     number = np.empty(len(first), dtype=np.int64)

@@ -14,17 +14,18 @@ from scipy import sparse
 
 from prefkit.audit.allow import words_in
 from prefkit.audit.evidence import Evidence
-from prefkit.audit.significance import benjamini_hochberg, firth_log_odds, sign_test
+from prefkit.audit.significance import benjamini_hochberg, benjamini_yekutieli, firth_log_odds, sign_test, z_by_prompt
 from prefkit.audit.values import CATEGORICAL
 from prefkit.audit.verdict import SHOWN_PAIRS, Finding, structure_finding, token_finding, worst_first
 
 Ints = npt.NDArray[np.int64]
 Signs = npt.NDArray[np.int8]
 SAME_PAIRS = 0.8  # two tokens are named together that share so many of the pairs that either is in
-NOTHING_LEFT = 0.05  # p of length in the other pairs, above which it tells nothing there
+NOTHING_LEFT = 0.05  # p in the other pairs, above which they tell nothing
+FEWEST_LEFT = 6  # pairs, below which no p is under it: 2 * 2^-6 < .05 < 2 * 2^-5
 FEW_REPLIES = 20  # sides a distinct text, from which on replies are labels
 MAX_FINDINGS = 200  # tokens that get a finding of their own; the table has all
-NOT_CONFIRMED = "not confirmed by --strict (Benjamini-Yekutieli, and sign flips by prompt)"
+NOT_CONFIRMED = "not confirmed by --strict (Benjamini-Yekutieli; of tokens also sign flips by prompt)"
 
 
 class Found(NamedTuple):
@@ -62,9 +63,14 @@ def echoed_by_length(found: Found, difference: npt.NDArray[np.float64]) -> Found
     for row in range(found.table.height):
         pairs, _ = found.pairs_of(row)
         b, c = (int(side.sum() - side[pairs].sum()) for side in (longer, shorter))
-        if b + c == 0 or sign_test(b, b + c) > NOTHING_LEFT:
+        if _tells_nothing(b, c):
             kept.append(row)
     return found.keep(np.array(kept, dtype=np.int64))
+
+
+def _tells_nothing(b: int, c: int) -> bool:
+    """Whether so many pairs on either side are as good as even; too few to test must not all point one way."""
+    return min(b, c) > 0 or b + c == 0 if b + c < FEWEST_LEFT else bool(sign_test(b, b + c) > NOTHING_LEFT)
 
 
 def together(found: Sequence[Found]) -> Found:
@@ -76,16 +82,30 @@ def together(found: Sequence[Found]) -> Found:
 
 
 def with_effects(found: Found, basis: npt.NDArray[np.float64]) -> Found:
-    """Fill in `log_odds_length` of the first MAX_FINDINGS: Firth's log-odds of each beside length."""
+    """Fill in `log_odds_length` of those that are findings by name: Firth's log-odds of each beside length."""
     effects: list[float | None] = [None] * found.table.height
-    for row in range(min(MAX_FINDINGS, found.table.height)):
-        signs = np.zeros(found.matrix.shape[1], dtype=np.int8)
-        pairs, sides = found.pairs_of(row)
-        signs[pairs] = sides
-        effects[row] = firth_log_odds(signs, basis)
+    for row, _ in grouped(found)[:MAX_FINDINGS]:
+        effects[row] = firth_log_odds(_row_signs(found, row), basis)
     return found._replace(
         table=found.table.with_columns(pl.Series("log_odds_length", effects, pl.Float64).fill_nan(None))
     )
+
+
+def _row_signs(found: Found, row: int) -> Signs:
+    signs = np.zeros(found.matrix.shape[1], dtype=np.int8)
+    pairs, sides = found.pairs_of(row)
+    signs[pairs] = sides
+    return signs
+
+
+def beside_length_by_prompt(found: Found, evidence: Evidence, least: float) -> Found:
+    """Those whose z beside length also reaches `least` when pairs of a prompt are not taken for independent."""
+    clusters = evidence.clusters
+    if len(np.unique(clusters)) == len(clusters):
+        return found
+    z = [z_by_prompt(_row_signs(found, row), evidence.length, clusters) for row in range(found.table.height)]
+    sides = np.where((found.table["side"] == "chosen").to_numpy(), 1.0, -1.0)
+    return found.keep(np.flatnonzero(np.array(z) * sides >= least))
 
 
 def with_log_odds(table: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
@@ -103,19 +123,26 @@ def grouped(found: Found) -> list[tuple[int, list[int]]]:
     heads: list[tuple[int, list[int]]] = []
     words = [_spaced(token) for token in found.table["token"]]
     sides = found.table["side"].to_list()
-    ones = abs(found.matrix).astype(np.int64)
-    shared, size = np.asarray((ones @ ones.T).toarray(), dtype=np.float64), ones.sum(axis=1)
-    same = shared / np.maximum(1, size[:, None] + size[None, :] - shared)
+    same = _same_pairs(found)
     for row in range(found.table.height):
         for head, also in heads:
             members = [words[member] for member in (head, *also) if words[member].strip()]
             inside = any(member in words[row] for member in members)
-            if sides[head] == sides[row] and (inside or same[row, head] >= SAME_PAIRS):
+            if sides[head] == sides[row] and (inside or (row, head) in same):
                 also.append(row)
                 break
         else:
             heads.append((row, []))
     return heads
+
+
+def _same_pairs(found: Found) -> set[tuple[int, int]]:
+    """Rows that share at least SAME_PAIRS of the pairs that either is in."""
+    ones = abs(found.matrix).astype(np.float32)
+    size, shared = ones.sum(axis=1), (ones @ ones.T).tocoo()
+    either = size[shared.row] + size[shared.col] - shared.data
+    near = shared.data >= SAME_PAIRS * either
+    return set(zip(shared.row[near].tolist(), shared.col[near].tolist(), strict=True))
 
 
 def counted_once(found: Found, tables: Sequence[pl.DataFrame], q: float) -> Found:
@@ -178,18 +205,33 @@ def structure_findings(
     named = [(_spaced(name), finding.side) for finding in tokens for name in (finding.name, *finding.also)]
     heads: list[tuple[dict[str, Any], list[str]]] = []
     told: dict[str, list[Signs]] = {}  # by feature, the signs of the values that are told already
-    for row in rows.iter_rows(named=True):
-        value, signs = row["value"] and _spaced(row["value"]), _signs(row, evidence)
-        by_token = value and any(side == row["side"] and name.strip() and name in value for name, side in named)
+    length = pl.col("feature") == "words"  # first, so that other units of length go with it
+    for row in pl.concat([rows.filter(length), rows.filter(~length)]).iter_rows(named=True):
+        value, signs = _spaced(row["value"] or ""), _signs(row, evidence)
+        of_words = row["feature"] in ("first_words", "last_words")
+        by_token = of_words and any(side == row["side"] and name.strip() and name in value for name, side in named)
         head = next((head for head in heads if head[0]["side"] == row["side"] and _goes_with(row, head[0])), None)
         if head is not None:
             head[1].append(row["feature"] if row["value"] is None else row["value"])
-        elif not by_token and not (value and _displaced(signs, told.get(row["feature"], []))):
+        elif not by_token and not (of_words and _displaced(signs, told.get(row["feature"], []))):
             heads.append((row, []))
-        if value and (by_token or (heads and heads[-1][0] is row)):
+        if of_words and (by_token or (heads and heads[-1][0] is row)):
             told.setdefault(row["feature"], []).append(signs)
     return [
         _with_pairs(structure_finding(row, dataset, doc_of(row["feature"])), row, also, evidence) for row, also in heads
+    ]
+
+
+def strict_structure(findings: Sequence[Finding], table: pl.DataFrame, q: float) -> list[Finding]:
+    """Under --strict: what Benjamini-Yekutieli over the structure table does not confirm is a note."""
+    tested = table.filter(pl.col("q").is_not_null())
+    p = tested["p"].to_numpy()
+    largest = p[benjamini_yekutieli(p) <= q].max(initial=-1.0)
+    return [
+        finding
+        if finding.p is None or finding.p <= largest
+        else finding._replace(level="note", reason=f"{finding.reason}; {NOT_CONFIRMED}")
+        for finding in findings
     ]
 
 
@@ -198,7 +240,7 @@ def _displaced(signs: Signs, told: Sequence[Signs]) -> bool:
     for other in told:
         left = signs[(other == 0) | (other == signs)]
         b, c = int((left > 0).sum()), int((left < 0).sum())
-        if len(left) < len(signs) and (b + c == 0 or sign_test(b, b + c) > NOTHING_LEFT):
+        if len(left) < len(signs) and _tells_nothing(b, c):
             return True
     return False
 

@@ -56,7 +56,7 @@ class Cut(NamedTuple):
     emptied: bool
 
 
-def fold(text: str) -> str:
+def fold_opener(text: str) -> str:
     """What an opener is compared by: NFC, casefolded, runs of white space as one space."""
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
     return re.sub(r"\s+", " ", folded)
@@ -72,10 +72,10 @@ def opener_end(text: str, opener: str) -> int | None:
     Example: `certainly` ends at 9 in "Certainly, yes", and is not how "Certainly's" or "Certainlyness" begins.
     """
     reach = 4 * len(opener) + 16  # characters: NFC makes one of up to four
-    if not fold(text[:reach]).startswith(opener):
+    if not fold_opener(text[:reach]).startswith(opener):
         return None
     ends = [len(opener), *range(1, min(reach, len(text)) + 1)]
-    return next((end for end in ends if fold(text[:end]) == opener and _is_end(text, end)), None)
+    return next((end for end in ends if fold_opener(text[:end]) == opener and _is_end(text, end)), None)
 
 
 def _is_end(text: str, end: int) -> bool:
@@ -136,7 +136,7 @@ def strip_opener(pairs: pl.DataFrame, kind: Kind, opener: str) -> Stripped:
         kind: of the dataset.
         opener: as a person writes it; case, composed characters, and white space before it do not count.
     """
-    wanted = fold(opener).strip()
+    wanted = fold_opener(opener).strip()
     cuts = {side: [_cut_side(text, wanted) for text in pairs[side].to_list()] for side in SIDES}
     texts = [pl.Series(side, [cut.text for cut in cuts[side]], text_dtype(kind)) for side in SIDES]
     gone = {side: pl.Series(side, [cut.gone for cut in cuts[side]], pl.String) for side in SIDES}

@@ -5,16 +5,17 @@ shortcut_score go first, and after every batch the probes are fitted anew on wha
 gets right would leave pairs that say the opposite, and a new fit would learn that instead.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 from scipy import sparse
 
+from prefkit.audit.allow import allows
 from prefkit.audit.counting import Texts, count_grams, of_words
-from prefkit.audit.evidence import gather
-from prefkit.audit.postings import postings
+from prefkit.audit.evidence import gather, numbered
+from prefkit.audit.postings import names_of, postings
 from prefkit.audit.probe import cross_fit, measure, shallow, word_matrix
 from prefkit.audit.significance import Floats, Ints
 from prefkit.audit.tokens import MIN_DISCORDANT_TESTED
@@ -25,16 +26,23 @@ EXACT = 0.001  # of the pairs: how exactly the fewest are found, as a fit of man
 
 
 class Seen(NamedTuple):
-    """What the probes see of N pairs: `length` (N,), `structure` (N, F), `words` (N, W), and their prompts (N,)."""
+    """What the probes see of N pairs: `length` (N,), `structure` (N, F), `words` (N, W), and their prompts (N,).
+
+    `length_allowed`: the length is told here, and kept from the probes.
+    """
 
     length: Floats
     structure: Floats
     words: sparse.csr_array
     clusters: Ints
+    length_allowed: bool = False
 
 
 class Fit(NamedTuple):
-    """The highest held-out accuracy of the probes, which one has it, and the shortcut_score of every pair (N,)."""
+    """The highest held-out accuracy of the probes (0 where none is measured), which one has it, and the scores.
+
+    `scores`: shortcut_score of every pair (N,), of the probe `both` always; NaN where it has none.
+    """
 
     probe: str
     accuracy: float
@@ -50,13 +58,22 @@ class Search(NamedTuple):
     accuracy: float
 
 
-def see_pairs(texts: Texts) -> Seen:
-    """What the probes of the audit see of pairs."""
-    evidence = gather(texts)
+def see_pairs(texts: Texts, allow: Sequence[str] = (), allow_features: Sequence[str] = ()) -> Seen:
+    """What the probes of the audit see of pairs.
+
+    Args:
+        texts: the pairs.
+        allow: audit.allow; no probe is given these words.
+        allow_features: audit.allow_features; no probe is given these features.
+    """
+    evidence, allowed = gather(texts), allows(allow)
     counts = count_grams(texts, of_words, (1,), min_discordant=MIN_DISCORDANT_TESTED)
+    if allow:
+        counts = counts.filter(pl.Series([not allowed(name) for name in names_of(texts, counts)], dtype=pl.Boolean))
     places = postings(texts, of_words, counts.select("hash", "n"))
     words = word_matrix(*places, counts.height, evidence.pairs.height)
-    return Seen(evidence.length.basis[:, 0], evidence.difference().to_numpy(), words, evidence.clusters)
+    structure = evidence.difference().select(pl.exclude("^$", *allow_features)).to_numpy()
+    return Seen(evidence.length.basis[:, 0], structure, words, evidence.clusters, "words" in allow_features)
 
 
 def fit_probes(seen: Seen, rows: Ints, enough: float, *, seed: int, max_fit: int) -> Fit:
@@ -71,33 +88,26 @@ def fit_probes(seen: Seen, rows: Ints, enough: float, *, seed: int, max_fit: int
     """
     words = seen.words[rows]
     words = words[:, np.flatnonzero(np.asarray(abs(words).sum(axis=0)) >= MIN_DISCORDANT_TESTED)]
-    clusters = _numbered(seen.clusters[rows])
-    dense = shallow(seen.length[rows], seen.structure[rows])
+    clusters = numbered(pl.Series(seen.clusters[rows])).to_numpy()  # as an audit of these pairs alone numbers them
+    length = np.zeros(len(rows)) if seen.length_allowed else seen.length[rows]
+    dense = shallow(length, seen.structure[rows])
     inputs = {
         "both": (sparse.hstack([sparse.csr_array(dense), words]).tocsr(), dense.shape[1]),
         "words": (words, 0),
         "structure": (dense, None),
-        "length": (seen.length[rows][:, None], None),
+        "length": (length[:, None], None),
     }
-    worst, scores = Fit("both", 0.0, np.empty(0)), np.empty(0)
+    worst = Fit("both", 0.0, np.full(len(rows), np.nan))
     for name in PROBES:
         x, scaled = inputs[name]
         margins = cross_fit(x, clusters, seed=seed, max_fit=max_fit, scaled=scaled)
-        scores = margins if name == "both" else scores
+        worst = worst._replace(scores=margins) if name == "both" else worst
         accuracy = measure(margins, clusters).accuracy or 0.0
         if accuracy > worst.accuracy:
-            worst = Fit(name, accuracy, scores)
+            worst = worst._replace(probe=name, accuracy=accuracy)
         if accuracy > enough:
             break
     return worst
-
-
-def _numbered(clusters: Ints) -> Ints:
-    """Numbers 0.. in the order of first appearance, as an audit of these pairs alone would give them."""
-    _, first, number = np.unique(clusters, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), dtype=np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return rank[number]
 
 
 def find_shortcuts(
@@ -110,7 +120,10 @@ def find_shortcuts(
     max_fit: int,
     tell: Callable[[str], None] = lambda _text: None,
 ) -> Search:
-    """The pairs without which no probe is above `target`; `budget` of them, where that is not enough.
+    """The pairs without which no probe of PROBES is above `target`; `budget` of them, where that is not enough.
+
+    The audit's probe of generators is none of PROBES: who wrote a side is no feature of its text, and dropping pairs of
+    a generator that always wins would leave the others as they are.
 
     Args:
         seen: all pairs.
@@ -137,7 +150,7 @@ def find_shortcuts(
         rows = np.setdiff1d(np.arange(len(scored)), gone)
         needed = (found.accuracy - target) / (1 - target) * len(rows) / 2 if target < 1 else 0
         batch = min(max(int(needed), int(np.ceil(STEP * len(scored)))), budget - len(gone))
-        order = np.lexsort((scored[rows], -found.scores))[:batch]
+        order = np.lexsort((scored[rows], -found.scores))[:batch]  # pairs without a score last
         gone, scores = np.append(gone, rows[order]), np.append(scores, found.scores[order])
         found = fitted(gone)
     if found.accuracy > target:

@@ -210,6 +210,19 @@ def z_of_signs(signs: Signs, model: LengthModel) -> float:
     return float(z_from_sums(sums[:1], v, sums[None, 1:], model.m)[0])
 
 
+def z_by_prompt(signs: Signs, model: LengthModel, clusters: Ints) -> float:
+    """`z_of_signs`, smaller by what the pairs of a prompt go together: the square root of the design effect.
+
+    The score of a pair is dX (1 - p) less what length takes of it; the design effect is the sum of squared prompt sums
+    over the sum of squares (Liang and Zeger 1986), 1 where each prompt has one pair.
+    """
+    taken = model.basis @ np.linalg.pinv(model.m) @ (model.basis.T @ (model.q * signs))
+    scores = (signs - taken) * (1 - model.p)
+    by_prompt = np.bincount(clusters, weights=scores)
+    together, alone = float(by_prompt @ by_prompt), float(scores @ scores)
+    return z_of_signs(signs, model) / math.sqrt(max(1.0, together / alone)) if alone > 0 else math.nan
+
+
 def firth_log_odds(signs: Signs, basis: Floats) -> float:
     """The log-odds of a token beside a length basis (N, K), finite where one side has it always.
 

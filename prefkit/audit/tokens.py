@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from prefkit.audit.counting import ONE
 from prefkit.audit.significance import (
     LengthModel,
     benjamini_hochberg,
@@ -27,7 +28,6 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 MIN_DISCORDANT_TESTED = 10  # below it a token cannot reach significance among thousands, and only costs power
 MIN_ONE_SIDED = 20  # Bonferroni at 5% over 20,000 tokens: 2 * 2^-20 * 20,000 < .05
-POINT = 2.0**30  # the fixed point of counting.Weights
 
 
 def token_table(
@@ -113,8 +113,8 @@ def side_of(b: Ints, c: Ints) -> list[str | None]:
 
 def _z_length(counts: pl.DataFrame, model: LengthModel) -> Floats:
     named = [f"signed_{k + 1}" for k in range(len(model.gamma))]
-    r = np.stack([counts[name].to_numpy() for name in named], axis=1) / POINT
-    return z_from_sums(counts["signed_0"].to_numpy() / POINT, counts["unsigned_0"].to_numpy() / POINT, r, model.m)
+    r = np.stack([counts[name].to_numpy() for name in named], axis=1) / ONE
+    return z_from_sums(counts["signed_0"].to_numpy() / ONE, counts["unsigned_0"].to_numpy() / ONE, r, model.m)
 
 
 def _rank(n: Ints, chosen: Ints, rejected: Ints) -> Floats:

@@ -12,16 +12,17 @@ from typing import Any, Literal, NamedTuple
 import polars as pl
 
 from prefkit.audit.significance import smallest_detectable_win_rate
+from prefkit.audit.tokens import MIN_ONE_SIDED
 from prefkit.text import printable
 
 Level = Literal["pass", "not enough data", "note", "warn", "fail"]
 LEVELS: tuple[Level, ...] = ("pass", "not enough data", "note", "warn", "fail")
 FAMILIES = ("tokens", "structure", "probe", "boundaries")
 DENSE = 0.5  # a feature in which at least half of the pairs differ is a probe of its own, and has a probe's limits
-POWER_COVERAGE = 0.5  # "pass" claims that a token that separates half of the pairs would have been found
+POWER_COVERAGE = 0.5  # "pass" claims that a token that separates half of the prompts could have been found
 MIN_TESTS = 1000  # as many tests as any vocabulary makes; few tested tokens are themselves a lack of data
-ANY_DISCORDANT = 10  # pairs that a token must separate to be tested
-ONE_SIDED_NEEDS = 20  # Bonferroni at 5% over 20,000 tokens: 2 * 2^-20 * 20,000 < .05
+MOST = 0.5  # of the pairs, what repair drops at most unless --max-dropped says otherwise
+SOURCES_DECIDE = ("generator", "language", "script")  # what no repair mends: it is how the pairs were made
 SHOWN_PAIRS = 3
 WORST_FIRST = pl.col("level").replace_strict({"fail": 0, "warn": 1, "note": 2}, return_dtype=pl.Int8)
 
@@ -78,8 +79,8 @@ class Verdict(NamedTuple):
 class Power(NamedTuple):
     """What the data could have shown.
 
-    `win_rate`: the smallest one of a token that separates half of the pairs; `one_sided_coverage`: the share of pairs
-    from which on a token is found that is on one side only.
+    `win_rate`: the smallest one of a token that separates half of the prompts, found as likely as not;
+    `one_sided_coverage`: the share of prompts from which on a token is found that is on one side only.
     """
 
     win_rate: float
@@ -159,16 +160,18 @@ def find_structure(table: pl.DataFrame, limits: Limits) -> pl.DataFrame:
     """The rows of a structure table that are findings, with their `level`, worst first.
 
     A flag or a rare count is judged as a token is. A count in which at least half of the pairs differ (words, lines)
-    predicts chosen as often as its win rate says, and has the limits of a probe; z_length is null for words alone.
+    predicts chosen as often as its win rate says, and has the limits of a probe. It must hold beside length too, but for
+    length itself, and for a rare one where length leaves nothing to hold beside.
     """
     won = pl.max_horizontal("win_rate", 1 - pl.col("win_rate"))
     dense = pl.col("coverage") >= DENSE
+    nothing_beside = ~dense | (pl.col("feature") == "words")
     least = pl.when(dense).then(limits.structure_win_rate).otherwise(limits.win_rate)
     found = table.filter(
         (pl.col("q") <= limits.q)
         & (pl.col("coverage") >= limits.min_coverage)
         & (won >= least)
-        & (pl.col("z_length").is_null() | _beside_length(limits.z_length))
+        & (_beside_length(limits.z_length) | (pl.col("z_length").is_null() & nothing_beside))
         & ~pl.col("allowed")
     )
     sure = _sure(table, limits.q)
@@ -223,17 +226,25 @@ def token_finding(row: Mapping[str, Any], dataset: str, also: Sequence[str] = ()
     else:
         share = f"is in {side} in {wins} of {row['num_discordant']}"
         reason = f"'{name}' separates {row['coverage']:.1%} of the pairs, and {share}"
-    advice = (
-        f"{repair_command(dataset, '--balance', name)} (or --strip-opener TEXT where replies begin with it), "
-        "or audit.allow if it is the point of the data"
-    )
+    if row["alphabet"] == "model":
+        advice = repair_command(dataset, "--drop-shortcuts", ".6")
+    elif row["coverage"] > MOST:  # to balance it would take more pairs than a repair drops unless asked to
+        advice = f"{repair_command(dataset, '--strip-opener', 'TEXT')} where replies begin with it"
+    else:
+        advice = f"{repair_command(dataset, '--balance', row['token'])} (or --strip-opener where replies begin with it)"
+    advice += ", or audit.allow if it is the point of the data"
     return Finding(row["level"], "tokens", row["token"], side, reason, advice, also=tuple(also), **_numbers(row))
+
+
+def feature_name(feature: str, value: str | None) -> str:
+    """`words`, or with a value `first_words: certainly`."""
+    return feature if value is None else f"{feature}: {value}"
 
 
 def structure_finding(row: Mapping[str, Any], dataset: str, doc: str) -> Finding:
     """A row of `find_structure` as a finding; `doc` says what the feature measures."""
     side = row["side"]
-    name = row["feature"] if row["value"] is None else f"{row['feature']}: {row['value']}"
+    name = feature_name(row["feature"], row["value"])
     wins = max(row["num_chosen_more"], row["num_rejected_more"])
     if row["exclusive"]:
         what = f"in {wins} pairs ({row['coverage']:.1%}) {side} has it, and no side of the other kind does"
@@ -242,8 +253,13 @@ def structure_finding(row: Mapping[str, Any], dataset: str, doc: str) -> Finding
     reason = f"{printable(name)} ({doc}): {what}"
     if row["feature"] == "words":
         reason = f"length: {side} is the longer side in {wins} of {row['num_discordant']} pairs that differ in words"
-    repair = ("--match-length",) if row["family"] == "length" else ("--drop-shortcuts", ".6")
-    advice = f"{repair_command(dataset, *repair)}, or audit.allow_features if it is the point of the data"
+    if row["value"] is not None and row["feature"] in SOURCES_DECIDE:
+        advice = f"pair responses of like {row['feature']}"
+    else:
+        advice = repair_command(
+            dataset, *(["--match-length"] if row["family"] == "length" else ["--drop-shortcuts", ".6"])
+        )
+    advice += ", or audit.allow_features if it is the point of the data"
     return Finding(row["level"], "structure", name, side, reason, advice, **_numbers(row))
 
 
@@ -253,15 +269,19 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"num_pairs": row["num_discordant"]} | {name: row[name] for name in (*names, *also) if name in row}
 
 
-def power_of(num_pairs: int, num_tests: int, limits: Limits) -> Power:
-    """What so many pairs could have shown among so many tests, at least `MIN_TESTS`."""
-    tests = max(num_tests, MIN_TESTS)
-    win_rate = smallest_detectable_win_rate(int(num_pairs * POWER_COVERAGE), tests, limits.q)
-    one_sided = min(1.0, ONE_SIDED_NEEDS / max(1, num_pairs))
-    return Power(min(1.0, win_rate), one_sided, num_tests, num_pairs > 0 and win_rate <= limits.win_rate)
+def power_of(num_prompts: int, num_tests: int, limits: Limits, min_discordant: int = MIN_ONE_SIDED) -> Power:
+    """What so many prompts could have shown among so many tests, at least `MIN_TESTS`; a prompt counts once in each.
+
+    `min_discordant`: pairs below which no token is tested.
+    """
+    tests, most = max(num_tests, MIN_TESTS), int(num_prompts * POWER_COVERAGE)
+    win_rate = smallest_detectable_win_rate(most, tests, limits.q)
+    needed = max(MIN_ONE_SIDED, min_discordant) / max(1, num_prompts)
+    enough = most >= min_discordant and win_rate <= limits.win_rate
+    return Power(min(1.0, win_rate), min(1.0, max(needed, limits.min_coverage)), num_tests, enough)
 
 
-def judge(findings: Iterable[Finding], power: Power, num_pairs: int, limits: Limits) -> Verdict:
+def judge(findings: Iterable[Finding], power: Power, num_prompts: int, limits: Limits) -> Verdict:
     """The verdict over all findings. None, in data that could not have shown any, is never a pass."""
     ordered = sorted(findings, key=lambda f: (-LEVELS.index(f.level), FAMILIES.index(f.family)))
     if ordered:
@@ -271,8 +291,8 @@ def judge(findings: Iterable[Finding], power: Power, num_pairs: int, limits: Lim
         return Verdict(level, f"{number}; {ordered[0].reason}", ordered)
     if not power.enough:
         could = (
-            f"even a token that separates half of {num_pairs} pairs shows only from a win rate of {power.win_rate:.2f}"
+            f"a token that separates half of {num_prompts} prompts shows only from a win rate of {power.win_rate:.2f}"
         )
         return Verdict("not enough data", f"{could}; the limit is {limits.win_rate:g}", [])
-    shown = f"a token in one side only would show from {power.one_sided_coverage:.1%} of the pairs on"
-    return Verdict("pass", f"no token, feature or probe is above its limit in {num_pairs} pairs; {shown}", [])
+    shown = f"a token in one side only would show from {power.one_sided_coverage:.1%} of the prompts on"
+    return Verdict("pass", f"no token, feature or probe is above its limit in {num_prompts} prompts; {shown}", [])
