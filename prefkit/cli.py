@@ -232,7 +232,7 @@ def query(
     dataset: Annotated[str, typer.Argument(help="A dataset directory.")],
     sql: Annotated[
         str,
-        typer.Argument(help="One SELECT over pairs, dropped, rejects, tokens, structure, probe, reference, steps..."),
+        typer.Argument(help="One SELECT over the views: pairs, dropped, rejects, changes, tokens, structure, probe..."),
     ],
     form: Annotated[
         Literal["table", "csv", "json", "parquet"], typer.Option("--format", help="How rows are printed.")

@@ -194,6 +194,7 @@ class Audit(_Document):
     tokens: dict[str, int] = Field(description="rows of the tokens table by alphabet")
     findings: list[FindingEntry] = Field(description="worst first")
     allowed: list[str] = Field(description="findings but for audit.allow and audit.allow_features")
+    allow_unused: list[str] = Field(description="entries of audit.allow that are in no token: misspelt, perhaps")
     power: PowerEntry
     probes: list[ProbeEntry]
     cover: list[CoverEntry]

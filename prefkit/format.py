@@ -232,7 +232,7 @@ PROBE = (
     Column("accuracy_low", pl.Float64, "95% interval of it, by prompt"),
     Column("accuracy_high", pl.Float64, "likewise"),
     Column("log_loss", pl.Float64, "mean of -ln P(chosen), in nats; ln 2 = .6931 knows nothing"),
-    Column("band", pl.String, "fine | note | warn | fail, by audit.limits"),
+    Column("band", pl.String, "fine | note | warn | fail, by audit.limits; null: too few pairs to say"),
 )
 
 PAIR_SCORES = (

@@ -13,7 +13,8 @@ def dataset_info(target: str | Path) -> dict[str, Any]:
     """What lies in a dataset or run directory.
 
     Returns:
-        a run: its run.json; a dataset: kind, counts, reasons, sources, audit verdict, references and runs.
+        a run: its run.json; a dataset: kind, what a repair did, counts, reasons, sources, audit verdict, references,
+        runs.
 
     Raises:
         DatasetError: it is neither.
@@ -36,6 +37,7 @@ def dataset_info(target: str | Path) -> dict[str, Any]:
     return {
         "dataset": str(path),
         "kind": manifest["kind"],
+        **({"repair": manifest["repair"]} if manifest.get("repair") else {}),
         "counts": manifest["counts"],
         "reasons": manifest["reasons"],
         "sources": manifest["sources"],

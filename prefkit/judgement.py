@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 
+from prefkit.audit.allow import allows
 from prefkit.audit.alphabets import Alphabet, candidates, probe_words, surest_first
 from prefkit.audit.cover import greedy_cover
 from prefkit.audit.evidence import Evidence
@@ -120,6 +121,7 @@ def judge_evidence(counted: Counted, settings: AuditConfig, dataset: str, *, str
         "tokens": {alphabet.name: alphabet.table.height for alphabet in alphabets},
         "findings": [finding._asdict() for finding in verdict.findings],
         "allowed": allowed,
+        "allow_unused": _unused(settings.allow, alphabets, structure),
         "power": power._asdict(),
         "probes": probes.table.filter(pl.col("source").is_null()).select(*ProbeEntry.model_fields).to_dicts(),
         "cover": _cover(words, places, evidence, settings.seed),
@@ -187,6 +189,12 @@ def _allowed(alphabets: Sequence[Alphabet], structure: pl.DataFrame, limits: Lim
     tokens = [name for row in rows for find in (find_tokens, find_exclusive) for name in find(row, limits)["token"]]
     rows_of = find_structure(told(structure), limits).select("feature", "value").iter_rows()
     return list(dict.fromkeys([*tokens, *(feature_name(*row) for row in rows_of)]))
+
+
+def _unused(allow: Sequence[str], alphabets: Sequence[Alphabet], structure: pl.DataFrame) -> list[str]:
+    """Entries of audit.allow that allow no token of the tables and no value."""
+    named = [*(name for one in alphabets for name in one.table["token"]), *structure["value"].drop_nulls()]
+    return [entry for entry in allow if not any(map(allows([entry]), named))]
 
 
 def _cover(words: pl.DataFrame, places: Postings, evidence: Evidence, seed: int) -> list[dict[str, Any]]:

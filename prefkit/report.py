@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefkit.audit.verdict import FAMILIES, Finding
+from prefkit.audit.verdict import FAMILIES, LEVELS, Finding, one_line
 from prefkit.judgement import Audited
 from prefkit.text import printable
 
@@ -22,6 +22,7 @@ COLOURS = {
     "fail": "red",
 }
 SHOWN_FINDINGS, SHOWN_ALSO, SHOWN_TOKENS = 5, 5, 8  # findings of a family, tokens that go with one, tokens at all
+WORTH_SAYING = 0.6  # precision of the cover; below it decides little
 BAR = 30  # characters from chance to certainty
 
 
@@ -30,7 +31,7 @@ def print_audit(audited: Audited, console: Console) -> None:
     reason = Text(f"  {printable(audited.reason)}")
     console.print(Text.assemble("verdict: ", (audited.verdict, f"bold {COLOURS[audited.verdict]}")) + reason)
     shown = [f for family in FAMILIES for f in [f for f in audited.findings if f.family == family][:SHOWN_FINDINGS]]
-    for finding in shown:
+    for finding in sorted(shown, key=lambda found: -LEVELS.index(found.level)):
         _print_finding(finding, console)
     if len(audited.findings) > len(shown):
         console.print(f"  and {len(audited.findings) - len(shown)} more: all in audit/audit.json")
@@ -39,6 +40,8 @@ def print_audit(audited: Audited, console: Console) -> None:
             console.print(f"  what to do: {printable(finding.advice)}", markup=False)
     if audited.allowed:
         console.print("  allowed by the pipeline: " + printable(", ".join(audited.allowed)), markup=False)
+    if unused := audited.document["allow_unused"]:
+        console.print("  audit.allow names what is in no token: " + printable(", ".join(unused)), markup=False)
     _print_lengths(audited, console)
     _print_probes(audited, console)
     _print_cover(audited, console)
@@ -49,7 +52,7 @@ def print_audit(audited: Audited, console: Console) -> None:
 def _print_finding(finding: Finding, console: Console) -> None:
     console.print(Text.assemble("  ", (finding.level, COLOURS[finding.level]), f"  {printable(finding.reason)}"))
     if finding.also:
-        named = ", ".join(repr(printable(token)) for token in finding.also[:SHOWN_ALSO])
+        named = ", ".join(f"'{one_line(token)}'" for token in finding.also[:SHOWN_ALSO])
         more = f" and {len(finding.also) - SHOWN_ALSO} more" if len(finding.also) > SHOWN_ALSO else ""
         console.print(f"        with it: {named}{more}", markup=False)
 
@@ -71,13 +74,14 @@ def _print_probes(audited: Audited, console: Console) -> None:
         filled = round(max(0.0, accuracy - 0.5) * 2 * BAR)
         bar = ("#" * filled).ljust(BAR, ".")
         line = f"  {row['probe']:<10} {bar} {accuracy:.3f} ({low:.3f} to {high:.3f})  "
-        console.print(Text.assemble(line, (str(row["band"]), COLOURS[str(row["band"])])))
+        band = str(row["band"] or "too few pairs")
+        console.print(Text.assemble(line, (band, COLOURS.get(band, ""))))
 
 
 def _print_cover(audited: Audited, console: Console) -> None:
     cover = audited.document["cover"]
-    if cover:
-        last, tokens = cover[-1], ", ".join(repr(printable(step["token"])) for step in cover)
+    if cover and (cover[-1]["precision"] or 0) >= WORTH_SAYING:
+        last, tokens = cover[-1], ", ".join(f"'{one_line(step['token'])}'" for step in cover)
         precision = f" at {last['precision']:.0%} precision" if last["precision"] is not None else ""
         words = f"{len(cover)} words decide" if len(cover) > 1 else "1 word decides"
         console.print(f"{words} {last['covered']:.0%} of the pairs{precision}: {tokens}", markup=False)
@@ -94,5 +98,5 @@ def _print_surest(audited: Audited, console: Console) -> None:
         counts = (str(row[name]) for name in ("num_chosen_only", "num_rejected_only", "num_both"))
         q = f"{row['q']:.1e}" if row["q"] is not None else ""
         z = f"{row['z_length']:+.1f}" if row["z_length"] is not None else ""
-        table.add_row(Text(printable(row["token"])), *counts, f"{row['win_rate']:.2f}", q, z)
+        table.add_row(Text(one_line(row["token"])), *counts, f"{row['win_rate']:.2f}", q, z)
     console.print(table)

@@ -292,7 +292,9 @@ class AuditLimits(Section):
     probe_fail: Annotated[float, Field(ge=0.5, le=1)] = Field(
         0.9, description="likewise, a failure: training will likely collapse to the shortcut"
     )
-    strict: Literal["note", "warn", "fail"] = Field("warn", description="--strict exits 1 at this verdict or worse")
+    strict: Literal["not enough data", "note", "warn", "fail"] = Field(
+        "warn", description="--strict exits 1 at this verdict or worse"
+    )
 
     @model_validator(mode="after")
     def _in_order(self) -> "AuditLimits":
@@ -333,6 +335,8 @@ class AuditConfig(Section):
             raise ValueError("audit.num_flips: too few for audit.limits.q, nothing could be confirmed; 1/q at least")
         for entry in self.allow:
             if entry.startswith("re:"):
+                if entry == "re:":
+                    raise ValueError("audit.allow: re: without a pattern matches no token")
                 try:
                     re.compile(entry[3:])
                 except re.error as error:
@@ -342,8 +346,8 @@ class AuditConfig(Section):
         for name in self.allow_features:
             if name not in AUDITED:
                 near = difflib.get_close_matches(name, AUDITED, n=1, cutoff=0.5)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise ValueError(f"audit.allow_features: {name} is no feature of the structure table{hint}")
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(AUDITED)}"
+                raise ValueError(f"audit.allow_features: {name} is no feature of the structure table; {hint}")
         return self
 
 

@@ -231,6 +231,9 @@ def read_manifest(dataset: Path) -> dict[str, Any]:
     Raises:
         DatasetError: no directory, no manifest (an unfinished build), or a newer format.
     """
+    if dataset.is_file():
+        hint = "the directory that a pipeline file names under dataset:"
+        raise DatasetError("is a file", where=str(dataset), expected="a dataset directory", hint=hint)
     if not dataset.is_dir():
         raise DatasetError("no such dataset", where=str(dataset), hint="prefkit build PIPELINE.yaml")
     if not (dataset / MANIFEST).exists():

@@ -384,6 +384,11 @@ def test_what_a_source_cannot_mean_is_refused_in_words(
         ({"build": {"memory_limit": f"{'9' * 400}GB"}}, "9GB is not between 1MB and 1000000GB"),
         ({"audit": {"memory_limit": "lots"}}, "audit.memory_limit: lots is not a size such as 500MB or 4GB"),
         ({"audit": {"allow": ["re:("]}}, "audit.allow 're:(': missing ), unterminated subpattern"),
+        ({"audit": {"allow": ["re:"]}}, "audit.allow: re: without a pattern matches no token"),
+        (
+            {"audit": {"allow_features": ["zz"]}},
+            "no feature of the structure table; there are words, characters, lines",
+        ),
         ({"audit": {"allow": [" "]}}, "audit.allow: ' ' holds no word and no sign"),
         (
             {"audit": {"allow_features": ["list_item"]}},

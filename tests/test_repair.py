@@ -19,6 +19,8 @@ from rich.console import Console
 from scipy import sparse
 
 from prefkit.audit.allow import words_in
+from prefkit.audit.evidence import in_memory
+from prefkit.audit.probe import cross_fit, shallow
 from prefkit.audit.repair import (
     cut_opener,
     fold_opener,
@@ -28,13 +30,16 @@ from prefkit.audit.repair import (
     surplus,
     token_signs,
 )
-from prefkit.audit.shortcuts import Seen, find_shortcuts, fit_probes
+from prefkit.audit.shortcuts import Seen, find_shortcuts, fit_probes, see_pairs
+from prefkit.audit.verdict import Finding
+from prefkit.audits import audit_dataset
 from prefkit.before_after import audit_rows, print_repaired
 from prefkit.build import Counts, build_dataset
 from prefkit.config import Pipeline, load_pipeline
 from prefkit.demo.world import SHORTCUT_OPENER, pretraining_texts, write_world
 from prefkit.errors import CheckError, DatasetError, InputError
 from prefkit.format import AUDIT_PROBE, AUDIT_SCORES, MESSAGES
+from prefkit.mending import Step, Wanted, mend_pairs
 from prefkit.query import connect_dataset
 from prefkit.repairs import Repaired, repair_dataset
 from prefkit.store import read_manifest, write_json
@@ -55,8 +60,16 @@ def contents(folder: Path, without: str = "") -> dict[str, bytes]:
     return {name: data for name, data in found.items() if not without or not name.startswith(without)}
 
 
+def made_step(repair: str, setting: Any, dropped: int, edited: int = 0, dropped_later: int = 0) -> Step:
+    numbers = {"dropped": dropped, "edited": edited, "dropped_later": dropped_later}
+    return {"repair": repair, "setting": setting, **numbers}
+
+
 def turn(role: str, content: str | None, **more: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **more}
+
+
+WORDS = [letter * 2 for letter in "abcdefghijklmnopqrstuvwxyz"]
 
 
 # openers
@@ -258,6 +271,44 @@ def test_the_search_stops_at_its_budget_and_says_how_far_it_came() -> None:
     assert find_shortcuts(seen, ids, 0.9, 200, seed=0, max_fit=50_000).rows.tolist() == []
 
 
+def test_pairs_of_one_prompt_have_no_score_and_go_by_pair_id() -> None:
+    seen = planted(8, 8)._replace(clusters=np.zeros(8, dtype=np.int64))
+    fit = fit_probes(seen, np.arange(8), 1.0, seed=0, max_fit=50_000)  # no fit is held out from its only prompt
+    assert (fit.probe, fit.accuracy, np.isnan(fit.scores).tolist()) == ("both", 0.0, [True] * 8)
+    found = find_shortcuts(seen, pl.Series("hgfedcba"), 0.6, 8, seed=0, max_fit=50_000)
+    assert found.rows.tolist() == []
+
+
+def test_the_scores_are_those_of_both_whichever_probe_is_highest() -> None:
+    rng = np.random.default_rng(0)
+    # chosen is longer in 70%, by a size that varies: one sign of one feature; the words are noise
+    length = np.where(rng.random(400) < 0.7, 1.0, -1.0) * rng.random(400)
+    words = sparse.csr_array(rng.integers(-1, 2, size=(400, 200)).astype(np.float64))
+    seen = Seen(length, np.zeros((400, 1)), words, np.arange(400))
+    fit = fit_probes(seen, np.arange(400), 1.0, seed=0, max_fit=50_000)
+    assert (fit.probe, fit.accuracy) == ("length", np.mean(length > 0))
+    both = cross_fit(sparse.csr_array(np.hstack([shallow(length, seen.structure), words.toarray()])), seen.clusters)
+    assert np.corrcoef(fit.scores, both)[0, 1] > 0.99
+
+
+def test_the_probes_are_kept_from_what_the_audit_is_kept_from() -> None:
+    rng = random.Random(0)
+    texts = [[" ".join(rng.sample(WORDS, 6)) for _ in range(600)] for _ in range(2)]
+    chosen = [f"gleam {text}" if number % 5 < 3 else text for number, text in enumerate(texts[0])]
+    ids = [f"p{number}" for number in range(600)]
+    pairs = pl.DataFrame({"pair_id": ids, "prompt": ids, "chosen": chosen, "rejected": texts[1], "source": "s"})
+    seen, kept = (see_pairs(in_memory(pairs), *allowed) for allowed in ((), (["Gleam"], ["words", "characters"])))
+    # 26 words and gleam; a word more is ln(8/7) in length, and counts for the two features that it changes
+    assert (seen.words.shape, kept.words.shape) == ((600, 27), (600, 26))
+    assert seen.structure.shape[1] - kept.structure.shape[1] == 2
+    assert (seen.length_allowed, kept.length_allowed) == (False, True)
+    assert (
+        kept.length.tolist() == seen.length.tolist() == pytest.approx([np.log(8 / 7) * (n % 5 < 3) for n in range(600)])
+    )
+    accuracy = [fit_probes(one, np.arange(600), 1.0, seed=0, max_fit=50_000).accuracy for one in (seen, kept)]
+    assert accuracy == [pytest.approx(0.8, abs=0.04), pytest.approx(0.5, abs=0.08)]  # 60% known, and chance
+
+
 # datasets
 
 
@@ -307,9 +358,7 @@ def test_an_opener_is_cut_and_everything_else_stays_as_it_was(opened: Path, tmp_
     assert pairs["source_row"].to_list() == [1, 2, 5, 7, 8, 11]
     assert pairs["weight"].to_list() == [1, 0.5, 1, 1, 1, 1]
     assert pairs.columns == before.columns
-    assert repaired.steps == [
-        {"repair": "strip_opener", "setting": "sure!", "dropped": 5, "edited": 3, "dropped_later": 0}
-    ]
+    assert repaired.steps == [made_step("strip_opener", "sure!", 5, 3)]
     assert contents(opened) == old
 
 
@@ -369,11 +418,37 @@ def test_two_openers_in_a_row_are_one_edit_and_an_edited_pair_may_still_go(
     assert changes["action"].to_list() == ["dropped"] * 3
     assert changes["reason"].to_list() == ["balance"] * 3
     assert all(detail.startswith("'day' is in chosen only") for detail in changes["detail"])
+    assert all(detail.endswith("; cut off chosen: 'Sure!'; cut off chosen: 'Okay.'") for detail in changes["detail"])
     assert table(new, "dropped")["chosen"].to_list() == [f"Sure! Okay. {w} day" for w in ("red", "blue", "green")]
     pipeline = load_pipeline(tmp_path / "pipeline.yaml")
     both = repair_dataset(pipeline.dataset, str(tmp_path / "both"), strip_openers=["sure!", "okay."])
     told = table(both.out, "changes")["detail"].to_list()
     assert told == ["cut off chosen: 'Sure!'; cut off chosen: 'Okay.'"] * 3
+
+
+def test_what_was_cut_off_a_pair_that_goes_later_is_told_and_counted(
+    write_jsonl: WriteJsonl, pipeline_of: PipelineOf, tmp_path: Path
+) -> None:
+    rows = [row(0, "Sure! Okay.", "no"), row(1, "Sure! red", "blue"), row(2, "Okay. Sure! up", "Okay. down")]
+    pipeline = pipeline_of({"path": str(write_jsonl("rows.jsonl", rows)), "format": "pairs"})
+    build_dataset(pipeline)
+    repaired = repair_dataset(pipeline.dataset, str(tmp_path / "new"), strip_openers=["sure!", "okay."])
+    # sure! begins p0 and p1; without it p0 says Okay. alone, and nothing once that goes too
+    assert repaired.steps == [
+        made_step("strip_opener", "sure!", 0, 2, dropped_later=1),
+        made_step("strip_opener", "okay.", 1, 1),
+    ]
+    assert table(tmp_path / "new", "changes").select("action", "detail").rows() == [
+        ("dropped", "empty_chosen, once 'okay.' is cut off; cut off chosen: 'Sure!'"),
+        ("edited", "cut off chosen: 'Sure!'"),
+        ("edited", "cut off chosen: 'Okay.', rejected: 'Okay.'"),
+    ]
+    shown = printed(repaired)
+    assert "  strip_opener sure!: 0 dropped, 2 edited, 1 of them dropped later\n" in shown
+    assert "  strip_opener okay.: 1 dropped, 1 edited\n" in shown
+    card = (tmp_path / "new" / "README.md").read_text(encoding="utf-8")
+    assert "| repair | setting | pairs dropped | pairs edited | of them dropped later |\n" in card
+    assert "| strip_opener | `sure!` | 0 | 2 | 1 |\n| strip_opener | `okay.` | 1 | 1 | 0 |\n" in card
 
 
 def sided(write_jsonl: WriteJsonl, pipeline_of: PipelineOf, chosen: int, rejected: int, **sections: Any) -> Pipeline:
@@ -403,7 +478,7 @@ def test_a_balanced_token_is_as_often_in_chosen_only_as_in_rejected_only(
     pipeline = sided(write_jsonl, pipeline_of, 40, 15)
     repaired = repair_dataset(pipeline.dataset, str(tmp_path / "new"), balance=["Gleam"])
     assert on_one_side(tmp_path / "new", "gleam") == (15, 15)
-    assert repaired.steps == [{"repair": "balance", "setting": "Gleam", "dropped": 25, "edited": 0, "dropped_later": 0}]
+    assert repaired.steps == [made_step("balance", "Gleam", 25)]
     assert (repaired.before.pairs, repaired.after.pairs) == (115, 90)
     # the audit of the old dataset gives the scores by which they go: no pair that stays is above one that went
     scores = dict(repaired.before.tables[AUDIT_SCORES].select("pair_id", "shortcut_score").rows())
@@ -478,6 +553,51 @@ def test_dropped_shortcuts_leave_a_dataset_whose_audit_is_under_the_target(
     assert all(detail.startswith("given away; shortcut score +") for detail in dropped["detail"])
     assert repaired.steps[0]["dropped"] == dropped.height <= 50
     assert any("pairs dropped: " in line and "tells chosen in" in line for line in lines)
+
+
+def test_what_the_pipeline_allows_is_no_shortcut_that_is_dropped(
+    write_jsonl: WriteJsonl, pipeline_of: PipelineOf, tmp_path: Path
+) -> None:
+    rng = random.Random(0)
+    texts = [[" ".join(rng.sample(WORDS, 6)) for _ in range(600)] for _ in range(2)]
+    rows = [row(n, "gleam " * (n % 5 < 3) + one, other) for n, (one, other) in enumerate(zip(*texts, strict=True))]
+    source = {"path": str(write_jsonl("rows.jsonl", rows)), "format": "pairs"}
+    pipeline = pipeline_of(source, audit={"allow": ["gleam"], "allow_features": ["words", "characters"]})
+    build_dataset(pipeline)
+    repaired = repair_dataset(pipeline.dataset, str(tmp_path / "new"), drop_shortcuts=0.6)
+    assert repaired.steps == [made_step("drop_shortcuts", 0.6, 0)]
+    # lengths that are allowed are matched all the same where that is asked for: 360 chosen sides are longer, 0 rejected
+    matched = repair_dataset(pipeline.dataset, str(tmp_path / "matched"), match_length=True, max_dropped=0.6)
+    assert matched.steps == [made_step("match_length", None, 360)]
+
+
+def test_a_dataset_of_one_prompt_is_balanced_by_pair_id(
+    write_jsonl: WriteJsonl, pipeline_of: PipelineOf, tmp_path: Path
+) -> None:
+    rows = [row(0, f"zork a{n}", f"b{n}") for n in range(30)]
+    rows += [row(0, f"c{n}", f"zork d{n}") for n in range(10)] + [row(0, f"e{n}", f"f{n}") for n in range(20)]
+    pipeline = pipeline_of({"path": str(write_jsonl("rows.jsonl", rows)), "format": "pairs"})
+    build_dataset(pipeline)
+    old = table(pipeline.dataset, "pairs")
+    repaired = repair_dataset(pipeline.dataset, str(tmp_path / "new"), balance=["zork"])
+    assert repaired.steps == [made_step("balance", "zork", 20)]  # 30 against 10
+    changes = table(tmp_path / "new", "changes")
+    with_zork = old.filter(pl.col("chosen").str.starts_with("zork"))["pair_id"].sort()
+    assert changes["pair_id"].sort().to_list() == with_zork[:20].to_list()
+    assert changes["detail"].unique().to_list() == ["'zork' is in chosen only"]
+
+
+def test_a_single_pair_is_matched_or_refused(write_jsonl: WriteJsonl, pipeline_of: PipelineOf, tmp_path: Path) -> None:
+    def built(chosen: str) -> str:
+        source = {"path": str(write_jsonl("rows.jsonl", [row(0, chosen, "two words")])), "format": "pairs"}
+        pipeline = pipeline_of(source)
+        build_dataset(pipeline)
+        return pipeline.dataset
+
+    same = repair_dataset(built("words two"), str(tmp_path / "new"), match_length=True)
+    assert same.steps == [made_step("match_length", None, 0)]
+    with pytest.raises(CheckError, match=r"with --match-length, 1 of 1 pairs would go \(100.0%\)"):
+        repair_dataset(built("three words now"), str(tmp_path / "other"), match_length=True)
 
 
 def test_a_target_out_of_reach_says_how_far_it_came_and_writes_nothing(
@@ -673,6 +793,59 @@ def test_a_dataset_is_never_repaired_in_place_nor_written_over(opened: Path, tmp
         repair_dataset(str(tmp_path / "nowhere"), str(tmp_path / "new"), strip_openers=["sure!"])
 
 
+@pytest.mark.parametrize("left", [".drafts/x", ".building/pairs/x", "pairs/x"])
+def test_an_unfinished_build_is_not_written_over(left: str, opened: Path, tmp_path: Path) -> None:
+    out = tmp_path / "building"
+    for name in (left, ".lock", "runs/1/run.json"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine", encoding="utf-8")
+    kept = contents(out)
+    with pytest.raises(DatasetError) as failed:
+        repair_dataset(str(opened), str(out), strip_openers=["sure!"])
+    assert str(failed.value) == f"{out}: holds an unfinished build\n  next: choose another --out; this one stays"
+    assert contents(out) == kept
+
+
+@pytest.mark.parametrize("left", [".building/changes/x", "changes/x"])
+def test_what_a_killed_repair_left_is_written_anew(left: str, opened: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for name in (left, ".building/pairs/x", "pairs/x", ".lock"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("", encoding="utf-8")
+    repair_dataset(str(opened), str(out), strip_openers=["sure!"])
+    whole = repair_dataset(str(opened), str(tmp_path / "whole"), strip_openers=["sure!"])
+    assert contents(out, "audit") == contents(Path(whole.out), "audit")
+
+
+def test_nothing_in_the_old_dataset_changes_not_even_its_audit(opened: Path, tmp_path: Path) -> None:
+    audit_dataset(target_pipeline(str(opened)), strict=True)
+    kept, stamp = contents(opened), opened.stat().st_mtime_ns
+    opened.chmod(0o555)
+    try:
+        repaired = repair_dataset(str(opened), str(tmp_path / "new"), strip_openers=["sure!"])
+    finally:
+        opened.chmod(0o755)
+    assert (contents(opened), opened.stat().st_mtime_ns) == (kept, stamp)
+    assert repaired.before.document["strict"] is False
+    assert (tmp_path / "new" / "audit" / "audit.json").exists()
+
+
+def test_what_to_type_is_right_for_a_shell(opened: Path, pipeline_of: PipelineOf, tmp_path: Path) -> None:
+    dataset = str(shutil.move(opened, tmp_path / "it's mine"))
+    quoted = f"'{tmp_path}/it'\"'\"'s mine'"
+    with pytest.raises(InputError) as failed:
+        repair_dataset(dataset, str(tmp_path / "new"), strip_openers=["As an AI"])
+    assert failed.value.hint == f"prefkit show {quoted} shows how replies begin"
+    with pytest.raises(InputError) as failed:
+        repair_dataset(dataset, str(tmp_path / "new"), balance=["as an AI"])
+    sql = "'select token from tokens where num_discordant > 0'"
+    assert failed.value.hint == f"prefkit query {quoted} {sql} lists those that are"
+    none = table(dataset, "pairs").clear()
+    with pytest.raises(DatasetError) as damaged:
+        mend_pairs(none, "text", target_pipeline(dataset), Wanted(match_length=True), dataset)
+    assert damaged.value.hint == f"prefkit query {quoted} 'select reason, count(*) from dropped group by all'"
+
+
 @pytest.mark.parametrize(
     ("repairs", "message", "where", "expected", "hint"),
     [
@@ -750,11 +923,36 @@ def test_the_audits_of_both_are_printed_side_by_side(
     assert "balance gleam: 60 dropped, 0 edited" in shown
     assert f"every dropped and edited pair, and why: {repaired.out}/changes" in shown
     assert " (is up to date)" in printed(repaired._replace(unchanged=True))
-    hostile = repaired._replace(
-        steps=[{"repair": "balance", "setting": "\x1b[31m[bold]", "dropped": 1, "edited": 0, "dropped_later": 0}]
-    )
+    hostile = repaired._replace(steps=[made_step("balance", "\x1b[31m[bold]", 1)])
     assert "\ufffd[31m[bold]" in printed(hostile)
     assert "prefkit precompute scores the edited pairs only" in printed(repaired._replace(references=["abc"]))
+
+
+def test_the_last_lines_say_what_is_useful_next(opened: Path, tmp_path: Path) -> None:
+    new = str(tmp_path / "my new")
+    repaired = repair_dataset(str(opened), new, strip_openers=["sure!"])
+    assert printed(repaired).splitlines()[-1] == f"what is left, side by side: prefkit show '{new}'"
+    begin = f"prefkit repair '{new}' --out NEW"
+    balance, longer = f"{begin} --balance gleam (or --strip-opener TEXT)", f"{begin} --match-length, or allow it"
+    shortcuts = f"{begin} --drop-shortcuts .6"
+    other = f"{begin} --balance 'gleam !' (or --strip-opener TEXT)"
+    steps = [
+        made_step("balance", "Gleam", 9),
+        made_step("match_length", None, 9),
+        made_step("drop_shortcuts", 0.55, 9),
+    ]
+
+    def advised(steps: list[Step], *advice: str) -> list[str]:
+        findings = [Finding("warn", "tokens", "t", "chosen", "it is so", one) for one in advice]
+        shown = printed(repaired._replace(steps=steps, after=repaired.after._replace(findings=findings)))
+        return [line.strip() for line in shown.splitlines() if "what to do" in line]
+
+    assert advised([], balance, longer) == [f"what to do: {balance}"]
+    assert advised(steps, balance, longer, shortcuts) == []  # all of it was done just now
+    assert advised(steps, balance, longer, other, shortcuts) == [f"what to do: {other}"]
+    # a target of .7 was reached; .6 is another one
+    assert advised([made_step("drop_shortcuts", 0.7, 9)], shortcuts) == [f"what to do: {shortcuts}"]
+    assert advised([made_step("strip_opener", "gleam", 0, 9)], balance) == [f"what to do: {balance}"]
 
 
 def printed(repaired: Repaired) -> str:

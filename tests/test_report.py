@@ -15,6 +15,7 @@ NOTHING: dict[str, Any] = {
     "lengths": {side: dict.fromkeys(("min", "p10", "median", "p90", "max")) for side in ("chosen", "rejected")},
     "probes": [],
     "cover": [],
+    "allow_unused": [],
 }
 
 
@@ -80,7 +81,30 @@ def test_probes_are_bars_from_chance_to_certainty() -> None:
 def test_the_cover_says_how_many_words_decide_how_much() -> None:
     step = {"token": "a", "side": "chosen", "covered": 0.2, "precision": 0.9}
     assert "1 word decides 20% of the pairs at 90% precision: 'a'" in printed([], cover=[step])
-    assert "2 words decide 20% of the pairs: 'a', 'a'" in printed([], cover=[step, step | {"precision": None}])
+    assert "2 words decide 20% of the pairs at 60% precision: 'a', 'a'" in printed(
+        [], cover=[step, step | {"precision": 0.6}]
+    )
+    for nothing in (0.59, None):
+        assert "decide" not in printed([], cover=[step | {"precision": nothing}])
+
+
+def test_an_entry_of_the_allow_list_that_is_in_no_token_is_said() -> None:
+    assert "  audit.allow names what is in no token: zebra, [b]" in printed([], allow_unused=["zebra", "[b]"])
+
+
+def test_a_probe_of_too_few_pairs_says_so() -> None:
+    row = {"probe": "length", "accuracy": 1.0, "accuracy_low": 0.5, "accuracy_high": 1.0, "band": None}
+    assert "1.000 (0.500 to 1.000)  too few pairs" in printed([], probes=[row])
+
+
+def test_findings_are_told_worst_first_whatever_their_family() -> None:
+    structure = Finding("fail", "structure", "emoji", "chosen", "emoji are there", "look")
+    lines = printed([token("a", "warn"), structure]).splitlines()
+    assert lines[1:3] == ["  fail  emoji are there", "  warn  'a' is there"]
+
+
+def test_a_token_with_a_line_break_stays_on_its_line() -> None:
+    assert "with it: '\\n5'" in printed([token("a", also=("\n5",))])
 
 
 def test_lengths_are_said_where_there_are_any() -> None:

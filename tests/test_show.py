@@ -68,7 +68,7 @@ def find(dataset: Path, *findings: tuple[str, str], also: Sequence[str] = ()) ->
     }
     power = {"win_rate": 1.0, "one_sided_coverage": 1.0, "num_tests": 1, "enough": False}
     whole = {**audit, "verdict": "warn", "reason": "r", "strict": False, "pairs": 1, "prompts": 1, "findings": listed}
-    whole |= {"allowed": [], "power": power, "probes": [], "cover": [], "boundaries": None}
+    whole |= {"allowed": [], "allow_unused": [], "power": power, "probes": [], "cover": [], "boundaries": None}
     Audit.model_validate(whole)
     write_json(dataset / "audit" / "audit.json", whole)
 
@@ -104,6 +104,8 @@ def test_without_an_audit_pairs_are_spaced_evenly_in_their_order(build: Build) -
     said = printed(shown)
     assert f"{dataset}: 3 of 6 pairs, evenly spaced\n" in printed(shown, 300)
     assert "not audited yet: prefkit audit" in said
+    told = printed(shown._replace(dataset="it's mine"), 300)
+    assert "not audited yet: prefkit audit 'it'\"'\"'s mine' finds what gives chosen away" in told
     assert prompts(show_pairs(dataset, count=100)) == [f"p{i}" for i in range(6)]
     assert prompts(show_pairs(dataset)) == ["p0", "p1", "p3", "p4", "p5"]  # 6 i / 10 for i = 1, 3, 5, 7, 9
 

@@ -220,11 +220,12 @@ def measure(margins: Floats, clusters: Ints) -> Measured:
 
 
 def band(measured: Measured, bands: Bands) -> str | None:
-    """Fine | note | warn | fail; above fine only where the accuracy is surely above one half."""
+    """Fine | note | warn | fail; None where it is above fine and not surely above one half: too few pairs to say."""
     if measured.accuracy is None or measured.sure_low is None:
         return None
-    sure = measured.sure_low > 0.5
-    reached = [name for name, limit in bands._asdict().items() if measured.accuracy >= limit and sure]
+    reached = [name for name, limit in bands._asdict().items() if measured.accuracy >= limit]
+    if reached and measured.sure_low <= 0.5:
+        return None
     return reached[-1] if reached else "fine"
 
 

@@ -160,8 +160,8 @@ def find_structure(table: pl.DataFrame, limits: Limits) -> pl.DataFrame:
     """The rows of a structure table that are findings, with their `level`, worst first.
 
     A flag or a rare count is judged as a token is. A count in which at least half of the pairs differ (words, lines)
-    predicts chosen as often as its win rate says, and has the limits of a probe. It must hold beside length too, but for
-    length itself, and for a rare one where length leaves nothing to hold beside.
+    predicts chosen as often as its win rate says, and has the limits of a probe. It must hold beside length too, but
+    for length itself, and for a rare one where length leaves nothing to hold beside.
     """
     won = pl.max_horizontal("win_rate", 1 - pl.col("win_rate"))
     dense = pl.col("coverage") >= DENSE
@@ -195,7 +195,7 @@ def _probe_finding(row: Mapping[str, Any], dataset: str) -> Finding:
         advice = "compare responses of one generator, or of generators that win and lose alike"
     else:
         what = {"both": "structure and single words", "words": "single words"}.get(row["probe"], row["probe"])
-        reason = f"a fit on {what} alone tells chosen in {share}, without the prompt"
+        reason = f"a fit on {what} alone tells chosen in {share}"
         advice = repair_command(dataset, "--drop-shortcuts", ".6")
     return Finding(
         row["band"],
@@ -212,6 +212,11 @@ def _probe_finding(row: Mapping[str, Any], dataset: str) -> Finding:
     )
 
 
+def one_line(text: str) -> str:
+    """A text of the data within a sentence."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def repair_command(dataset: str, *options: str) -> str:
     """What to type, for a shell."""
     return shlex.join(["prefkit", "repair", dataset, "--out", "NEW", *options])
@@ -220,7 +225,7 @@ def repair_command(dataset: str, *options: str) -> str:
 def token_finding(row: Mapping[str, Any], dataset: str, also: Sequence[str] = ()) -> Finding:
     """A row of `find_tokens` as a finding."""
     side, other = ("chosen", "rejected") if row["side"] == "chosen" else ("rejected", "chosen")
-    wins, name = max(row["num_chosen_only"], row["num_rejected_only"]), printable(row["token"])
+    wins, name = max(row["num_chosen_only"], row["num_rejected_only"]), one_line(row["token"])
     if row["exclusive"]:
         reason = f"'{name}' is in {side} of {wins} pairs ({row['coverage']:.1%}) and in no {other} text at all"
     else:
@@ -250,15 +255,19 @@ def structure_finding(row: Mapping[str, Any], dataset: str, doc: str) -> Finding
         what = f"in {wins} pairs ({row['coverage']:.1%}) {side} has it, and no side of the other kind does"
     else:
         what = f"of the {row['num_discordant']} pairs that differ ({row['coverage']:.1%}), {side} has more in {wins}"
-    reason = f"{printable(name)} ({doc}): {what}"
+    reason = f"{one_line(name)} ({doc}): {what}"
     if row["feature"] == "words":
-        reason = f"length: {side} is the longer side in {wins} of {row['num_discordant']} pairs that differ in words"
+        reason = (
+            f"length (words): {side} is the longer side in {wins} of {row['num_discordant']} pairs that differ in words"
+        )
     if row["value"] is not None and row["feature"] in SOURCES_DECIDE:
         advice = f"pair responses of like {row['feature']}"
+    elif row["family"] == "length":
+        advice = repair_command(dataset, "--match-length")
+    elif row["feature"] == "first_words":
+        advice = repair_command(dataset, "--strip-opener", "TEXT")
     else:
-        advice = repair_command(
-            dataset, *(["--match-length"] if row["family"] == "length" else ["--drop-shortcuts", ".6"])
-        )
+        advice = f"look at such pairs ({shlex.join(['prefkit', 'show', dataset])}) and mend their source"
     advice += ", or audit.allow_features if it is the point of the data"
     return Finding(row["level"], "structure", name, side, reason, advice, **_numbers(row))
 
