@@ -36,10 +36,13 @@ def pairs_of(count: int, edit: Callable[[int, str, str], tuple[str, str]], promp
     )
 
 
-def test_a_thousand_pairs_of_five_prompts_are_not_enough_data() -> None:
+def test_a_thousand_pairs_of_five_prompts_could_not_have_shown_a_token() -> None:
+    """A word on every chosen side is five observations, p = .06: that it is no finding must not be called a pass."""
     found = audited(pairs_of(1000, lambda _i, one, other: (f"Zork {one.split(maxsplit=1)[1]}", other), prompts=5))
-    assert found.verdict == "not enough data"
-    assert "half of 5 prompts" in found.reason
+    assert [finding.name for finding in found.findings if finding.family == "tokens"] == []
+    assert not found.power.enough
+    assert found.verdict != "pass"
+    assert found.document["prompts"] == 5
 
 
 def test_a_language_is_told_although_a_word_spells_its_code() -> None:
