@@ -229,8 +229,8 @@ def token_finding(row: Mapping[str, Any], dataset: str, also: Sequence[str] = ()
     if row["exclusive"]:
         reason = f"'{name}' is in {side} of {wins} pairs ({row['coverage']:.1%}) and in no {other} text at all"
     else:
-        share = f"is in {side} in {wins} of {row['num_discordant']}"
-        reason = f"'{name}' separates {row['coverage']:.1%} of the pairs, and {share}"
+        share = f"{row['num_discordant']} pairs ({row['coverage']:.1%})"
+        reason = f"'{name}' is on one side only in {share}, in {wins} of them in {side}"
     if row["alphabet"] == "model":
         advice = repair_command(dataset, "--drop-shortcuts", ".6")
     elif row["coverage"] > MOST:  # to balance it would take more pairs than a repair drops unless asked to
@@ -252,7 +252,8 @@ def structure_finding(row: Mapping[str, Any], dataset: str, doc: str) -> Finding
     name = feature_name(row["feature"], row["value"])
     wins = max(row["num_chosen_more"], row["num_rejected_more"])
     if row["exclusive"]:
-        what = f"in {wins} pairs ({row['coverage']:.1%}) {side} has it, and no side of the other kind does"
+        other = "rejected" if side == "chosen" else "chosen"
+        what = f"in {wins} pairs ({row['coverage']:.1%}) {side} has it, and no {other} side at all does"
     else:
         what = f"of the {row['num_discordant']} pairs that differ ({row['coverage']:.1%}), {side} has more in {wins}"
     reason = f"{one_line(name)} ({doc}): {what}"
