@@ -281,6 +281,11 @@ def repair(
     max_dropped: Annotated[
         float, typer.Option("--max-dropped", metavar="SHARE", min=0, max=1, help="Of the pairs, at most.")
     ] = 0.5,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another repaired dataset in NEW.")] = False,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="audit.key=value", help="Change a setting of the audits; repeatable."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a new dataset without the shortcuts, and audit both."""
@@ -296,6 +301,8 @@ def repair(
         match_length=match_length,
         drop_shortcuts=drop_shortcuts,
         max_dropped=max_dropped,
+        overwrite=overwrite,
+        changes=changes or [],
         tell=screen.print,
     )
     print_repaired(repaired, screen)

@@ -60,7 +60,9 @@ class RepairEntry(_Document):
 
     dataset: str = Field(description="as it was named on the command line")
     manifest_sha256: str = Field(description="hex, over its manifest.json")
-    steps: list[dict[str, Any]] = Field(description="in order: repair, its setting, pairs dropped and edited")
+    steps: list[dict[str, Any]] = Field(
+        description="in order: repair, its setting, pairs dropped, edited, and of these dropped_later by another step"
+    )
 
 
 class Manifest(_Document):

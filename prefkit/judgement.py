@@ -150,11 +150,11 @@ def _structure(evidence: Evidence, settings: AuditConfig) -> pl.DataFrame:
 def _probes(evidence: Evidence, words: sparse.csr_array, settings: AuditConfig) -> Probes:
     """Fitted on what is no allowed word and no allowed feature."""
     limits, (won, lost) = settings.limits, (side["generator"].to_list() for side in evidence.values)
-    difference = evidence.difference().select(pl.exclude("^$", *settings.allow_features))
+    difference = evidence.difference(settings.allow_features)
     length = evidence.length.basis[:, 0]
     return run_probes(
         np.zeros_like(length) if "words" in settings.allow_features else length,
-        difference.to_numpy(),
+        difference,
         words,
         evidence.clusters,
         generators=(won, lost) if any(won) and any(lost) and "generator" not in settings.allow_features else None,

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import polars as pl
 
-from prefkit.audit.allow import words_in
 from prefkit.audit.evidence import in_memory
+from prefkit.audit.grams import words_in
 from prefkit.audit.repair import SIDES, Signs, length_surplus, surplus, token_signs
 from prefkit.audit.shortcuts import Seen, find_shortcuts, fit_probes, see_pairs
 from prefkit.config import Pipeline
@@ -178,7 +178,7 @@ def _check_budget(state: _State, wanted: Wanted, dataset: str) -> None:
             f"with {option}, {gone} of {total} pairs would go ({gone / total:.1%})",
             where=dataset,
             expected=f"at most {wanted.max_dropped:.0%} (--max-dropped), and pairs that are left",
-            hint="--strip-opener edits pairs and keeps them; or raise --max-dropped, or collect other pairs",
+            hint="a higher --max-dropped, other repairs (--strip-opener edits pairs and keeps most), or other pairs",
         )
 
 
@@ -242,6 +242,7 @@ def _drop_shortcuts(state: _State, kind: Kind, pipeline: Pipeline, wanted: Wante
 
     Raises:
         CheckError: as many pairs as may go are not enough.
+        InputError: it is the only repair, and there is nothing to drop.
     """
     target, total = float(wanted.drop_shortcuts or 0), state.pairs.height + state.gone.height
     budget = max(0, min(int(wanted.max_dropped * total) - state.gone.height, state.pairs.height - 1))
@@ -257,6 +258,13 @@ def _drop_shortcuts(state: _State, kind: Kind, pipeline: Pipeline, wanted: Wante
             where=dataset,
             expected=f"at most {target:.1%}, and at most {wanted.max_dropped:.0%} dropped (--max-dropped)",
             hint="--strip-opener or --balance for what the audit finds; or a higher --drop-shortcuts, or other pairs",
+        )
+    if not len(found.rows) and not state.made:
+        raise InputError(
+            f"no probe is above it: {found.probe} tells chosen in {found.accuracy:.1%} of held-out pairs",
+            where=f"--drop-shortcuts {target:g}",
+            expected="a lower one, or another repair",
+            hint=shlex.join(["prefkit", "audit", dataset]),
         )
     told = [f"given away{_told_score(score)}" for score in found.scores]
     gone_rows = pl.DataFrame({"origin": ids.gather(found.rows), "detail": pl.Series(told, dtype=pl.String)})

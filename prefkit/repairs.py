@@ -19,7 +19,7 @@ from prefkit.audits import audit_dataset
 from prefkit.build import Counts, Tables, dataset_card
 from prefkit.config import Pipeline, pipeline_from_manifest
 from prefkit.corrections import correction_report
-from prefkit.errors import DatasetError, PrefkitError
+from prefkit.errors import ConfigError, DatasetError, PrefkitError
 from prefkit.format import (
     CARD,
     CHANGES_TABLE,
@@ -78,6 +78,8 @@ def repair_dataset(
     match_length: bool = False,
     drop_shortcuts: float | None = None,
     max_dropped: float = MAX_DROPPED,
+    overwrite: bool = False,
+    changes: Sequence[str] = (),
     tell: Tell = lambda _text: None,
 ) -> Repaired:
     """Repair a dataset into another directory, and audit both with the settings of its manifest.
@@ -91,6 +93,8 @@ def repair_dataset(
         drop_shortcuts: pairs go, highest shortcut_score first, until none of the probes length, structure, words and
             both is above this held-out accuracy; the probe of generators is not looked at.
         max_dropped: share of the pairs that may go in all, above 0.
+        overwrite: another repaired dataset in `out` is replaced; its runs stay.
+        changes: `audit.key=value`, of what both audits and the probes of the repair are made with; kept in the new one.
         tell: called with lines for a person.
 
     The repairs are made in this order.
@@ -102,17 +106,21 @@ def repair_dataset(
         MachineError: the disk is full.
     """
     source, target = Path(dataset), Path(out)
-    wanted = Wanted(tuple(strip_openers), tuple(balance), match_length, drop_shortcuts, max_dropped).checked()
+    openers, tokens = ((one,) if isinstance(one, str) else tuple(one) for one in (strip_openers, balance))
+    wanted = Wanted(openers, tokens, match_length, drop_shortcuts, max_dropped).checked()
     manifest = read_manifest(source)
+    pipeline = pipeline_of_audit(manifest["pipeline"], str(dataset), changes)
+    manifest["pipeline"] = manifest["pipeline"] | {"audit": pipeline.as_manifest()["audit"]}
     claim_beside(source, target)
     digest = file_sha256(source / MANIFEST)
-    steps, existed = same_repair(target, digest, wanted), target.exists()
+    steps, existed = same_repair(target, digest, wanted, manifest["pipeline"]["audit"]), target.exists()
+    if steps is None and not overwrite and holds_repair(target):
+        raise DatasetError("holds another repaired dataset", where=out, hint="--overwrite, or another --out")
     unchanged = steps is not None
     try:
         with locked(target):
             if steps is None:
                 pairs = read_table(source, "pairs", manifest)
-                pipeline = pipeline_from_manifest(manifest["pipeline"], dataset)
                 mended = mend_pairs(pairs, manifest["kind"], pipeline, wanted, dataset, tell)
                 steps = mended.steps
                 tell(f"writing {out}")
@@ -132,6 +140,26 @@ def _audited(dataset: str, settings: dict[str, Any], tell: Tell, *, keep: bool) 
     tell(f"auditing {dataset}")
     pipeline: Pipeline = pipeline_from_manifest(settings, dataset)
     return audit_dataset(pipeline, keep=keep)
+
+
+def pipeline_of_audit(settings: dict[str, Any], dataset: str, changes: Sequence[str]) -> Pipeline:
+    """The pipeline of a dataset, with other settings of its audit.
+
+    Raises:
+        ConfigError: a change is of another section, or does not fit.
+    """
+    for change in changes:
+        if not change.startswith("audit."):
+            raise ConfigError("a repair changes settings of the audit only", where=change, expected="audit.key=value")
+    return pipeline_from_manifest(settings, dataset, changes)
+
+
+def holds_repair(target: Path) -> bool:
+    """Whether a whole repaired dataset lies there, which nobody wants to lose by accident."""
+    try:
+        return read_manifest(target).get("repair") is not None
+    except DatasetError:
+        return False  # nothing, or damaged: written anew
 
 
 def claim_beside(source: Path, target: Path) -> None:
@@ -170,7 +198,7 @@ def _is_half_built(target: Path) -> bool:
     return not repaired and ((target / "pairs").exists() or any((target / BUILDING).glob("*")))
 
 
-def same_repair(target: Path, digest: str, wanted: Wanted) -> list[Step] | None:
+def same_repair(target: Path, digest: str, wanted: Wanted, audit: dict[str, Any]) -> list[Step] | None:
     """The steps that made the repaired dataset in `target`, if it is whole and the one that is asked for."""
     try:
         manifest = read_manifest(target)
@@ -182,7 +210,7 @@ def same_repair(target: Path, digest: str, wanted: Wanted) -> list[Step] | None:
     asked = [{"repair": name, "setting": setting} for name, setting in wanted.steps()]
     made = [{"repair": step["repair"], "setting": step["setting"]} for step in repair["steps"]]
     built_by = (manifest["format_version"], manifest["prefkit_version"], repair["manifest_sha256"])
-    if built_by != (FORMAT_VERSION, __version__, digest) or asked != made:
+    if built_by != (FORMAT_VERSION, __version__, digest) or asked != made or manifest["pipeline"]["audit"] != audit:
         return None
     steps: list[Step] = repair["steps"]
     dropped = sum(step["dropped"] for step in steps)

@@ -12,7 +12,7 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from prefkit.audit.grams import split
+from prefkit.audit.grams import words_in
 from prefkit.audit.repair import has_gram
 from prefkit.documents import Audit
 from prefkit.errors import InputError
@@ -117,7 +117,7 @@ def as_dict(shown: Shown) -> dict[str, Any]:
 
 
 def _words_asked(token: str | None) -> tuple[str, ...]:
-    words = tuple(split(token or ""))
+    words = tuple(words_in(token or ""))
     if token is not None and not words:
         raise InputError("there is no word in it", where="--token", expected="a word or several, such as 'of course'")
     return words
@@ -190,9 +190,9 @@ def _flags(root: Path) -> list[Flag]:
     for finding in read_document(root / AUDIT_JSON, Audit)["findings"]:
         feature, _, value = finding["name"].partition(": ")
         if finding["family"] == "tokens":
-            flags += [Flag(name, tuple(split(name)), "anywhere") for name in (finding["name"], *finding["also"])]
+            flags += [Flag(name, tuple(words_in(name)), "anywhere") for name in (finding["name"], *finding["also"])]
         elif feature in ("first_words", "last_words"):
-            flags.append(Flag(finding["name"], tuple(split(value)), feature.removesuffix("_words")))
+            flags.append(Flag(finding["name"], tuple(words_in(value)), feature.removesuffix("_words")))
     return [flag for flag in flags if flag.words]
 
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import sparse
 
-from prefkit.audit.allow import words_in
 from prefkit.audit.evidence import in_memory
+from prefkit.audit.grams import words_in
 from prefkit.audit.probe import cross_fit, shallow
 from prefkit.audit.repair import (
     cut_opener,
@@ -37,7 +37,7 @@ from prefkit.before_after import audit_rows, print_repaired
 from prefkit.build import Counts, build_dataset
 from prefkit.config import Pipeline, load_pipeline
 from prefkit.demo.world import SHORTCUT_OPENER, pretraining_texts, write_world
-from prefkit.errors import CheckError, DatasetError, InputError
+from prefkit.errors import CheckError, ConfigError, DatasetError, InputError
 from prefkit.format import AUDIT_PROBE, AUDIT_SCORES, MESSAGES
 from prefkit.mending import Step, Wanted, mend_pairs
 from prefkit.query import connect_dataset
@@ -564,8 +564,8 @@ def test_what_the_pipeline_allows_is_no_shortcut_that_is_dropped(
     source = {"path": str(write_jsonl("rows.jsonl", rows)), "format": "pairs"}
     pipeline = pipeline_of(source, audit={"allow": ["gleam"], "allow_features": ["words", "characters"]})
     build_dataset(pipeline)
-    repaired = repair_dataset(pipeline.dataset, str(tmp_path / "new"), drop_shortcuts=0.6)
-    assert repaired.steps == [made_step("drop_shortcuts", 0.6, 0)]
+    with pytest.raises(InputError, match="no probe is above it"):
+        repair_dataset(pipeline.dataset, str(tmp_path / "new"), drop_shortcuts=0.6)
     # lengths that are allowed are matched all the same where that is asked for: 360 chosen sides are longer, 0 rejected
     matched = repair_dataset(pipeline.dataset, str(tmp_path / "matched"), match_length=True, max_dropped=0.6)
     assert matched.steps == [made_step("match_length", None, 360)]
@@ -627,12 +627,12 @@ def test_more_pairs_than_may_go_are_an_error_that_names_the_repair(
     assert failed.value.message == "with --balance, 90 of 150 pairs would go (60.0%)"
     assert failed.value.expected == "at most 50% (--max-dropped), and pairs that are left"
     assert failed.value.hint == (
-        "--strip-opener edits pairs and keeps them; or raise --max-dropped, or collect other pairs"
+        "a higher --max-dropped, other repairs (--strip-opener edits pairs and keeps most), or other pairs"
     )
     repair_dataset(pipeline.dataset, str(tmp_path / "new"), balance=["gleam"], max_dropped=0.6)
     kept = contents(tmp_path / "new")
     with pytest.raises(CheckError, match="with --balance, 90 of 150"):
-        repair_dataset(pipeline.dataset, str(tmp_path / "new"), balance=["gleam"], max_dropped=0.5)
+        repair_dataset(pipeline.dataset, str(tmp_path / "new"), balance=["gleam"], max_dropped=0.5, overwrite=True)
     assert contents(tmp_path / "new") == kept
 
 
@@ -753,21 +753,50 @@ def test_other_repairs_or_other_data_are_written_anew(opened: Path, tmp_path: Pa
     new = tmp_path / "new"
     repair_dataset(str(opened), str(new), strip_openers=["sure!"])
     (new / "runs" / "1").mkdir(parents=True)
-    changed = repair_dataset(str(opened), str(new), strip_openers=["Sure! Red"])
+    kept = contents(new)
+    with pytest.raises(DatasetError) as refused:
+        repair_dataset(str(opened), str(new), strip_openers=["Sure! Red"])
+    assert str(refused.value) == f"{new}: holds another repaired dataset\n  next: --overwrite, or another --out"
+    assert contents(new) == kept
+    changed = repair_dataset(str(opened), str(new), strip_openers=["Sure! Red"], overwrite=True)
     assert not changed.unchanged
     assert table(new, "pairs")["chosen"][0] == "Is warm."
     assert (new / "runs" / "1").is_dir()
     part = next((new / "pairs").iterdir())
     part.write_bytes(b"torn")
-    assert not repair_dataset(str(opened), str(new), strip_openers=["Sure! Red"]).unchanged
+    assert not repair_dataset(str(opened), str(new), strip_openers=["Sure! Red"], overwrite=True).unchanged
     manifest = read_manifest(opened)
     write_json(opened / "manifest.json", manifest | {"report": [{"note": "other"}]})
-    assert not repair_dataset(str(opened), str(new), strip_openers=["Sure! Red"]).unchanged
+    assert not repair_dataset(str(opened), str(new), strip_openers=["Sure! Red"], overwrite=True).unchanged
     twice = repair_dataset(str(new), str(tmp_path / "twice"), strip_openers=["right"], max_dropped=1)
     assert table(twice.out, "changes")["detail"].to_list() == [  # right is rejected once and chosen once
         "empty_rejected, once 'right' is cut off",
         "empty_chosen, once 'right' is cut off",
     ]
+
+
+def test_settings_of_the_audit_are_those_of_both_audits_and_stay_with_the_new_one(opened: Path, tmp_path: Path) -> None:
+    changes = ["audit.allow=[warm]", "audit.ngrams=1"]
+    repaired = repair_dataset(str(opened), str(tmp_path / "new"), strip_openers="sure!", changes=changes)
+    for audit in (repaired.before, repaired.after):
+        assert (audit.document["settings"]["allow"], audit.document["settings"]["ngrams"]) == (["warm"], 1)
+    assert target_pipeline(repaired.out).audit.allow == ["warm"]
+    assert repair_dataset(str(opened), repaired.out, strip_openers="sure!", changes=changes).unchanged
+    with pytest.raises(DatasetError, match="holds another repaired dataset"):
+        repair_dataset(str(opened), repaired.out, strip_openers="sure!")
+    with pytest.raises(ConfigError) as refused:
+        repair_dataset(str(opened), repaired.out, strip_openers="sure!", changes=["split.seed=1"])
+    assert str(refused.value) == (
+        "split.seed=1: a repair changes settings of the audit only\n  expected: audit.key=value"
+    )
+
+
+def test_shortcuts_that_no_probe_tells_are_nothing_to_drop(opened: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refused:
+        repair_dataset(str(opened), str(tmp_path / "new"), drop_shortcuts=1.0)
+    assert str(refused.value).startswith("--drop-shortcuts 1: no probe is above it: ")
+    assert "of held-out pairs\n  expected: a lower one, or another repair\n  next: prefkit audit " in str(refused.value)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_dataset_is_never_repaired_in_place_nor_written_over(opened: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from prefkit.audit.grams import split
+from prefkit.audit.grams import words_in
 from prefkit.build import build_dataset
 from prefkit.config import Pipeline
 from prefkit.documents import Audit
@@ -357,10 +357,10 @@ def test_what_stands_between_the_changes_is_equal(one: list[str], other: list[st
 @given(st.text(st.sampled_from("aßŉİǰ e\u0301\u0327\u1100\u1161\u11a8\u09c7\u09be_!\n\u200b\U0001f600K"), max_size=14))
 def test_words_are_those_of_the_audit_and_stand_where_they_say(text: str) -> None:
     words = list(placed_words(text))
-    assert [word.folded for word in words] == split(text)
+    assert [word.folded for word in words] == words_in(text)
     for word in words:
         assert text[word.start : word.end] == word.raw
-        assert word.folded in split(word.raw)
+        assert word.folded in words_in(word.raw)
 
 
 @settled

@@ -1,17 +1,11 @@
 """What the pipeline allows: tokens that are the point of the data, such as an identity's name or a house style."""
 
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 
-from prefkit.text import WORD
+from prefkit.audit.grams import words_in
 
 PATTERN = "re:"  # how an entry begins that is a regular expression
-
-
-def words_in(text: str) -> list[str]:
-    r"""The words of a text, in order: \w+|[^\w\s] over casefolded NFC text. `"Hi, hi!"` gives hi , hi !"""
-    return WORD.findall(unicodedata.normalize("NFC", text).casefold())
 
 
 def allows(entries: Sequence[str]) -> Callable[[str], bool]:

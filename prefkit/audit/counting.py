@@ -1,8 +1,8 @@
 """In how many pairs an n-gram is on one side only: exact counts and sums over all n-grams, in bounded memory.
 
 Presence, not frequency. Comes in: blocks of pairs in order, and how their sides become hashes (`of_words`, `of_ids`).
-Goes out: one row an n-gram. The plain code is a set a side and a Counter (`tokens.count_sides`), three to nine times
-slower. All sums are of integers, so nothing depends on memory, blocks or threads.
+Goes out: one row an n-gram. The plain code is a set a side and a Counter, four to nine times slower. All sums are of
+integers, so nothing depends on memory, blocks or threads.
 
 The way: hash both sides of a few hundred pairs, put pair and side into the spare bits of each hash, sort once; equal
 neighbours are one word twice, neighbours that differ in the last bit are both sides of a pair.

@@ -3,6 +3,7 @@
 Comes in: `Texts`. Goes out: `Evidence`, columns of one entry a pair. Price: some 400 bytes a pair in memory; no text.
 """
 
+from collections.abc import Container
 from typing import NamedTuple
 
 import numpy as np
@@ -38,10 +39,12 @@ class Evidence(NamedTuple):
         """The prompt of each pair, as a number."""
         return self.pairs["cluster"].to_numpy()
 
-    def difference(self) -> pl.DataFrame:
-        """Chosen - rejected, a column a numeric feature."""
+    def difference(self, leave_out: Container[str] = ()) -> npt.NDArray[np.float64]:
+        """Chosen - rejected (N, F), a column a numeric feature."""
         chosen, rejected = self.features
-        return chosen.select(chosen[name] - rejected[name] for name in chosen.columns)
+        names = [name for name in chosen.columns if name not in leave_out]
+        columns = [(chosen[name] - rejected[name]).to_numpy().astype(np.float64) for name in names]
+        return np.stack(columns, axis=1) if columns else np.zeros((chosen.height, 0))
 
 
 def gather(texts: Texts, extra: Sides | None = None) -> Evidence:

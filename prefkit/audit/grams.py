@@ -121,8 +121,8 @@ def fold(text: str) -> str:
     return unicodedata.normalize("NFC", text).casefold()
 
 
-def split(text: str) -> list[str]:
-    """The words of a text in order, as strings."""
+def words_in(text: str) -> list[str]:
+    """The words of a text in order, as strings. `"Hi, hi!"` gives hi , hi !"""
     return WORD.findall(fold(text))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from prefkit.audit.counting import Hash, Texts, blocks, of_ids, of_words, slots
-from prefkit.audit.grams import Array, Grams, Lookup, ngrams, selected, split
+from prefkit.audit.grams import Array, Grams, Lookup, ngrams, selected, words_in
 
 Spelt = Callable[[pl.DataFrame, str], list[list[Any]]]  # the tokens of one side (chosen | rejected) of each pair
 PAIR_BITS, SIGN_BITS = 32, 1
@@ -61,7 +61,7 @@ def ids_of(texts: Texts, wanted: pl.DataFrame, hashed: Hash = of_ids) -> list[li
 
 
 def _words_of(block: pl.DataFrame, side: str) -> list[list[str]]:
-    return [split(text or "") for text in block[side]]
+    return [words_in(text or "") for text in block[side]]
 
 
 def _ids_of(block: pl.DataFrame, side: str) -> list[list[int]]:

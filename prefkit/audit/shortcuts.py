@@ -72,7 +72,7 @@ def see_pairs(texts: Texts, allow: Sequence[str] = (), allow_features: Sequence[
         counts = counts.filter(pl.Series([not allowed(name) for name in names_of(texts, counts)], dtype=pl.Boolean))
     places = postings(texts, of_words, counts.select("hash", "n"))
     words = word_matrix(*places, counts.height, evidence.pairs.height)
-    structure = evidence.difference().select(pl.exclude("^$", *allow_features)).to_numpy()
+    structure = evidence.difference(allow_features)
     return Seen(evidence.length.basis[:, 0], structure, words, evidence.clusters, "words" in allow_features)
 
 

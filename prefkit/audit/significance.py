@@ -281,21 +281,6 @@ def prompts_won(pairs: Ints, sign: Signs, clusters: Ints) -> tuple[int, int]:
     return int((net > 0).sum()), int((net < 0).sum())
 
 
-def cluster_sign_test(gram: Ints, pair: Ints, sign: Signs, num_grams: int, clusters: Ints) -> Floats:
-    """The exact sign test over prompts instead of pairs: a prompt counts once, by what the token wins of its pairs.
-
-    Args:
-        gram: of each discordant (token, pair): the token, 0..num_grams-1.
-        pair: likewise the pair, 0..N-1.
-        sign: likewise +1 chosen only, -1 rejected only.
-        num_grams: tokens.
-        clusters: (N,) the prompt of each pair.
-    """
-    net = net_signs(gram, pair, sign, num_grams, clusters)
-    won, lost = ((net > 0).sum(axis=1), (net < 0).sum(axis=1))
-    return sign_test(won, won + lost)
-
-
 class FlipTest:
     """Sign flips by prompt, family-wise by the maximum over all tokens (Westfall and Young 1993, single step).
 
@@ -310,7 +295,7 @@ class FlipTest:
         self.observed: list[Floats] = []
 
     def add(self, gram: Ints, pair: Ints, sign: Signs, num_grams: int) -> None:
-        """One batch of tokens, as `cluster_sign_test` takes them, numbered from 0."""
+        """One batch of tokens, as `net_signs` takes them, numbered from 0."""
         net = net_signs(gram, pair, sign, num_grams, self.clusters)
         size = np.sqrt(np.asarray(net.multiply(net).sum(axis=1)))
         size[size == 0] = 1.0  # its pairs cancel in each prompt: the statistic is 0

@@ -14,9 +14,9 @@ import polars as pl
 from rapidfuzz.distance import Levenshtein, Prefix
 from scipy import stats
 
-from prefkit.audit.allow import allows, words_in
+from prefkit.audit.allow import allows
 from prefkit.audit.features import FEATURES, Sides
-from prefkit.audit.grams import Array
+from prefkit.audit.grams import Array, words_in
 from prefkit.audit.significance import (
     LengthModel,
     benjamini_hochberg,

@@ -14,9 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from prefkit.audit.allow import words_in
 from prefkit.audit.features import NOT_ASCII, NOT_LATIN, Sides, count, halves, stacked
-from prefkit.audit.grams import Array, Grams, hash_words
+from prefkit.audit.grams import Array, Grams, hash_words, words_in
 
 
 class Categorical(NamedTuple):
