@@ -332,7 +332,7 @@ class AuditConfig(Section):
     def _sound(self) -> "AuditConfig":
         check_size(self.memory_limit, "audit.memory_limit")
         if self.limits.q * (self.num_flips + 1) < 1:
-            raise ValueError("audit.num_flips: too few for audit.limits.q, nothing could be confirmed; 1/q at least")
+            raise ValueError("audit.num_flips: too few for audit.limits.q: nothing could be confirmed")
         for entry in self.allow:
             if entry.startswith("re:"):
                 if entry == "re:":

@@ -400,7 +400,7 @@ def test_what_a_source_cannot_mean_is_refused_in_words(
         ),
         (
             {"audit": {"limits": {"q": 0.0005}}},
-            "audit.num_flips: too few for audit.limits.q, nothing could be confirmed",
+            "audit.num_flips: too few for audit.limits.q: nothing could be confirmed",
         ),
         ({"audit": {"limits": {"warn_win_rate": 0.6}}}, "audit.limits: win_rate, warn_win_rate must not fall"),
     ],

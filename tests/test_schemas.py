@@ -60,5 +60,6 @@ def test_every_shipped_pipeline_is_valid(path: Path) -> None:
 def test_the_names_that_the_readme_imports_are_there() -> None:
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     names = set(re.findall(r"prefkit\.(\w+)\(", readme))
-    assert names == {"load_pipeline", "build_dataset", "precompute_reference", "train_dpo", "query_dataset"}
+    steps = {"build_dataset", "audit_dataset", "repair_dataset", "precompute_reference", "train_dpo", "query_dataset"}
+    assert names == {"load_pipeline", "pipeline_of", *steps}
     assert all(callable(getattr(prefkit, name)) for name in prefkit.__all__ if name != "__version__")

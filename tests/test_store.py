@@ -386,3 +386,14 @@ def test_a_full_disk_is_recognised_in_the_words_and_causes_of_libraries(error: E
     with pytest.raises(MachineError, match="the disk is full") as caught:
         write()
     assert caught.value.where == str(tmp_path / "file")
+
+
+def test_a_file_is_no_dataset_and_a_pipeline_file_names_one(tmp_path: Path) -> None:
+    path = tmp_path / "pipeline.yaml"
+    path.write_text("dataset: data\n")
+    with pytest.raises(DatasetError) as refused:
+        read_manifest(path)
+    assert str(refused.value) == (
+        f"{path}: is a file\n  expected: a dataset directory\n"
+        "  next: the directory that a pipeline file names under dataset:"
+    )

@@ -4,7 +4,7 @@ Comes in: pairs as texts or as token ids, and what length alone says of them. Go
 the columns of format.TOKENS and the `hash` by which its tokens are found again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -81,22 +81,42 @@ def count_alphabet(
 def _prompts_of(
     texts: Texts, hashed: Hash, counts: pl.DataFrame, clusters: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Of each n-gram, the prompts that it wins and loses: its pairs where each prompt has one."""
-    if len(np.unique(clusters)) == len(clusters):
-        return counts["num_chosen_only"].to_numpy(), counts["num_rejected_only"].to_numpy()
-    won, lost = np.zeros(counts.height, dtype=np.int64), np.zeros(counts.height, dtype=np.int64)
+    """Of each n-gram, the prompts that it wins and loses: its pairs, where each prompt has one.
+
+    Only pairs whose prompt has several are read again.
+    """
+    won, lost = (counts[f"num_{side}_only"].to_numpy().copy() for side in ("chosen", "rejected"))
+    several = np.bincount(clusters, minlength=1)[clusters] > 1
+    if not several.any():
+        return won, lost
     discordant = counts.with_columns(pl.sum_horizontal("num_chosen_only", "num_rejected_only").alias("num_discordant"))
-    for some in _batches(discordant):
-        net = net_signs(*postings(texts, hashed, some.select("hash", "n")), some.height, clusters)
-        rows = some["row"].to_numpy()
-        won[rows], lost[rows] = (net > 0).sum(axis=1), (net < 0).sum(axis=1)
+    for some in _batches(discordant, float(several.mean())):
+        gram, pair, sign = postings(_only(texts, several), hashed, some.select("hash", "n"))
+        net, rows = net_signs(gram, pair, sign, some.height, clusters[several]), some["row"].to_numpy()
+        for prompts, side in ((won, 1), (lost, -1)):
+            there = np.bincount(gram[sign == side], minlength=some.height)
+            prompts[rows] += (net * side > 0).sum(axis=1) - there
     return won, lost
 
 
-def _batches(table: pl.DataFrame) -> list[pl.DataFrame]:
-    """Rows in batches of so many discordant pairs as may be held at once, with their `row`."""
-    places = pl.col("num_discordant").cum_sum() // PLACES_AT_ONCE
-    batch = pl.max_horizontal(places, pl.int_range(pl.len()) // ROWS_AT_ONCE)
+def _only(texts: Texts, wanted: npt.NDArray[np.bool_]) -> Texts:
+    """Some of the pairs, in their order."""
+
+    def some() -> Iterator[pl.DataFrame]:
+        start = 0
+        for frame in texts():
+            here = wanted[start : start + frame.height]
+            start += frame.height
+            if here.any():
+                yield frame.filter(pl.Series(here))
+
+    return some
+
+
+def _batches(table: pl.DataFrame, share: float = 1.0, most_rows: int = 2**31) -> list[pl.DataFrame]:
+    """Rows in batches of so many places as may be held at once, with their `row`; `share`: of the pairs looked at."""
+    places = (pl.col("num_discordant") * share).cum_sum() // PLACES_AT_ONCE
+    batch = pl.max_horizontal(places, (pl.int_range(pl.len()) // most_rows).cast(pl.Float64))
     rows = table if "row" in table.columns else table.with_row_index("row")
     return rows.with_columns(batch.alias("batch")).partition_by("batch", maintain_order=True)
 
@@ -135,7 +155,7 @@ def with_permutation(alphabet: Alphabet, clusters: npt.NDArray[np.int64], num_fl
     numbered = alphabet.table.with_row_index("row")
     tested = numbered.filter(pl.col("q").is_not_null())
     test = FlipTest(clusters, num_flips, seed)
-    for some in _batches(tested):
+    for some in _batches(tested, most_rows=ROWS_AT_ONCE):
         test.add(*_places(alphabet, some), some.height)
     p = tested.select("row").with_columns(pl.Series("p_permutation", test.p(), pl.Float64))
     joined = numbered.drop("p_permutation").join(p, on="row", how="left", maintain_order="left")
