@@ -283,6 +283,9 @@ class AuditLimits(Section):
     z_length: Annotated[float, Field(ge=0)] = Field(
         3.0, description="smallest |z| beside the length difference; below it a token only echoes length"
     )
+    structure_z_length: Annotated[float, Field(ge=0)] = Field(
+        2.5, description="likewise, of a feature: there are dozens of them, not thousands"
+    )
     structure_win_rate: Annotated[float, Field(ge=0.5, le=1)] = Field(
         0.6, description="of a count that most texts have (words, lines), whose win rate is a probe of its own: a note"
     )

@@ -342,6 +342,8 @@ def test_the_rejected_side_of_llmbar_is_the_longer_one_and_has_more_lists(real: 
     (items,) = named(found.findings, "tokens", "2 .")
     one, other, _ = presence(pairs, "2 .")
     assert (items.side, items.num_pairs, other > 5 * one) == ("rejected", one + other, True)
+    (lists,) = named(found.findings, "structure", "list_items")
+    assert lists.side == "rejected"
 
 
 def test_corrected_ukrainian_has_its_typography(real: Real) -> None:

@@ -36,6 +36,7 @@ class Limits(NamedTuple):
     warn_win_rate: float
     fail_coverage: float
     z_length: float
+    structure_z_length: float
     structure_win_rate: float
     warn_structure_win_rate: float
     probe_note: float
@@ -171,7 +172,7 @@ def find_structure(table: pl.DataFrame, limits: Limits) -> pl.DataFrame:
         (pl.col("q") <= limits.q)
         & (pl.col("coverage") >= limits.min_coverage)
         & (won >= least)
-        & (_beside_length(limits.z_length) | (pl.col("z_length").is_null() & nothing_beside))
+        & (_beside_length(limits.structure_z_length) | (pl.col("z_length").is_null() & nothing_beside))
         & ~pl.col("allowed")
     )
     sure = _sure(table, limits.q)
