@@ -76,34 +76,80 @@ class Counted(NamedTuple):
     tokenised: Tokenised | None
 
 
+class Judged(NamedTuple):
+    """What was found, before it is written down: tables as they are kept, and the words of the probes."""
+
+    tables: dict[str, pl.DataFrame]
+    findings: list[Finding]
+    cover: list[dict[str, Any]]
+
+
 def judge_evidence(counted: Counted, settings: AuditConfig, dataset: str, *, strict: bool, tell: Tell) -> Audited:
     """Tables, findings and verdict from what was counted; `dataset` is how advice names it."""
-    evidence, num_pairs = counted.evidence, counted.evidence.pairs.height
+    evidence = counted.evidence
     limits = Limits(**settings.limits.model_dump(exclude={"strict"}))
+    alphabets = [alphabet for alphabet in (counted.words, counted.model) if alphabet is not None]
+    judged = _judged(counted, alphabets, settings, limits, dataset, strict=strict, tell=tell)
+    tested = sum(alphabet.table["q"].drop_nulls().len() for alphabet in alphabets)
+    num_prompts = len(np.unique(evidence.clusters))
+    power = power_of(num_prompts, tested, limits, settings.min_discordant)
+    verdict = judge(judged.findings, power, num_prompts, limits)
+    structure, probes = judged.tables[AUDIT_STRUCTURE], judged.tables[AUDIT_PROBE]
+    allowed = _allowed(alphabets, structure, limits)
+    document = {
+        "verdict": verdict.level,
+        "reason": verdict.reason,
+        "strict": strict,
+        "pairs": evidence.pairs.height,
+        "prompts": num_prompts,
+        "tokens": {alphabet.name: alphabet.table.height for alphabet in alphabets},
+        "findings": [finding._asdict() for finding in verdict.findings],
+        "allowed": allowed,
+        "allow_unused": _unused(settings.allow, alphabets, structure),
+        "power": power._asdict(),
+        "probes": probes.filter(pl.col("source").is_null()).select(*ProbeEntry.model_fields).to_dicts(),
+        "cover": judged.cover,
+        "features": {name: _doc(name) for name in structure["feature"].unique(maintain_order=True)},
+        "lengths": _lengths(evidence),
+        "similarity": counted.similarity,
+        "boundaries": counted.tokenised and counted.tokenised.counts,
+        "sources": by_source(evidence.pairs["source"], np.arange(evidence.pairs.height)),
+        "limits": settings.limits.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", exclude={"limits"}),
+    }
+    pairs, findings = evidence.pairs.height, verdict.findings
+    return Audited(verdict.level, verdict.reason, findings, allowed, pairs, power, judged.tables, document)
+
+
+def _judged(
+    counted: Counted,
+    alphabets: Sequence[Alphabet],
+    settings: AuditConfig,
+    limits: Limits,
+    dataset: str,
+    *,
+    strict: bool,
+    tell: Tell,
+) -> Judged:
+    """Every family of findings, and the tables that they come from."""
+    evidence, num_pairs = counted.evidence, counted.evidence.pairs.height
     structure = _structure(evidence, settings)
     tell("fitting the probes")
     words, places = probe_words(counted.words)
     probes = _probes(evidence, word_matrix(*places, words.height, num_pairs), settings)
     tell("looking at the pairs of what was found")
-    alphabets = [alphabet for alphabet in (counted.words, counted.model) if alphabet is not None]
     found = together([candidates(alphabet, evidence, limits) for alphabet in alphabets])
     found = counted_once(found, [alphabet.table for alphabet in alphabets], limits.q)
     found = with_effects(found, evidence.length.basis)
     of_tokens = token_findings(found, evidence, dataset, limits.q if strict else None)
-    of_structure = find_structure(structure, limits)
-    told = structure_findings(of_structure, evidence, _doc, dataset, of_tokens)
-    replies = [] if "distinct_replies" in settings.allow_features else few_replies(evidence)
+    of_structure = structure_findings(find_structure(structure, limits), evidence, _doc, dataset, of_tokens)
     findings = [
         *of_tokens,
-        *(strict_structure(told, structure, limits.q) if strict else told),
-        *replies,
+        *(strict_structure(of_structure, structure, limits.q) if strict else of_structure),
+        *([] if "distinct_replies" in settings.allow_features else few_replies(evidence)),
         *_with_hardest(find_probes(probes.table, dataset), evidence, probes),
         *(find_boundaries(counted.tokenised, num_pairs, limits) if counted.tokenised else []),
     ]
-    tested = sum(alphabet.table["q"].drop_nulls().len() for alphabet in alphabets)
-    num_prompts = len(np.unique(evidence.clusters))
-    power = power_of(num_prompts, tested, limits, settings.min_discordant)
-    verdict = judge(findings, power, num_prompts, limits)
     tokens = surest_first(pl.concat([with_log_odds(alphabet.table, found.table) for alphabet in alphabets]))
     tables = {
         AUDIT_TOKENS: tokens.select(schema("tokens", "text").names()),
@@ -111,29 +157,7 @@ def judge_evidence(counted: Counted, settings: AuditConfig, dataset: str, *, str
         AUDIT_PROBE: probes.table,
         AUDIT_SCORES: _scores(evidence, probes),
     }
-    allowed = _allowed(alphabets, structure, limits)
-    document = {
-        "verdict": verdict.level,
-        "reason": verdict.reason,
-        "strict": strict,
-        "pairs": num_pairs,
-        "prompts": num_prompts,
-        "tokens": {alphabet.name: alphabet.table.height for alphabet in alphabets},
-        "findings": [finding._asdict() for finding in verdict.findings],
-        "allowed": allowed,
-        "allow_unused": _unused(settings.allow, alphabets, structure),
-        "power": power._asdict(),
-        "probes": probes.table.filter(pl.col("source").is_null()).select(*ProbeEntry.model_fields).to_dicts(),
-        "cover": _cover(words, places, evidence, settings.seed),
-        "features": {name: _doc(name) for name in structure["feature"].unique(maintain_order=True)},
-        "lengths": _lengths(evidence),
-        "similarity": counted.similarity,
-        "boundaries": counted.tokenised and counted.tokenised.counts,
-        "sources": by_source(evidence.pairs["source"], np.arange(num_pairs)),
-        "limits": settings.limits.model_dump(mode="json"),
-        "settings": settings.model_dump(mode="json", exclude={"limits"}),
-    }
-    return Audited(verdict.level, verdict.reason, verdict.findings, allowed, num_pairs, power, tables, document)
+    return Judged(tables, findings, _cover(words, places, evidence, settings.seed))
 
 
 def _structure(evidence: Evidence, settings: AuditConfig) -> pl.DataFrame:

@@ -105,6 +105,7 @@ def run_demo(out: str, console: Console) -> None:
     console.print(f"                  the reward margin prefers chosen in {after:.1%} after it")
     console.print(f"\n{time.monotonic() - started:.0f} s. Look around:")
     console.print(f"  prefkit info {pipeline.dataset}")
+    console.print(f"  prefkit show {pipeline.dataset} --token certainly -n 2")
     console.print(
         f'  prefkit query {pipeline.dataset} "select reason, count(*) from dropped group by all order by 2 desc"'
     )
