@@ -1,4 +1,4 @@
-"""The tokens that are findings, looked at in their pairs: confirmed by prompt, grouped, with examples and sources.
+"""The tokens that are findings, looked at in their pairs: held beside length by prompt, grouped, with examples.
 
 Comes in: candidate rows of a token table and where each is (counting.Postings). Goes out: `Finding`s. Only here is a
 token held against the pairs one by one, so only candidates are.
