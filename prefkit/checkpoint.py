@@ -49,9 +49,11 @@ def prune_checkpoints(run: Path, every: int | None, limit: int, *, finished: boo
     there = list_checkpoints(run)
     due = [path for path in there if every and _step(path) % every == 0]
     kept = {*due[-limit:], *([] if finished else there[-1:])}
-    torn = (run / CHECKPOINTS).glob(".step-*.tmp")  # of a kill
-    for path in [*torn, *(path for path in there if path not in kept)]:
-        shutil.rmtree(path)
+    for torn in (run / CHECKPOINTS).glob(".step-*.tmp"):  # of a kill
+        shutil.rmtree(torn)
+    for path in there:
+        if path not in kept:  # under the name of what is torn first: a kill halfway leaves no half checkpoint
+            shutil.rmtree(path.replace(path.with_name(f".{path.name}.tmp")))
     if finished and not kept:
         shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
 

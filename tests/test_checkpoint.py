@@ -99,6 +99,26 @@ def test_the_checkpoint_of_an_interruption_goes_when_a_newer_one_is_there_or_the
     assert names(tmp_path) == ["step-000010", "step-000020"]
 
 
+def test_a_kill_while_an_old_checkpoint_is_removed_leaves_no_half_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, optimizer = model_and_optimizer()
+    for number in (5, 10):
+        save_checkpoint(tmp_path, number, model, optimizer)
+
+    def killed(folder: Path) -> None:
+        for path in sorted(folder.iterdir())[:-1]:  # its state file among them, whatever the order
+            path.unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr("prefkit.checkpoint.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prune_checkpoints(tmp_path, 5, 1)
+    prune_checkpoints(tmp_path, 5, 1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000010"]
+
+
 def test_a_run_that_keeps_no_checkpoints_ends_without_their_folder(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 4, *model_and_optimizer())
     prune_checkpoints(tmp_path, None, 2)
