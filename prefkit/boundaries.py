@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from prefkit.audit.verdict import Finding, Limits
+from prefkit.audit.verdict import SHOWN_PAIRS, Finding, Limits
 from prefkit.controls import control_tokens
 from prefkit.encode import END_WINDOW, EncodeSettings, encode_pairs
 from prefkit.store import write_parquet
@@ -58,7 +58,7 @@ def tokenise_pairs(pairs: Iterable[pl.DataFrame], tokenizer: Any, settings: Enco
             features.append(_of_side(whole, side, ends))
         for reason, found in _events(whole, encoded.dropped):
             counts[reason] += len(found)
-            examples[reason] = (examples.get(reason, []) + found)[:3]
+            examples[reason] = (examples.get(reason, []) + found)[:SHOWN_PAIRS]
     chosen, rejected = (pl.concat(features) for features in sides.values())
 
     def blocks() -> Iterator[pl.DataFrame]:

@@ -20,6 +20,7 @@ from prefkit.audit.findings import (
     by_source,
     counted_once,
     few_replies,
+    grouped,
     strict_structure,
     structure_findings,
     together,
@@ -140,8 +141,9 @@ def _judged(
     tell("looking at the pairs of what was found")
     found = together([candidates(alphabet, evidence, limits) for alphabet in alphabets])
     found = counted_once(found, [alphabet.table for alphabet in alphabets], limits.q)
-    found = with_effects(found, evidence.length.basis)
-    of_tokens = token_findings(found, evidence, dataset, limits.q if strict else None)
+    groups = grouped(found)
+    found = with_effects(found, groups, evidence.length.basis)
+    of_tokens = token_findings(found, groups, evidence, dataset, limits.q if strict else None)
     of_structure = structure_findings(find_structure(structure, limits), evidence, _doc, dataset, of_tokens)
     findings = [
         *of_tokens,

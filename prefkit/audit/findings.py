@@ -5,7 +5,7 @@ token held against the pairs one by one, so only candidates are.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from prefkit.audit.verdict import SHOWN_PAIRS, Finding, structure_finding, token
 
 Ints = npt.NDArray[np.int64]
 Signs = npt.NDArray[np.int8]
+Group: TypeAlias = tuple[int, list[int]]  # a row that stands for itself, and those that go with it
 SAME_PAIRS = 0.8  # two tokens are named together that share so many of the pairs that either is in
 NOTHING_LEFT = 0.05  # p in the other pairs, above which they tell nothing
 FEWEST_LEFT = 6  # pairs, below which no p is under it: 2 * 2^-6 < .05 < 2 * 2^-5
@@ -81,10 +82,10 @@ def together(found: Sequence[Found]) -> Found:
     return Found(table, matrix).keep(order)
 
 
-def with_effects(found: Found, basis: npt.NDArray[np.float64]) -> Found:
+def with_effects(found: Found, groups: Sequence[Group], basis: npt.NDArray[np.float64]) -> Found:
     """Fill in `log_odds_length` of those that are findings by name: Firth's log-odds of each beside length."""
     effects: list[float | None] = [None] * found.table.height
-    for row, _ in grouped(found)[:MAX_FINDINGS]:
+    for row, _ in groups[:MAX_FINDINGS]:
         effects[row] = firth_log_odds(_row_signs(found, row), basis)
     return found._replace(
         table=found.table.with_columns(pl.Series("log_odds_length", effects, pl.Float64).fill_nan(None))
@@ -118,9 +119,9 @@ def with_log_odds(table: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
     return joined.select(table.columns)
 
 
-def grouped(found: Found) -> list[tuple[int, list[int]]]:
+def grouped(found: Found) -> list[Group]:
     """Rows that stand for themselves, each with those in the same pairs, and with n-grams that hold one of these."""
-    heads: list[tuple[int, list[int]]] = []
+    heads: list[Group] = []
     words = [_spaced(token) for token in found.table["token"]]
     sides = found.table["side"].to_list()
     same = _same_pairs(found)
@@ -169,11 +170,13 @@ def counted_once(found: Found, tables: Sequence[pl.DataFrame], q: float) -> Foun
     return found.keep(np.unique(np.concatenate(kept)))
 
 
-def token_findings(found: Found, evidence: Evidence, dataset: str, strict_q: float | None = None) -> list[Finding]:
+def token_findings(
+    found: Found, groups: Sequence[Group], evidence: Evidence, dataset: str, strict_q: float | None = None
+) -> list[Finding]:
     """A finding for each group; under --strict one that its tests do not confirm is a note."""
     tokens, ids, sources = found.table["token"].to_list(), evidence.pairs["pair_id"], evidence.pairs["source"]
     findings = []
-    for head, also in grouped(found)[:MAX_FINDINGS]:
+    for head, also in groups[:MAX_FINDINGS]:
         row = found.table.row(head, named=True)
         pairs, _ = found.pairs_of(head)
         finding = token_finding(row, dataset, [tokens[other] for other in also])
