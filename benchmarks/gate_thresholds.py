@@ -17,18 +17,19 @@ import torch
 
 from prefkit.encode import Sides
 from prefkit.gate import MAX_ABS, MAX_MEAN, MAX_RMS
-from prefkit.logps import CompletionLogps, Layout, make_batch
+from prefkit.logps import CompletionLogps, Layout
 from prefkit.models import load_model, pick_device
 
 Pairs = list[Sides]
+PACKED, SEPARATE = Layout("packed", "packed"), Layout("separate", "sdpa", fused_head=False)
 
 
 def scores(model: torch.nn.Module, dtype: str, pairs: Pairs, *, shared: bool, size: int) -> npt.NDArray[np.float64]:
     """Token log-probs of all pairs, in their order, `size` pairs a batch."""
-    scorer, device = CompletionLogps(model, dtype, Layout(shared, "")), next(model.parameters()).device
+    scorer = CompletionLogps(model, dtype, PACKED if shared else SEPARATE)
     batches = (pairs[at : at + size] for at in range(0, len(pairs), size))
     with torch.no_grad():
-        found = [scorer(make_batch(batch, shared=shared).to(device)).token_logps.double().cpu() for batch in batches]
+        found = [scorer(scorer.batch(batch)).token_logps.double().cpu() for batch in batches]
     whole: npt.NDArray[np.float64] = torch.cat(found).numpy()
     return whole
 
@@ -40,13 +41,13 @@ def line(name: str, apart: npt.NDArray[np.float64], dtype: str) -> None:
     print(f"| {dtype} | {name} | {rms:.2g} | {mean:+.2g} | {most:.2g} | {'passes' if passes else 'refused'} |")
 
 
-def trained(model: torch.nn.Module, pairs: Pairs, rate: float, steps: int, device: torch.device) -> None:
+def trained(model: torch.nn.Module, pairs: Pairs, rate: float, steps: int) -> None:
     """Move the weights by a few AdamW steps on chosen: what a policy saved over its reference looks like."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-    scorer = CompletionLogps(model, "float32", Layout(shared=True, reason=""))
+    scorer = CompletionLogps(model, "float32", PACKED)
     for step in range(steps):
-        batch = make_batch([pairs[(4 * step + i) % len(pairs)] for i in range(4)], shared=True)
-        (-scorer(batch.to(device)).token_logps.mean()).backward()
+        batch = scorer.batch([pairs[(4 * step + i) % len(pairs)] for i in range(4)])
+        (-scorer(batch).token_logps.mean()).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -79,7 +80,7 @@ def main() -> None:
         line("log-probs one token off", swapped - table, dtype)
         for rate, steps in ((1e-6, 1), (1e-6, 30), (1e-5, 30), (1e-4, 30)):
             moved = load_model(options.model, "float32", device)
-            trained(moved, pairs, rate, steps, device)
+            trained(moved, pairs, rate, steps)
             moved = moved.to(next(model.parameters()).dtype)
             line(f"{steps} AdamW steps at {rate:g}", scores(moved, dtype, pairs, shared=True, size=8) - table, dtype)
 

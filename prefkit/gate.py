@@ -27,7 +27,7 @@ from prefkit.encode import EncodeSettings, Sides, encode_pairs, resolve_template
 from prefkit.errors import DatasetError, GateError, ModelError
 from prefkit.format import REFERENCE_DROPPED, REFERENCE_JSON, REFERENCES, Kind, reference_key, schema
 from prefkit.identity import differing, policy_identity, template_sha256
-from prefkit.logps import CompletionLogps, make_batch
+from prefkit.logps import CompletionLogps
 from prefkit.reference import read_reference
 from prefkit.store import check_parts
 from prefkit.work import TEMPLATE_FILE
@@ -336,15 +336,12 @@ def check_scores(
         GateError: the table is not what this policy scores.
     """
     sample = sample_rows(rows, seed)
-    device = next(policy.parameters()).device
     apart: list[float] = []
     worst: tuple[float, str] = (-1.0, "")
     for row in sample.iter_rows(named=True):
         sides = Sides(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"])
         with torch.no_grad():
-            scored = (
-                policy(make_batch([sides], shared=policy.layout.shared).to(device)).token_logps.cpu().double().numpy()
-            )
+            scored = policy(policy.batch([sides])).token_logps.cpu().double().numpy()
         table = np.array(row["ref_chosen_token_logps"] + row["ref_rejected_token_logps"], dtype=np.float64)
         difference = scored - table
         apart += difference.tolist()

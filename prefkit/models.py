@@ -104,7 +104,7 @@ def load_model(folder: str | Path, dtype: str, device: torch.device, attention: 
         folder: as written by save_pretrained; weights are safetensors.
         dtype: float32 | bfloat16 | bfloat16_weights.
         device: where it goes.
-        attention: auto (the best that the class supports exactly) | sdpa | eager.
+        attention: sdpa | eager; with any other kind the class's own choice: packed and flex come with a layout.
 
     Raises:
         ModelError: it does not load, or the class does not support that attention.
@@ -113,7 +113,7 @@ def load_model(folder: str | Path, dtype: str, device: torch.device, attention: 
     path = Path(folder)
     weight_files(path)
     model_config(path)
-    chosen = {} if attention == "auto" else {"attn_implementation": attention}
+    chosen = {"attn_implementation": attention} if attention in ("sdpa", "eager") else {}
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         with quiet_transformers():

@@ -25,7 +25,7 @@ from prefkit.format import REFERENCE_DROPPED, REFERENCE_JSON, REFERENCES, part_n
 from prefkit.locks import locked
 from prefkit.logps import KERNEL_VERSION, CompletionLogps, Layout
 from prefkit.processes import Team, join_team
-from prefkit.scoring import assemble_part, layout_name, load_scorer, score_batches, score_pairs_of
+from prefkit.scoring import assemble_part, load_scorer, score_batches, score_pairs_of
 from prefkit.sources import file_sha256
 from prefkit.store import read_document, read_manifest, write_json, write_parquet, write_views
 from prefkit.work import Tell, Work, drop_reasons, prepare_work, write_plan
@@ -166,7 +166,7 @@ def _scorer(pipeline: Pipeline, team: Team, tell: Tell) -> CompletionLogps:
         return own[0].layout
 
     layouts = team.on_each(load)
-    own[0].layout = layouts[0]
+    own[0].use(layouts[0])
     return own[0]
 
 
@@ -217,7 +217,7 @@ def dry_run(pipeline: Pipeline, *, tell: Tell = lambda _text: None) -> DryRun:
         int(plan["num_tokens"].sum()),
         plan["batch"].n_unique(),
         disk,
-        layout_name(scorer.layout),
+        scorer.layout.name,
         estimate,
     )
 
@@ -286,8 +286,8 @@ def _provenance(scorer: CompletionLogps, plan: pl.DataFrame) -> dict[str, Any]:
     import transformers
 
     return {
-        "attention": scorer.model.config._attn_implementation,  # type: ignore[union-attr]
-        "layout": layout_name(scorer.layout),
+        "attention": scorer.layout.attention,
+        "layout": scorer.layout.name,
         "device": str(next(scorer.parameters()).device.type),
         "kernel_version": KERNEL_VERSION,
         "largest_batch": largest_batch(plan),

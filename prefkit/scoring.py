@@ -15,7 +15,8 @@ from prefkit.config import Pipeline, require_model
 from prefkit.encode import Sides
 from prefkit.errors import MachineError, ModelError, is_out_of_memory, located
 from prefkit.format import REFERENCE, schema
-from prefkit.logps import CompletionLogps, Layout, choose_layout, make_batch
+from prefkit.layouts import choose_layout
+from prefkit.logps import CompletionLogps
 from prefkit.models import check_fits, load_model, load_tokenizer, pick_device
 from prefkit.processes import Team
 from prefkit.work import Tell
@@ -32,14 +33,9 @@ def load_scorer(pipeline: Pipeline, tell: Tell) -> CompletionLogps:
     model = load_model(folder, settings.dtype, device, settings.attention)
     with located(folder):
         check_fits(model, load_tokenizer(folder), settings.max_length, folder)
-        layout = choose_layout(model, settings.dtype, settings.max_length)
-    tell(f"scoring on {device} in {settings.dtype}, {layout_name(layout)}")
+        layout = choose_layout(model, settings.dtype, settings.max_length, settings.attention)
+    tell(f"scoring on {device} in {settings.dtype}, {layout.name}")
     return CompletionLogps(model, settings.dtype, layout)
-
-
-def layout_name(layout: Layout) -> str:
-    """The layout in words, with the reason where it is the plain one."""
-    return "shared prefix" if layout.shared else f"separate sequences: {layout.reason}"
 
 
 def score_batches(
@@ -96,11 +92,10 @@ def sides_of(encoded: pl.DataFrame, pair_ids: Sequence[str]) -> list[Sides]:
 
 def _score_rows(scorer: CompletionLogps, pairs: list[Sides], tell: Tell) -> pl.DataFrame:
     """One forward pass; out of memory computes the same batch in halves."""
-    device = next(scorer.parameters()).device
     scored = None
     try:
         with torch.inference_mode():
-            scored = scorer(make_batch(pairs, shared=scorer.layout.shared).to(device))
+            scored = scorer(scorer.batch(pairs))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -109,7 +104,7 @@ def _score_rows(scorer: CompletionLogps, pairs: list[Sides], tell: Tell) -> pl.D
                 "out of memory on a single pair", hint="a smaller precompute.max_length, or another dtype"
             ) from None
     if scored is None:  # only here: inside the except block the error would keep what the failed pass holds
-        if device.type == "cuda":
+        if scorer.device.type == "cuda":
             torch.cuda.empty_cache()
         half = len(pairs) // 2
         tell(f"out of memory with {len(pairs)} pairs in a batch: computing it in two slices")

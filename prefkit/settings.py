@@ -373,7 +373,9 @@ class PrecomputeConfig(Section):
     )
     dtype: Literal["float32", "bfloat16", "bfloat16_weights"] = "float32"
     max_batch_tokens: Annotated[int, Field(gt=0)] = Field(8192, description="padded tokens a forward pass holds")
-    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    attention: Literal["auto", "packed", "flex", "sdpa", "eager"] = Field(
+        "auto", description="auto: the fastest that scores this very model right; flex is compiled, for CUDA"
+    )
 
 
 class TrainConfig(Section):

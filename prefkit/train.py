@@ -35,8 +35,9 @@ from prefkit.errors import CheckError, DatasetError, InputError, Interrupted, lo
 from prefkit.format import REFERENCES, RUNS
 from prefkit.gate import check_policy, check_table, find_reference, policy_of
 from prefkit.identity import identity_sha256
+from prefkit.layouts import choose_layout
 from prefkit.locks import give_lock, take_lock
-from prefkit.logps import CompletionLogps, choose_layout, make_batch
+from prefkit.logps import CompletionLogps
 from prefkit.losses import LOSSES, weighted_mean
 from prefkit.models import check_fits, checkpoint_activations, load_model, load_tokenizer, pick_device
 from prefkit.processes import num_processes
@@ -115,7 +116,7 @@ def train_dpo(
         model = load_model(folder, identity["dtype"], accelerator.device, pipeline.precompute.attention)
         with located(folder):
             check_fits(model, tokenizer, identity["max_length"], folder)
-            layout = choose_layout(model, identity["dtype"], identity["max_length"])
+            layout = choose_layout(model, identity["dtype"], identity["max_length"], pipeline.precompute.attention)
         scorer = CompletionLogps(model, identity["dtype"], layout)
         resume = list_checkpoints(run)
         figures = None
@@ -277,9 +278,9 @@ def score_pairs(policy: Any, rows: pl.DataFrame, settings: TrainConfig) -> tuple
     """Losses of some pairs, with their graph, and the detached metrics."""
     columns = (rows[f"{side}_ids"].to_list() for side in Sides._fields)
     pairs = [Sides(*ids) for ids in zip(*columns, strict=True)]
-    device = next(policy.parameters()).device
-    shared = getattr(policy, "module", policy).layout.shared
-    scored = policy(make_batch(pairs, shared=shared).to(device))
+    scorer = getattr(policy, "module", policy)
+    device = scorer.device
+    scored = policy(scorer.batch(pairs))
     reference = rows.select("ref_chosen_logps", "ref_rejected_logps").to_torch(dtype=pl.Float32).to(device)
     chosen_logratios = scored.chosen_logps - reference[:, 0]
     rejected_logratios = scored.rejected_logps - reference[:, 1]

@@ -25,20 +25,22 @@ from tiny import (
 from torch import Tensor
 
 from prefkit.encode import Sides
-from prefkit.logps import (
-    CompletionLogps,
-    Layout,
-    Scored,
-    choose_layout,
-    chunked_logps,
-    length_normalised_ches,
-    make_batch,
-    shared_prefix_mask,
-)
+from prefkit.errors import InputError, ModelError
+from prefkit.layouts import PLAIN, attention_windows, choose_layout
+from prefkit.logps import CompletionLogps, Layout, Scored, length_normalised_ches
 
 A_TOKEN = 1e-4  # nats: what float32 may lose on one token
 CONFIGS: dict[str, Callable[..., Any]] = {"llama": llama_config, "gpt2": gpt2_config, "gemma2": gemma2_config}
-LAYOUTS = {"shared": Layout(True, ""), "separate": Layout(False, "for the test")}
+LAYOUTS = {
+    "packed": Layout("packed", "packed"),
+    "packed, own head": Layout("packed", "packed", fused_head=False),
+    "tree": Layout("tree", "eager"),
+    "separate": Layout("separate", "eager"),
+    "separate, own head": Layout("separate", "eager", fused_head=False),
+    "alone": Layout("alone", "eager"),
+    "plain": PLAIN._replace(attention="eager"),
+}
+SHARING = ["packed", "packed, own head", "tree"]
 
 
 def random_pairs(*lengths: tuple[int, int, int], seed: int = 1) -> list[Sides]:
@@ -47,10 +49,14 @@ def random_pairs(*lengths: tuple[int, int, int], seed: int = 1) -> list[Sides]:
 
 
 PAIRS = random_pairs((12, 9, 20), (1, 1, 5), (25, 14, 11), (3, 7, 1))
+# one prompt twice, responses that begin alike, and one that the other begins with
+PAIRS += [PAIRS[2]._replace(chosen=PAIRS[0].rejected), PAIRS[2]._replace(rejected=[*PAIRS[2].chosen[:5], 7, 8, 9])]
+PAIRS += [PAIRS[2]._replace(rejected=PAIRS[2].chosen[:6])]
 
 
 def score(model: Any, pairs: Sequence[Sides], layout: Layout, dtype: str = "float32") -> Scored:
-    found: Scored = CompletionLogps(model, dtype, layout)(make_batch(pairs, shared=layout.shared))
+    scorer = CompletionLogps(model, dtype, layout)
+    found: Scored = scorer(scorer.batch(pairs))
     return found
 
 
@@ -116,21 +122,44 @@ def test_either_soft_cap_matters_in_the_tests_of_gemma2(cap: str) -> None:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @torch.no_grad()
-def test_both_kinds_of_attention_take_the_mask(attention: str) -> None:
+def test_both_kinds_of_the_models_own_attention_take_the_mask(attention: str) -> None:
     model = random_model(llama_config(), attn_implementation=attention)
+    found = score(model, PAIRS, Layout("tree", attention)).token_logps
     assert model.config._attn_implementation == attention
-    assert largest(score(model, PAIRS, LAYOUTS["shared"]).token_logps, plain(model, PAIRS)) <= A_TOKEN
+    assert largest(found, plain(model, PAIRS)) <= A_TOKEN
 
 
+@torch.no_grad()
+def test_a_layout_brings_its_attention_and_may_be_changed() -> None:
+    model = random_model(llama_config())
+    scorer = CompletionLogps(model, "float32", LAYOUTS["packed"])
+    assert model.config._attn_implementation == "prefkit_packed"
+    before = scorer(scorer.batch(PAIRS)).token_logps
+    scorer.use(Layout("tree", "sdpa"))
+    assert model.config._attn_implementation == "sdpa"
+    assert 0 < largest(scorer(scorer.batch(PAIRS)).token_logps, before) <= A_TOKEN
+
+
+@torch.no_grad()
+def test_a_model_in_packed_rows_still_generates() -> None:
+    """Ordinary rows under our attention are causal: whoever is handed the model may use it."""
+    model = random_model(llama_config())
+    ids = torch.tensor([PAIRS[2].prompt])
+    expected = model(input_ids=ids).logits
+    CompletionLogps(model, "float32", LAYOUTS["packed"])
+    assert largest(model(input_ids=ids).logits, expected) <= A_TOKEN
+
+
+@pytest.mark.parametrize("layout", SHARING)
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
-def test_neither_completion_sees_the_other(name: str) -> None:
+def test_neither_completion_sees_the_other(name: str, layout: str) -> None:
     model = random_model(CONFIGS[name]())
     pair, other = random_pairs((8, 6, 7), (8, 6, 7), seed=3)
-    before = score(model, [pair], LAYOUTS["shared"]).token_logps
-    new_rejected = score(model, [pair._replace(rejected=other.rejected)], LAYOUTS["shared"]).token_logps
-    new_chosen = score(model, [pair._replace(chosen=other.chosen)], LAYOUTS["shared"]).token_logps
-    longer = score(model, [pair._replace(rejected=other.rejected * 3)], LAYOUTS["shared"]).token_logps
+    before = score(model, [pair], LAYOUTS[layout]).token_logps
+    new_rejected = score(model, [pair._replace(rejected=other.rejected)], LAYOUTS[layout]).token_logps
+    new_chosen = score(model, [pair._replace(chosen=other.chosen)], LAYOUTS[layout]).token_logps
+    longer = score(model, [pair._replace(rejected=other.rejected * 3)], LAYOUTS[layout]).token_logps
     assert largest(new_rejected[:6], before[:6]) <= 1e-6
     assert largest(longer[:6], before[:6]) <= 1e-5
     assert largest(new_chosen[6:], before[6:]) <= 1e-6
@@ -157,43 +186,6 @@ def test_gradients_are_those_of_the_plain_code(layout: str, name: str) -> None:
         assert largest(one, other) <= 1e-4 * float(other.abs().max()), parameter
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_head_in_chunks_gives_the_same_values_and_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefkit.logps.CHUNK_LOGITS", 1)  # the least: 16 rows a chunk
-    model = random_model(CONFIGS[name]())
-    found, expected = score(model, PAIRS, LAYOUTS["shared"]).token_logps, plain(model, PAIRS)
-    assert len(expected) > 3 * 16
-    assert largest(found, expected) <= A_TOKEN
-    head = model.get_output_embeddings().weight
-    one, other = (torch.autograd.grad(values.sum(), head)[0] for values in (found, expected))
-    assert largest(one, other) <= 1e-4 * float(other.abs().max())
-
-
-@pytest.mark.parametrize("chunk", [1, 3, 11])
-def test_chunks_of_any_size_equal_the_whole(chunk: int) -> None:
-    draw = torch.Generator().manual_seed(0)
-    hidden = torch.randn(11, 8, generator=draw, requires_grad=True)
-    matrix = torch.randn(8, 50, generator=draw, requires_grad=True)
-    targets = torch.randint(0, 50, (11,), generator=draw)
-    pull = torch.randn(11, generator=draw)
-    whole = (hidden @ matrix).log_softmax(-1)[torch.arange(11), targets]
-    rows: list[int] = []
-
-    def head(states: Tensor) -> Tensor:
-        rows.append(len(states))
-        return states @ matrix
-
-    pieces = chunked_logps(head, hidden, targets, chunk)
-    assert torch.allclose(pieces, whole, atol=1e-6)
-    assert max(rows) == chunk
-    assert sum(rows) == 11
-    expected = torch.autograd.grad((whole * pull).sum(), (hidden, matrix))
-    found = torch.autograd.grad((pieces * pull).sum(), (hidden, matrix))
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
-    with torch.no_grad():
-        assert torch.allclose(chunked_logps(head, hidden, targets, chunk), whole, atol=1e-6)
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "bfloat16_weights"])
 @torch.no_grad()
 def test_low_precision_is_as_far_from_float32_as_the_plain_code_in_it(dtype: str) -> None:
@@ -203,44 +195,11 @@ def test_low_precision_is_as_far_from_float32_as_the_plain_code_in_it(dtype: str
         model = model.to(torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
         rough = plain(model, PAIRS)
-    found = score(model, PAIRS, LAYOUTS["shared"], dtype).token_logps
+    found = score(model, PAIRS, LAYOUTS["packed"], dtype).token_logps
     assert found.dtype == torch.float32
     assert largest(rough, exact) > A_TOKEN  # low precision was used, there and here
     assert largest(found, exact) > A_TOKEN
     assert float((found - exact).square().mean().sqrt()) <= 2 * float((rough - exact).square().mean().sqrt())
-
-
-# --- the rows of a batch, by hand
-
-
-def test_a_shared_row_by_hand() -> None:
-    batch = make_batch([Sides([7, 8], [9, 10], [11]), Sides([5], [6], [4])], shared=True, pad_id=3)
-    assert batch.input_ids.tolist() == [[7, 8, 9, 10, 11], [5, 6, 4, 3, 3]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2], [0, 1, 1, 0, 0]]
-    assert batch.predictors.tolist() == [1, 2, 1, 5, 5]
-    assert batch.targets.tolist() == [9, 10, 11, 6, 4]
-    assert batch.sides.tolist() == [0, 0, 1, 2, 3]
-
-
-def test_separate_rows_by_hand() -> None:
-    batch = make_batch([Sides([7, 8], [9, 10], [11])], shared=False, pad_id=3)
-    assert batch.input_ids.tolist() == [[7, 8, 9, 10], [7, 8, 11, 3]]
-    assert batch.predictors.tolist() == [1, 2, 5]
-    assert batch.targets.tolist() == [9, 10, 11]
-
-
-def test_who_sees_whom_by_hand() -> None:
-    # prompt, prompt, chosen, chosen, rejected, rejected
-    mask = shared_prefix_mask(torch.tensor([[0, 0, 1, 1, 2, 2]], dtype=torch.int8))
-    assert mask.shape == (1, 1, 6, 6)
-    assert mask[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 0, 0, 1, 0],
-        [1, 1, 0, 0, 1, 1],
-    ]
 
 
 # --- ln-CHES
@@ -257,7 +216,7 @@ def test_ln_ches_by_hand() -> None:
 @torch.no_grad()
 def test_ln_ches_is_that_of_the_models_own_last_states(name: str) -> None:
     model = random_model(CONFIGS[name]())
-    found = score(model, PAIRS, LAYOUTS["shared"]).ln_ches
+    found = score(model, PAIRS, LAYOUTS["packed"]).ln_ches
     assert found is not None
 
     def mean_state(prompt: list[int], ids: list[int]) -> Tensor:
@@ -271,130 +230,107 @@ def test_ln_ches_is_that_of_the_models_own_last_states(name: str) -> None:
         assert abs(float(value - expected)) <= 1e-4 * max(1.0, float(plus @ plus))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @torch.no_grad()
-def test_ln_ches_is_left_out_of_separate_sequences() -> None:
-    assert score(random_model(llama_config()), PAIRS, LAYOUTS["separate"]).ln_ches is None
+def test_ln_ches_is_the_same_in_every_layout_and_left_out_with_the_models_own_head(layout: str) -> None:
+    model = random_model(llama_config())
+    expected, found = (score(model, PAIRS, LAYOUTS[name]).ln_ches for name in ("packed", layout))
+    assert expected is not None
+    if not LAYOUTS[layout].fused_head:
+        assert found is None
+    else:
+        assert found is not None
+        assert largest(found, expected) <= 1e-4 * float(expected.abs().max())
 
 
 # --- which layout
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_ordinary_attention_shares_the_prefix(name: str) -> None:
-    assert choose_layout(random_model(CONFIGS[name]()), "float32", 512) == Layout(True, "")
+def test_ordinary_attention_is_packed(name: str) -> None:
+    layout = choose_layout(random_model(CONFIGS[name]()), "float32", 512)
+    assert layout == LAYOUTS["packed"]
+    assert layout.fast
+    assert layout.name == "packed rows, prompts shared (packed attention)"
 
 
-def test_a_sliding_window_shares_the_prefix_only_where_it_is_never_reached() -> None:
-    model = random_model(mistral_config(window=32))
-    assert choose_layout(model, "float32", 32).shared
-    layout = choose_layout(model, "float32", 33)
-    assert not layout.shared
-    assert "sliding window (32)" in layout.reason
-    assert "max_length (33)" in layout.reason
+@pytest.mark.parametrize("attention", ["packed", "sdpa", "eager"])
+def test_an_attention_that_is_asked_for(attention: str) -> None:
+    model = random_model(llama_config(), attn_implementation="sdpa" if attention == "packed" else attention)
+    layout = choose_layout(model, "float32", 128, attention)
+    assert layout == Layout("packed" if attention == "packed" else "tree", attention)
 
 
-def test_local_attention_longer_than_any_probe_is_read_from_the_config() -> None:
-    config = transformers.GPTNeoConfig(
-        vocab_size=380,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=4,
-        max_position_embeddings=4096,
-        attention_types=[[["global", "local"], 1]],
-        window_size=2000,
+def test_a_window_is_probed_beyond_its_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With attention that forgets the window, rows longer than it are wrong, and only those."""
+    from prefkit import attention
+
+    plain_function = attention.packed_attention
+    monkeypatch.setitem(
+        transformers.AttentionInterface._global_mapping,
+        attention.PACKED,
+        lambda *args, **kwargs: plain_function(*args, **(kwargs | {"sliding_window": None})),
     )
-    assert choose_layout(random_model(config), "float32", 2000).shared
-    assert not choose_layout(random_model(config), "float32", 2001).shared
+    model = random_model(mistral_config(window=300))
+    assert choose_layout(model, "float32", 300).rows == "packed"
+    model = random_model(mistral_config(window=300))
+    layout = choose_layout(model, "float32", 400)
+    assert layout.rows == "separate"
+    assert "packed: differs from one sequence at a time by" in layout.reason
+    assert "sdpa: differs from one sequence at a time by" in layout.reason
+
+
+def test_windows_by_the_names_of_transformers() -> None:
+    local = transformers.GPTNeoConfig(num_layers=2, attention_types=[[["global", "local"], 1]], window_size=2000)
+    assert attention_windows(local) == [2000]
+    assert attention_windows(mistral_config(window=32)) == [32]
+    assert attention_windows(transformers.Qwen2Config(sliding_window=8, use_sliding_window=False)) == []
+    assert attention_windows(llama_config()) == []
 
 
 def test_a_recurrent_model_is_scored_in_separate_sequences_with_a_reason() -> None:
     layout = choose_layout(random_model(mamba_config()), "float32", 512)
-    assert not layout.shared
-    assert layout.reason
+    assert not layout.fast
+    assert layout.name.startswith("separate sequences (eager attention): packed: the class does not take it (")
 
 
-def sized(name: str, **changes: Any) -> Callable[[], Any]:
-    """A config class of transformers with the sizes of `SIZES` that it knows."""
-
-    def make() -> Any:
-        return getattr(transformers, name)(vocab_size=380, **(SIZES | changes))
-
-    return make
-
-
-MULTI_HEAD = {"num_key_value_heads": 4}
-GPT_SIZES = {"n_embd": 32, "n_layer": 2, "n_head": 4}
-ARCHITECTURES: dict[str, Callable[[], Any]] = {
-    "tied llama": lambda: llama_config(tie_word_embeddings=True),
-    "mistral, window 8": mistral_config,
-    "gemma3, windows 8 and none": sized(
-        "Gemma3TextConfig", head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
-    ),
-    "qwen2, window in no layer": sized("Qwen2Config", sliding_window=8, use_sliding_window=False),
-    "gpt-neo, local attention of 32": sized(
-        "GPTNeoConfig", num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=32
-    ),
-    "gpt-neox": sized("GPTNeoXConfig", **MULTI_HEAD),
-    "gpt-j, bias in the head": sized("GPTJConfig", **GPT_SIZES, rotary_dim=4),
-    "phi, bias in the head": sized("PhiConfig"),
-    "phi-3, rotary factors that depend on the length": sized(
-        "Phi3Config",
-        original_max_position_embeddings=24,
-        rope_parameters={
-            "rope_type": "longrope",
-            "rope_theta": 10_000.0,
-            "factor": 512 / 24,
-            "original_max_position_embeddings": 24,
-            "short_factor": [1.0] * 4,
-            "long_factor": [4.0, 3.0, 2.0, 5.0],
-        },
-    ),
-    "opt, learned positions": sized(
-        "OPTConfig", ffn_dim=48, word_embed_proj_dim=32, init_std=0.3, activation_function="relu"
-    ),
-    "bloom, alibi": sized("BloomConfig", n_layer=2, n_head=4),
-    "mpt, alibi": sized("MptConfig", d_model=32, n_layers=2, n_heads=4, max_seq_len=512),
-    "falcon, one key head": sized("FalconConfig"),
-    "cohere, logit_scale": sized("CohereConfig", logit_scale=0.25),
-    "granite, logits_scaling": sized(
-        "GraniteConfig", logits_scaling=3.0, embedding_multiplier=2.0, residual_multiplier=0.5
-    ),
-    "mixtral, experts": sized("MixtralConfig", num_local_experts=4, sliding_window=None),
-    "mamba": mamba_config,
-    "mamba 2": sized("Mamba2Config", state_size=4, head_dim=8, num_heads=8, n_groups=1, chunk_size=8),
-    "jamba, attention and state": sized(
-        "JambaConfig", attn_layer_period=2, attn_layer_offset=1, use_mamba_kernels=False, mamba_d_state=4
-    ),
-}
+def test_rotary_factors_that_depend_on_the_length_are_scored_one_sequence_at_a_time() -> None:
+    rotary = {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "factor": 512 / 24,
+        "original_max_position_embeddings": 24,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0, 3.0, 2.0, 5.0],
+    }
+    config = transformers.Phi3Config(
+        vocab_size=380, original_max_position_embeddings=24, rope_parameters=rotary, **SIZES
+    )
+    layout = choose_layout(random_model(config), "float32", 64)
+    assert layout.rows == "alone"
+    assert layout.name.endswith("its rotary factors change above 24 tokens, max_length is 64")
+    assert choose_layout(random_model(config), "float32", 24).fast
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-@torch.no_grad()
-def test_every_architecture_scores_as_its_plain_code_in_the_layout_it_is_given(name: str) -> None:
-    model = random_model(ARCHITECTURES[name]())
-    pairs = [*PAIRS, *random_pairs((20, 30, 17), seed=5)]
-    expected = plain(model, pairs)
-    assert expected.std() > 0.1
-    layout = choose_layout(model, "float32", 64)
-    apart = largest(score(model, pairs, layout).token_logps, expected)
-    assert apart <= A_TOKEN, layout
+def test_a_dynamic_rotary_model_longer_than_its_factors_is_refused() -> None:
+    config = llama_config(
+        max_position_embeddings=32, rope_parameters={"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}
+    )
+    with pytest.raises(ModelError, match="dynamic rotary factors above 32 tokens depend on what was scored") as caught:
+        choose_layout(random_model(config), "float32", 64)
+    assert caught.value.expected == "precompute.max_length of at most 32"
+    assert caught.value.hint == "--set precompute.max_length=32"
 
 
-SHARING = ["tied llama", "qwen2, window in no layer", "gpt-neox", "gpt-j, bias in the head", "phi, bias in the head"]
-SHARING += ["opt, learned positions", "falcon, one key head", "cohere, logit_scale", "granite, logits_scaling"]
-SHARING += ["mixtral, experts"]
+def test_an_attention_that_scores_wrong_is_refused_where_it_was_asked_for() -> None:
+    with pytest.raises(InputError, match="packed attention is not right for this model: packed: the class") as caught:
+        choose_layout(random_model(mamba_config()), "float32", 64, "packed")
+    assert caught.value.hint == "--set precompute.attention=auto"
 
 
-@pytest.mark.parametrize("name", SHARING)
-def test_what_follows_the_head_is_no_reason_to_give_up_the_shared_prefix(name: str) -> None:
-    assert choose_layout(random_model(ARCHITECTURES[name]()), "float32", 512) == Layout(True, "")
-
-
-@pytest.mark.parametrize("config", [mamba_config(), mistral_config()], ids=["mamba", "mistral, window 8"])
-def test_separate_sequences_have_the_gradients_of_the_plain_code(config: Any) -> None:
-    model = random_model(config)
-    found = torch.autograd.grad(score(model, PAIRS, LAYOUTS["separate"]).chosen_logps.sum(), model.parameters())
-    chosen = torch.cat([plain_logps(model, p.prompt, p.chosen) for p in PAIRS]).sum()
-    expected = torch.autograd.grad(chosen, model.parameters())
-    for (parameter, _), one, other in zip(model.named_parameters(), found, expected, strict=True):
-        assert largest(one, other) <= 1e-4 * float(other.abs().max()) + 1e-7, parameter
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_longest_row_is_no_longer_than_max_length(name: str) -> None:
+    """Learned positions end somewhere: a probe beyond them would be an error of ours."""
+    for length in (2, 7, 40):
+        config = gpt2_config(n_positions=length) if name == "gpt2" else CONFIGS[name](max_position_embeddings=length)
+        assert choose_layout(random_model(config), "float32", length).fast

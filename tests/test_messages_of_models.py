@@ -30,7 +30,7 @@ from tiny import (
 )
 from transformers import BertConfig, FalconConfig, GPTNeoXJapaneseConfig
 
-from prefkit import logps
+from prefkit import layouts
 from prefkit.errors import ModelError
 from prefkit.logps import CompletionLogps
 from prefkit.models import load_model, load_tokenizer
@@ -196,7 +196,7 @@ def not_finite(model: Path) -> None:
 
 def one_token_not_finite(model: Path) -> None:
     """A token of the data, and of nothing that is scored before the data, has no embedding."""
-    probes = {i for pair in logps._probe_pairs(len(tiny_tokenizer()), 128) for ids in pair for i in ids}
+    probes = {i for pair in layouts._probe_pairs(len(tiny_tokenizer()), 128, []) for ids in pair for i in ids}
     used = set(tiny_tokenizer()("".join(row["prompt"] for row in text_rows(3)))["input_ids"])
     (token, *_) = sorted(used - probes - set(range(8)))
     tensors = load_file(model / "model.safetensors")
@@ -336,7 +336,7 @@ def test_memory_that_a_single_pair_exhausts_is_answered_in_full(
     def refuse(_self: CompletionLogps, _batch: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("prefkit.scoring.choose_layout", lambda *_: logps.Layout(True, ""))
+    monkeypatch.setattr("prefkit.scoring.choose_layout", lambda *_: layouts.Layout("packed", "packed"))
     monkeypatch.setattr(CompletionLogps, "forward", refuse)
     ended = prefkit(*PRECOMPUTE)
     text = r"out of memory on a single pair\n  next: a smaller precompute\.max_length, or another dtype\n"
@@ -360,7 +360,7 @@ def test_a_model_that_is_short_of_memory_when_it_is_probed_is_not_said_to_refuse
 
     monkeypatch.setattr(CompletionLogps, "forward", second_fails)
     ended = prefkit(*PRECOMPUTE)
-    assert "does not take the shared-prefix mask" not in ended.out + ended.err
+    assert "does not take it" not in ended.out + ended.err
 
 
 # the reference

@@ -17,7 +17,7 @@ from tiny import (
     Row,
     built,
     chat_rows,
-    mistral_config,
+    mamba_config,
     plain_logps,
     random_model,
     save_model,
@@ -35,6 +35,7 @@ from prefkit.config import Pipeline
 from prefkit.documents import Reference
 from prefkit.encode import TRANSCRIPT
 from prefkit.errors import CheckError, DatasetError, InputError, Interrupted, MachineError, ModelError
+from prefkit.head import After
 from prefkit.logps import CompletionLogps, Layout
 from prefkit.models import load_tokenizer
 from prefkit.reference import Precomputed, dry_run, precompute_reference
@@ -186,7 +187,7 @@ def test_reference_json_names_its_key_its_identity_and_every_part(tmp_path: Path
         {"file": name, "rows": rows, "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest()}
         for name, rows in (("part-00000.parquet", 32), ("part-00001.parquet", 8))
     ]
-    assert recorded["provenance"]["layout"] == "shared prefix"
+    assert recorded["provenance"]["layout"] == "packed rows, prompts shared (packed attention)"
 
 
 @pytest.mark.parametrize(("setting", "text"), [(None, CHAT_TEMPLATE), ("transcript", TRANSCRIPT)])
@@ -247,17 +248,57 @@ def test_counts_say_what_encoding_did(tmp_path: Path, model: Path) -> None:
     }
 
 
-def test_separate_sequences_have_a_reason_and_no_ln_ches(tmp_path: Path) -> None:
+def test_a_class_that_is_not_attention_only_is_scored_in_separate_sequences_and_says_why(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
-    folder = save_model(tmp_path / "model", random_model(mistral_config(len(tokenizer))), tokenizer)
+    folder = save_model(tmp_path / "model", random_model(mamba_config(len(tokenizer))), tokenizer)
+    pipeline = built(tmp_path, text_rows(4), folder)
+    told: list[str] = []
+    done = precompute_reference(pipeline, tell=told.append)
+    recorded = json.loads((folder_of(pipeline, done) / "reference.json").read_text(encoding="utf-8"))
+    assert recorded["provenance"]["layout"].startswith("separate sequences")
+    assert "packed: the class does not take it" in recorded["provenance"]["layout"]
+    assert any("separate sequences" in line and "does not take it" in line for line in told)
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    for row in rows_of(folder_of(pipeline, done)).iter_rows(named=True):
+        assert float((torch.tensor(row["ref_chosen_token_logps"]) - plain_sums(row, plain)[0]).abs().max()) <= 1e-4
+
+
+def test_a_model_whose_head_is_not_known_has_no_ln_ches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_llama(tmp_path / "model")
+    monkeypatch.setattr("prefkit.logps.after_head", lambda _config: After(1.1))  # something that our head gets wrong
     pipeline = built(tmp_path, text_rows(4), folder)
     done = precompute_reference(pipeline)
     recorded = json.loads((folder_of(pipeline, done) / "reference.json").read_text(encoding="utf-8"))
-    assert "sliding window" in recorded["provenance"]["layout"]
+    assert (
+        "the model's own logits: our head: differs from one sequence at a time by" in recorded["provenance"]["layout"]
+    )
     assert rows_of(folder_of(pipeline, done))["ln_ches"].null_count() == 4
     plain = AutoModelForCausalLM.from_pretrained(folder)
     for row in rows_of(folder_of(pipeline, done)).iter_rows(named=True):
         assert float((torch.tensor(row["ref_chosen_token_logps"]) - plain_sums(row, plain)[0]).abs().max()) <= 1e-4
+
+
+@pytest.mark.parametrize("attention", ["packed", "sdpa", "eager"])
+def test_an_attention_that_is_asked_for_is_used_and_recorded(tmp_path: Path, model: Path, attention: str) -> None:
+    pipeline = built(tmp_path, text_rows(4), model, precompute={"attention": attention})
+    done = precompute_reference(pipeline)
+    provenance = json.loads((folder_of(pipeline, done) / "reference.json").read_text(encoding="utf-8"))["provenance"]
+    assert provenance["attention"] == attention
+    assert f"({attention} attention)" in provenance["layout"]
+    plain = AutoModelForCausalLM.from_pretrained(model)
+    for row in rows_of(folder_of(pipeline, done)).iter_rows(named=True):
+        assert float((torch.tensor(row["ref_chosen_token_logps"]) - plain_sums(row, plain)[0]).abs().max()) <= 1e-4
+
+
+def test_an_attention_that_the_model_does_not_take_is_refused(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    folder = save_model(tmp_path / "model", random_model(mamba_config(len(tokenizer))), tokenizer)
+    pipeline = built(tmp_path, text_rows(4), folder, precompute={"attention": "packed"})
+    with pytest.raises(InputError, match="packed attention is not right for this model: packed: the class") as caught:
+        precompute_reference(pipeline)
+    assert caught.value.where == "precompute.attention"
+    assert caught.value.hint == "--set precompute.attention=auto"
+    assert not (Path(pipeline.dataset) / "reference").exists()
 
 
 # --- order, kills and resumes
@@ -667,17 +708,17 @@ SHORT_OF_MEMORY: dict[str, Exception] = {
 }
 
 
-def limit_rows(monkeypatch: pytest.MonkeyPatch, most_rows: int, error: Exception) -> None:
-    """From now on a forward pass of more rows fails. The layout is given, so that only scoring meets it."""
+def limit_pairs(monkeypatch: pytest.MonkeyPatch, most_pairs: int, error: Exception) -> None:
+    """From now on a forward pass of more pairs fails. The layout is given, so that only scoring meets it."""
     forward = CompletionLogps.forward
 
     def refuse(self: CompletionLogps, batch: Any) -> Any:
-        if len(batch.input_ids) > most_rows:
+        if int(batch.sides[-1]) // 2 + 1 > most_pairs:
             raise error
         return forward(self, batch)
 
     monkeypatch.setattr(CompletionLogps, "forward", refuse)
-    monkeypatch.setattr("prefkit.scoring.choose_layout", lambda *_args: Layout(True, ""))
+    monkeypatch.setattr("prefkit.scoring.choose_layout", lambda *_args: Layout("packed", "packed"))
 
 
 @pytest.mark.parametrize("place", SHORT_OF_MEMORY)
@@ -686,7 +727,7 @@ def test_out_of_memory_scores_the_same_batch_in_slices(
 ) -> None:
     roomy, tight = (built(tmp_path / name, text_rows(10), model) for name in ("roomy", "tight"))
     expected = rows_of(folder_of(roomy, precompute_reference(roomy)))
-    limit_rows(monkeypatch, 2, SHORT_OF_MEMORY[place])
+    limit_pairs(monkeypatch, 2, SHORT_OF_MEMORY[place])
     found = rows_of(folder_of(tight, precompute_reference(tight)))
     sums = ["ref_chosen_logps", "ref_rejected_logps"]
     same = [name for name in REFERENCE_COLUMNS if not name.startswith("ref_") and name != "ln_ches"]
@@ -699,7 +740,7 @@ def test_out_of_memory_on_a_single_pair_is_the_machines_fault(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     pipeline = built(tmp_path, text_rows(3), model)
-    limit_rows(monkeypatch, 0, SHORT_OF_MEMORY[place])
+    limit_pairs(monkeypatch, 0, SHORT_OF_MEMORY[place])
     with pytest.raises(MachineError, match="out of memory on a single pair") as caught:
         precompute_reference(pipeline)
     assert caught.value.exit_code == 3
@@ -707,7 +748,7 @@ def test_out_of_memory_on_a_single_pair_is_the_machines_fault(
 
 def test_scoring_in_slices_is_noted(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = built(tmp_path, text_rows(10), model)
-    limit_rows(monkeypatch, 2, SHORT_OF_MEMORY["on a GPU"])
+    limit_pairs(monkeypatch, 2, SHORT_OF_MEMORY["on a GPU"])
     told: list[str] = []
     precompute_reference(pipeline, tell=told.append)
     assert any("memory" in line for line in told)
@@ -717,7 +758,7 @@ def test_an_error_of_the_model_is_not_taken_for_a_lack_of_memory(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = built(tmp_path, text_rows(3), model)
-    limit_rows(monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    limit_pairs(monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"):
         precompute_reference(pipeline)
 

@@ -1,0 +1,178 @@
+"""In which layout a model is scored: the fastest that this very model is shown to score right.
+
+The plain code is one sequence at a time through the model, log_softmax of its own logits. A layout is how pairs become
+rows, which attention runs over them, and whose head: ours (head.py) or the model's own. Each is tried on a few rows of
+fixed pseudo-random tokens, as long as the model's windows ask for, and taken only where every token agrees with the
+plain code. What rows cannot show is read from the config: rotary factors that change with the longest sequence.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prefkit.encode import Sides
+from prefkit.errors import InputError, ModelError, is_out_of_memory
+from prefkit.logps import CompletionLogps, Layout
+from prefkit.packing import MIN_SHARED, Rows
+
+PROBE_TOKENS = 256  # of the longest probe, a side, where no window asks for more
+BEYOND_WINDOW = 64  # tokens by which a probe is longer than the shortest window
+# what a layout may differ by from the plain code on one token, in nats: rounding in float32 (bfloat16 is probed in it);
+# where the weights themselves are bfloat16, the root mean square, as in the gate
+PROBE_TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-4, "bfloat16_weights": 0.05}
+PACKED_BY_DEVICE = {"cpu": ("packed",), "cuda": ("flex", "packed")}
+
+
+PLAIN = Layout("alone", "", fused_head=False)
+
+
+def choose_layout(model: nn.Module, dtype: str, max_length: int, attention: str = "auto") -> Layout:
+    """The fastest layout in which this model's log-probs are those of the plain code.
+
+    Args:
+        model: a causal LM in eval mode, with its own attention.
+        dtype: its regime.
+        max_length: of prompt + completion.
+        attention: auto, or the one kind that may be used: packed, flex, sdpa, eager.
+
+    Raises:
+        ModelError: not even the plain code gives finite numbers.
+        InputError: the attention that was asked for cannot be shown right.
+    """
+    config: Any = model.config.get_text_config()  # type: ignore[operator,union-attr]
+    own = str(config._attn_implementation)
+    if (limit := rotary_limit(config)) is not None and limit < max_length:
+        if _has_rotary(config, "dynamic"):
+            raise ModelError(
+                f"its dynamic rotary factors above {limit} tokens depend on what was scored before",
+                expected=f"precompute.max_length of at most {limit}",
+                hint=f"--set precompute.max_length={limit}",
+            )
+        return PLAIN._replace(
+            attention=own, reason=f"its rotary factors change above {limit} tokens, max_length is {max_length}"
+        )
+    pairs = _probe_pairs(int(model.get_input_embeddings().weight.shape[0]), max_length, attention_windows(config))  # type: ignore[operator]
+    probe = _Probe(model, dtype, pairs, own)
+    fused = probe.tried(Layout("alone", own)) == ""
+    reasons: list[str] = []
+    for rows, kind in _candidates(next(model.parameters()).device.type, attention, own):
+        layout = Layout(rows, kind, fused_head=fused)
+        if layout == PLAIN._replace(attention=own):
+            break  # what all others are held to
+        reason = probe.tried(layout)
+        if not reason:
+            return layout._replace(reason="; ".join(dict.fromkeys([*reasons, *probe.head_reason(fused=fused)])))
+        reasons.append(f"{kind if kind != own or rows == 'tree' else rows}: {reason}")
+    if attention not in ("auto", own):
+        raise InputError(
+            f"{attention} attention is not right for this model: {reasons[0]}",
+            where="precompute.attention",
+            hint="--set precompute.attention=auto",
+        )
+    return PLAIN._replace(attention=own, reason="; ".join(reasons))
+
+
+def _candidates(device: str, attention: str, own: str) -> Iterator[tuple[Rows, str]]:
+    """Rows and attention, the fastest first; what all are held to comes last."""
+    for kind in PACKED_BY_DEVICE.get(device, ("packed",)) if attention == "auto" else (attention,):
+        if kind in ("packed", "flex"):
+            yield "packed", kind
+    if attention in ("auto", own):
+        yield "tree", own
+        yield "separate", own
+        yield "alone", own
+
+
+class _Probe:
+    """A model's plain log-probs of some pairs, and what a layout has against them."""
+
+    def __init__(self, model: nn.Module, dtype: str, pairs: list[Sides], own: str) -> None:
+        self.model, self.pairs = model, pairs
+        self.dtype = "float32" if dtype == "bfloat16" else dtype  # its weights are float32: nothing to be lost
+        self.plain = self._scored(PLAIN._replace(attention=own))
+        self.tolerance = PROBE_TOLERANCE[dtype]
+        if not bool(self.plain.isfinite().all()):
+            raise ModelError(
+                "the model's log-probs are not finite", expected="numbers: look for NaN or infinite weights"
+            )
+        self._head = ""
+
+    def _scored(self, layout: Layout) -> Tensor:
+        scorer = CompletionLogps(self.model, self.dtype, layout)
+        with torch.no_grad():
+            found: Tensor = scorer(scorer.batch(self.pairs)).token_logps
+        return found
+
+    def tried(self, layout: Layout) -> str:
+        """Why a layout is not right for the model, "" if it is."""
+        try:
+            found = self._scored(layout)
+        except Exception as error:  # a model that cannot take the rows is no error, it is a reason
+            if is_out_of_memory(error):  # the layout must not depend on free memory
+                raise
+            reason = f"the class does not take it ({type(error).__name__})"
+        else:
+            apart = found - self.plain
+            worst = float(apart.square().mean().sqrt() if self.dtype == "bfloat16_weights" else apart.abs().max())
+            reason = "" if worst <= self.tolerance else f"differs from one sequence at a time by {worst:.2g} nats"
+        if layout.rows == "alone":
+            self._head = reason
+        return reason
+
+    def head_reason(self, *, fused: bool) -> list[str]:
+        return [] if fused else [f"our head: {self._head}"]
+
+
+def _probe_pairs(vocabulary: int, max_length: int, windows: list[int]) -> list[Sides]:
+    """Pairs of fixed pseudo-random ids, within max_length, that make every kind of branch.
+
+    A shortest pair; a pair as long as the probe (beyond every window that is shorter than max_length); two pairs with
+    one prompt, of whose responses two begin alike.
+    """
+    draw = torch.Generator().manual_seed(0)
+    reached = max((window + BEYOND_WINDOW for window in windows if window < max_length), default=0)
+    longest = min(max(PROBE_TOKENS, reached), max_length)
+
+    def ids(count: int) -> list[int]:
+        return torch.randint(0, vocabulary, (max(1, count),), generator=draw).tolist()
+
+    third, some = longest // 3, min(longest, PROBE_TOKENS) // 4
+    prompt, common = ids(some), ids(MIN_SHARED)
+    pairs = [
+        Sides(ids(1), ids(1), ids(1)),
+        Sides(ids(third), ids(longest), ids(third)),
+        Sides(prompt, common + ids(some), common + ids(1)),
+        Sides(prompt, ids(some), ids(some + 3)),
+    ]
+    return [Sides(p, c[: longest - len(p)], r[: longest - len(p)]) for p, c, r in pairs]
+
+
+def attention_windows(config: Any) -> list[int]:
+    """How far attention layers reach, in tokens, where they do not see all: names as in transformers."""
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    if not getattr(config, "use_sliding_window", True):  # Qwen2 has the number and does not use it
+        windows[0] = None
+    if "local" in (getattr(config, "attention_layers", None) or ()):  # GPT-Neo
+        windows.append(config.window_size)
+    return [window for window in windows if window is not None]
+
+
+def _rotary_kinds(config: Any) -> list[dict[str, Any]]:
+    """The rotary parameters of a config: one dict, or one a kind of layer."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+
+
+def _has_rotary(config: Any, name: str) -> bool:
+    return any(kind.get("rope_type") == name for kind in _rotary_kinds(config))
+
+
+def rotary_limit(config: Any) -> int | None:
+    """The length above which rotary factors depend on the longest sequence (dynamic and longrope), None if never."""
+    if not (_has_rotary(config, "dynamic") or _has_rotary(config, "longrope")):
+        return None
+    limits = [kind.get("original_max_position_embeddings") for kind in _rotary_kinds(config)]
+    limits.append(getattr(config, "original_max_position_embeddings", None))
+    return int(min((limit for limit in limits if limit), default=config.max_position_embeddings))
