@@ -88,7 +88,7 @@ def block_mask(ends: Tensor) -> Any:
 
 
 def packed_attention(
-    _module: nn.Module,
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -103,6 +103,7 @@ def packed_attention(
     """Attention along the branches of a trie; the signature is that of transformers' attention functions.
 
     Args:
+        module: the attention layer.
         query: (1, heads, N, head size).
         key: (1, key heads, N, head size); heads is a multiple of key heads.
         value: (1, key heads, N, value size).
@@ -117,7 +118,9 @@ def packed_attention(
         (1, N, heads, value size), and no weights.
     """
     if dropout or (attention_mask is not None and attention_mask.dtype != torch.int64):
-        raise ModelError("packed attention takes the branch table of its batch as its mask, and no dropout")
+        raise ModelError(
+            "packed attention takes the branch table of its batch, and no dropout", where=str(type(module))
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     groups = query.shape[1] // key.shape[1]
     if attention_mask is None:

@@ -100,7 +100,7 @@ def test_ordinary_rows_are_causal() -> None:
 @pytest.mark.parametrize("wrong", [{"attention_mask": torch.zeros(1, 1, 3, 3)}, {"dropout": 0.1}])
 def test_what_it_cannot_do_it_refuses(wrong: dict[str, Any]) -> None:
     asked: dict[str, Any] = {"attention_mask": None} | wrong
-    with pytest.raises(ModelError, match="takes the branch table of its batch as its mask, and no dropout"):
+    with pytest.raises(ModelError, match="packed attention takes the branch table of its batch, and no dropout"):
         packed_attention(nn.Module(), *drawn(3), **asked)
 
 

@@ -32,7 +32,7 @@ from transformers import BertConfig, FalconConfig, GPTNeoXJapaneseConfig
 
 from prefkit import layouts
 from prefkit.errors import ModelError
-from prefkit.logps import CompletionLogps
+from prefkit.logps import CompletionLogps, Layout
 from prefkit.models import load_model, load_tokenizer
 
 NUM_PAIRS = 8
@@ -336,7 +336,7 @@ def test_memory_that_a_single_pair_exhausts_is_answered_in_full(
     def refuse(_self: CompletionLogps, _batch: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("prefkit.scoring.choose_layout", lambda *_: layouts.Layout("packed", "packed"))
+    monkeypatch.setattr("prefkit.scoring.choose_layout", lambda *_: Layout("packed", "packed"))
     monkeypatch.setattr(CompletionLogps, "forward", refuse)
     ended = prefkit(*PRECOMPUTE)
     text = r"out of memory on a single pair\n  next: a smaller precompute\.max_length, or another dtype\n"
