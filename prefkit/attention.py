@@ -125,7 +125,8 @@ def packed_attention(
     groups = query.shape[1] // key.shape[1]
     if attention_mask is None:
         keys, values = (states.repeat_interleave(groups, dim=1) for states in (key, value))
-        return _branch(query, keys, values, scale, softcap, sliding_window, s_aux).transpose(1, 2), None
+        found = [_branch(query, keys, values, scale, softcap, sliding_window, s_aux)]
+        return found[0].transpose(1, 2).contiguous(), None
     found = []
     for start, stop, ranges in _tables(attention_mask):
         keys, values = (
@@ -135,7 +136,8 @@ def packed_attention(
         if groups > 1:
             keys, values = (states.repeat_interleave(groups, dim=1) for states in (keys, values))
         found.append(_branch(query[:, :, start:stop], keys, values, scale, softcap, sliding_window, s_aux))
-    return torch.cat(found, dim=2).transpose(1, 2), None
+    # classes reshape it by view
+    return torch.cat(found, dim=2).transpose(1, 2).contiguous(), None
 
 
 def _tables(branches: Tensor) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:

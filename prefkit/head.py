@@ -8,6 +8,7 @@ with neither. Everything after the matrix product is float32.
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.utils.parametrize
 from torch import Tensor, nn
 
 TILE_LOGITS = 1 << 21  # 8 MiB of float32: stays in a CPU's cache
@@ -49,8 +50,25 @@ def after_head(config: Any) -> After:
             scale *= float(factor)
     if (scaling := getattr(config, "logits_scaling", None)) is not None:  # Granite divides, HyperCLOVA X multiplies
         scale = scale * scaling if getattr(config, "model_type", "") == "hyperclovax" else scale / scaling
-    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
+    names = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma 2, RecurrentGemma, xLSTM
+    cap = next((cap for name in names if (cap := getattr(config, name, None)) is not None), None)
     return After(scale, None if cap is None else float(cap))
+
+
+def unknown_head(head: Any, vocabulary: int) -> str:
+    """Why this head must be called and not be read, "" if it may: an adapter that begins at nothing looks plain.
+
+    Args:
+        head: the output embeddings of a model.
+        vocabulary: how many logits the model gives.
+    """
+    if type(head) is not nn.Linear:
+        return f"it is a {type(head).__name__}"
+    if head._forward_hooks or head._forward_pre_hooks or nn.utils.parametrize.is_parametrized(head):
+        return "something is hooked onto it"
+    if head.out_features != vocabulary:
+        return f"it has {head.out_features} rows for {vocabulary} logits"
+    return ""
 
 
 def completion_logps(head: nn.Linear, after: After, states: Tensor, sources: Tensor, targets: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ fixed pseudo-random tokens, as long as the model's windows ask for, and taken on
 plain code. What rows cannot show is read from the config: rotary factors that change with the longest sequence.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,11 +15,14 @@ from torch import Tensor, nn
 
 from prefkit.encode import Sides
 from prefkit.errors import InputError, ModelError, is_out_of_memory
+from prefkit.head import unknown_head
 from prefkit.logps import CompletionLogps, Layout
 from prefkit.packing import MIN_SHARED, Rows
 
 PROBE_TOKENS = 256  # of the longest probe, a side, where no window asks for more
-BEYOND_WINDOW = 64  # tokens by which a probe is longer than the shortest window
+BEYOND_REACH = 64  # tokens by which a probe is longer than what an attention layer reaches
+ROW_TOKENS, MOST_PROBES = 1024, 12  # of a packed row in the probe
+REACH = re.compile(r"window|chunk_size|topk$|local_attention|num_local_blocks", re.IGNORECASE)
 # what a layout may differ by from the plain code on one token, in nats: rounding in float32 (bfloat16 is probed in it);
 # where the weights themselves are bfloat16, the root mean square, as in the gate
 PROBE_TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-4, "bfloat16_weights": 0.05}
@@ -53,21 +57,22 @@ def choose_layout(model: nn.Module, dtype: str, max_length: int, attention: str 
         return PLAIN._replace(
             attention=own, reason=f"its rotary factors change above {limit} tokens, max_length is {max_length}"
         )
-    pairs = _probe_pairs(int(model.get_input_embeddings().weight.shape[0]), max_length, attention_windows(config))  # type: ignore[operator]
-    probe = _Probe(model, dtype, pairs, own)
-    fused = probe.tried(Layout("alone", own)) == ""
+    vocabulary = _vocabulary(model)
+    probe = _Probe(model, dtype, _probe_pairs(vocabulary, max_length, attention_reaches(config)), own)
+    no_head = unknown_head(model.get_output_embeddings(), vocabulary) or probe.tried(Layout("alone", own))  # type: ignore[operator]
+    fused = not no_head
     reasons: list[str] = []
     for rows, kind in _candidates(next(model.parameters()).device.type, attention, own):
         layout = Layout(rows, kind, fused_head=fused)
         if layout == PLAIN._replace(attention=own):
             break  # what all others are held to
-        reason = probe.tried(layout)
+        reason = _unseen(config, layout, max_length) or probe.tried(layout)
         if not reason:
-            return layout._replace(reason="; ".join(dict.fromkeys([*reasons, *probe.head_reason(fused=fused)])))
+            return layout._replace(reason="; ".join([*reasons, *([f"our head: {no_head}"] if no_head else [])]))
         reasons.append(f"{kind if kind != own or rows == 'tree' else rows}: {reason}")
     if attention not in ("auto", own):
         raise InputError(
-            f"{attention} attention is not right for this model: {reasons[0]}",
+            f"{attention} attention is not right for this model: {'; '.join(reasons) or 'its class has none'}",
             where="precompute.attention",
             hint="--set precompute.attention=auto",
         )
@@ -85,6 +90,15 @@ def _candidates(device: str, attention: str, own: str) -> Iterator[tuple[Rows, s
         yield "alone", own
 
 
+def _unseen(config: Any, layout: Layout, max_length: int) -> str:
+    """What no probe is long enough, or unlucky enough, to show."""
+    if layout.rows in ("packed", "tree") and getattr(config, "attn_temperature_tuning", None):  # Llama 4
+        return "its queries are scaled by their place in the row"
+    if layout.rows != "alone" and (getattr(config, "keep_window_size", None) or max_length) < max_length:  # Doge
+        return "it chooses among keys that may be equal, which rounding decides"
+    return ""
+
+
 class _Probe:
     """A model's plain log-probs of some pairs, and what a layout has against them."""
 
@@ -97,7 +111,6 @@ class _Probe:
             raise ModelError(
                 "the model's log-probs are not finite", expected="numbers: look for NaN or infinite weights"
             )
-        self._head = ""
 
     def _scored(self, layout: Layout) -> Tensor:
         scorer = CompletionLogps(self.model, self.dtype, layout)
@@ -117,46 +130,56 @@ class _Probe:
             apart = found - self.plain
             worst = float(apart.square().mean().sqrt() if self.dtype == "bfloat16_weights" else apart.abs().max())
             reason = "" if worst <= self.tolerance else f"differs from one sequence at a time by {worst:.2g} nats"
-        if layout.rows == "alone":
-            self._head = reason
         return reason
 
-    def head_reason(self, *, fused: bool) -> list[str]:
-        return [] if fused else [f"our head: {self._head}"]
+
+def _vocabulary(model: Any) -> int:
+    """How many ids the model both takes and predicts: some classes have more embeddings than logits, or fewer."""
+    ids = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits
+    return int(min(model.get_input_embeddings().weight.shape[0], logits.shape[-1]))
 
 
-def _probe_pairs(vocabulary: int, max_length: int, windows: list[int]) -> list[Sides]:
-    """Pairs of fixed pseudo-random ids, within max_length, that make every kind of branch.
+def _probe_pairs(vocabulary: int, max_length: int, reaches: list[int]) -> list[Sides]:
+    """Pairs of fixed pseudo-random ids, within max_length, that make every kind of branch, and a row of ROW_TOKENS.
 
-    A shortest pair; a pair as long as the probe (beyond every window that is shorter than max_length); two pairs with
-    one prompt, of whose responses two begin alike.
+    A shortest pair; a pair as long as the probe (beyond every reach that is shorter than max_length); two pairs with
+    one prompt, of whose responses two begin alike; and as many more as fill the row.
     """
     draw = torch.Generator().manual_seed(0)
-    reached = max((window + BEYOND_WINDOW for window in windows if window < max_length), default=0)
-    longest = min(max(PROBE_TOKENS, reached), max_length)
+    beyond = max((reach + BEYOND_REACH for reach in reaches if reach < max_length), default=0)
+    longest, usual = min(max(PROBE_TOKENS, beyond), max_length), min(PROBE_TOKENS, max_length)
 
     def ids(count: int) -> list[int]:
         return torch.randint(0, vocabulary, (max(1, count),), generator=draw).tolist()
 
-    third, some = longest // 3, min(longest, PROBE_TOKENS) // 4
+    third, some = usual // 3, usual // 4
     prompt, common = ids(some), ids(MIN_SHARED)
     pairs = [
         Sides(ids(1), ids(1), ids(1)),
-        Sides(ids(third), ids(longest), ids(third)),
+        Sides(ids(longest - 2 * third), ids(longest), ids(third)),
         Sides(prompt, common + ids(some), common + ids(1)),
         Sides(prompt, ids(some), ids(some + 3)),
     ]
-    return [Sides(p, c[: longest - len(p)], r[: longest - len(p)]) for p, c, r in pairs]
+    pairs = [Sides(p, c[: longest - len(p)], r[: longest - len(p)]) for p, c, r in pairs]
+    while len(pairs) < MOST_PROBES and sum(len(ids) for pair in pairs for ids in pair) < ROW_TOKENS:
+        pairs.append(Sides(ids(some), ids(some), ids(third)))
+    return pairs
 
 
-def attention_windows(config: Any) -> list[int]:
-    """How far attention layers reach, in tokens, where they do not see all: names as in transformers."""
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+def attention_reaches(config: Any) -> list[int]:
+    """Lengths at which a class may begin to attend otherwise: windows, chunks, numbers of chosen keys.
+
+    Read from every whole number of the config whose name says so, since a probe below it would show nothing.
+    """
+    values = {name: value for name, value in config.to_dict().items() if type(value) is int and value > 0}
     if not getattr(config, "use_sliding_window", True):  # Qwen2 has the number and does not use it
-        windows[0] = None
-    if "local" in (getattr(config, "attention_layers", None) or ()):  # GPT-Neo
-        windows.append(config.window_size)
-    return [window for window in windows if window is not None]
+        values.pop("sliding_window", None)
+    reaches = {value for name, value in values.items() if REACH.search(name)}
+    if "index_topk_blocks" in values and "index_block_size" in values:  # MiniMax-M3 chooses blocks of keys
+        reaches.add(values["index_topk_blocks"] * values["index_block_size"])
+    return sorted(reaches)
 
 
 def _rotary_kinds(config: Any) -> list[dict[str, Any]]:

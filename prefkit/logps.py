@@ -121,9 +121,10 @@ class CompletionLogps(nn.Module):
     def _fused(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The base model's last states where something is predicted, and our head."""
         model: Any = self.model
+        base = model.get_decoder() if model.base_model is model else model.base_model
 
         def last_states(**inputs: Any) -> Tensor:
-            states: Tensor = model.base_model(use_cache=False, **inputs).last_hidden_state
+            states: Tensor = base(use_cache=False, **inputs).last_hidden_state
             return states
 
         if self.layout.rows == "alone":

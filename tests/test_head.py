@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefkit import head
-from prefkit.head import After, after_head, completion_logps
+from prefkit.head import After, after_head, completion_logps, unknown_head
 
 STATES, SIZE, VOCABULARY, TOKENS = 23, 8, 50, 31
 AFTERS = {"plain": After(), "scale": After(0.25), "cap": After(1.0, 1.5), "both": After(3.0, 2.0)}
@@ -154,4 +154,19 @@ def test_what_configs_say_of_the_logits() -> None:
     assert after_head(Config(logits_scaling=8.0, model_type="hyperclovax")) == After(8.0)
     assert after_head(Config(lm_head_multiplier=0.5)) == After(0.5)
     assert after_head(Config(final_logit_softcapping=30.0)) == After(1.0, 30.0)
+    assert after_head(Config(logits_soft_cap=30.0)) == After(1.0, 30.0)
+    assert after_head(Config(output_logit_soft_cap=30.0)) == After(1.0, 30.0)
     assert after_head(Config(final_logit_softcapping=None, logit_scale=None)) == After()
+
+
+def test_a_head_that_must_be_called_is_told_from_one_that_may_be_read() -> None:
+    class Adapted(nn.Linear):
+        pass
+
+    assert unknown_head(nn.Linear(4, 10), 10) == ""
+    assert unknown_head(Adapted(4, 10), 10) == "it is a Adapted"
+    assert unknown_head(nn.Linear(4, 12), 10) == "it has 12 rows for 10 logits"
+    hooked = nn.Linear(4, 10)
+    hooked.register_forward_hook(lambda _module, _inputs, output: output)
+    assert unknown_head(hooked, 10) == "something is hooked onto it"
+    assert unknown_head(torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 10)), 10) != ""

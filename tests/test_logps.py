@@ -26,7 +26,7 @@ from torch import Tensor
 
 from prefkit.encode import Sides
 from prefkit.errors import InputError, ModelError
-from prefkit.layouts import PLAIN, attention_windows, choose_layout
+from prefkit.layouts import PLAIN, attention_reaches, choose_layout
 from prefkit.logps import CompletionLogps, Layout, Scored, length_normalised_ches
 
 A_TOKEN = 1e-4  # nats: what float32 may lose on one token
@@ -280,12 +280,15 @@ def test_a_window_is_probed_beyond_its_reach(monkeypatch: pytest.MonkeyPatch) ->
     assert "sdpa: differs from one sequence at a time by" in layout.reason
 
 
-def test_windows_by_the_names_of_transformers() -> None:
+def test_reaches_by_the_names_of_transformers() -> None:
     local = transformers.GPTNeoConfig(num_layers=2, attention_types=[[["global", "local"], 1]], window_size=2000)
-    assert attention_windows(local) == [2000]
-    assert attention_windows(mistral_config(window=32)) == [32]
-    assert attention_windows(transformers.Qwen2Config(sliding_window=8, use_sliding_window=False)) == []
-    assert attention_windows(llama_config()) == []
+    assert attention_reaches(local) == [2000]
+    assert attention_reaches(mistral_config(window=32)) == [32]
+    assert attention_reaches(transformers.Qwen2Config(sliding_window=8, use_sliding_window=False)) == [28]  # layers
+    assert attention_reaches(llama_config()) == []
+    assert attention_reaches(llama_config(keep_window_size=9, index_topk=11)) == [9, 11]
+    assert attention_reaches(llama_config(index_topk_blocks=3, index_block_size=50)) == [150]
+    assert attention_reaches(llama_config(attention_chunk_size=77)) == [77]
 
 
 def test_a_recurrent_model_is_scored_in_separate_sequences_with_a_reason() -> None:
