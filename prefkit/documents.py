@@ -120,6 +120,9 @@ class Run(_Document):
     train: dict[str, Any] = Field(description="the resolved train section")
     policy_sha256: str | None = Field(None, description="over weights, config and tokenizer of the initial policy")
     data_sha256: str = Field(description="over pair_id, split and weight of the pairs it trains and evaluates on")
+    micro_batch_tokens: int | None = Field(
+        None, description="tokens of a forward and backward pass at most, as set or as usual where the run began"
+    )
     gate: dict[str, float] = Field(description="how close the policy's scores came to the table before the first step")
     prefkit_version: str
     finished: bool

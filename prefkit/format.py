@@ -261,6 +261,11 @@ PLAN = (
     Column("part", pl.Int32, "part-NNNNN.parquet that the batch is written to"),
     Column("num_tokens", pl.Int32, "prompt + chosen + rejected tokens of the pair"),
     Column(
+        "max_batch_tokens",
+        pl.Int64,
+        "tokens that the batch's pairs were to have at most, a longer pair alone; null in a plan of an earlier release",
+    ),
+    Column(
         "num_boundary_tokens",
         pl.Int32,
         "last tokens of the tokenised prompt that are no prefix of prompt + completion",
@@ -327,7 +332,7 @@ STEPS_COLUMNS = (
 
 DYNAMICS_COLUMNS = (
     Column("step", pl.Int64, "optimiser updates already made when the pair was seen"),
-    Column("pair_id", pl.String, "pair"),
+    Column("pair_id", pl.String, "pair; of a step the longest first, by pair_id where they are equal"),
     Column("rewards_chosen", pl.Float32, "beta * (policy - reference) of chosen, in nats"),
     Column("rewards_rejected", pl.Float32, "likewise"),
     Column("margin", pl.Float32, "rewards_chosen - rewards_rejected"),

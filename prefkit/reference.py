@@ -17,15 +17,17 @@ import polars as pl
 import torch
 
 from prefkit import __version__
-from prefkit.batches import largest_batch
+from prefkit.batches import largest_batch, planned_budget
+from prefkit.budget import CPU_BATCH_TOKENS, measure_budget
 from prefkit.config import Pipeline
 from prefkit.documents import Reference
 from prefkit.errors import DatasetError, Interrupted, located
 from prefkit.format import REFERENCE_DROPPED, REFERENCE_JSON, REFERENCES, part_name, schema
 from prefkit.locks import locked
 from prefkit.logps import KERNEL_VERSION, CompletionLogps, Layout
+from prefkit.models import pick_device
 from prefkit.processes import Team, join_team
-from prefkit.scoring import assemble_part, load_scorer, score_batches, score_pairs_of
+from prefkit.scoring import assemble_part, load_scorer, score_batches, score_planned
 from prefkit.sources import file_sha256
 from prefkit.store import read_document, read_manifest, write_json, write_parquet, write_views
 from prefkit.work import Tell, Work, drop_reasons, prepare_work, write_plan
@@ -50,6 +52,7 @@ class DryRun(NamedTuple):
     """What `precompute --dry-run` foretells; nothing was written.
 
     `boundary`: how many prompts lose how many of their last tokens to the completion, "0" for none.
+    `max_batch_tokens`: what the last batch was planned with; None in a plan of an earlier release.
     """
 
     key: str
@@ -59,6 +62,7 @@ class DryRun(NamedTuple):
     boundary: dict[str, int]
     tokens: int
     batches: int
+    max_batch_tokens: int | None
     disk_bytes: int
     layout: str
     seconds: float
@@ -89,47 +93,74 @@ def precompute_reference(
     started = time.monotonic()
     with join_team() as team, contextlib.ExitStack() as held:
         own: list[Work] = []  # of process 0, with the ids of all pairs: the others get them a part at a time
+        reference = _Reference(pipeline, tell if team.is_main else lambda _text: None)
 
         def prepare() -> Work:
-            own.append(_claimed_work(pipeline, held, tell))
+            own.append(_claimed_work(reference, held))
             return own[0]._replace(encoded=own[0].encoded.clear(), present=[])
 
         work = team.on_main(prepare)
         work = own[0] if own else work
         scored = 0
         if work.missing_parts or not work.current:
-            scored = _score(pipeline, work, team, tell if team.is_main else lambda _text: None, watch, stop)
+            scored = _score(reference, work, team, watch, stop)
         return team.on_main(lambda: _precomputed(work, scored, time.monotonic() - started))
 
 
-def _claimed_work(pipeline: Pipeline, held: contextlib.ExitStack, tell: Tell) -> Work:
+class _Reference:
+    """The reference model of this process, loaded when it is first needed.
+
+    That is after planning, but in process 0 where the plan needs a budget that only the model's own memory can tell.
+    """
+
+    def __init__(self, pipeline: Pipeline, tell: Tell) -> None:
+        self.pipeline, self.tell = pipeline, tell
+        self._scorer: CompletionLogps | None = None
+
+    def scorer(self) -> CompletionLogps:
+        """The model in the layout that it can be shown right in."""
+        if self._scorer is None:
+            self._scorer = load_scorer(self.pipeline, self.tell)
+        return self._scorer
+
+    def budget(self, longest: int) -> int:
+        """Tokens of a batch on this machine, where the longest pair has so many."""
+        if pick_device().type == "cpu":
+            return CPU_BATCH_TOKENS
+        budget = measure_budget(self.scorer(), longest)
+        self.tell(f"batches of {budget} tokens, as much as the free memory holds")
+        return budget
+
+
+def _claimed_work(reference: _Reference, held: contextlib.ExitStack) -> Work:
     """The work, and the dataset's lock; where nothing can be written, nothing may be to do."""
+    pipeline, tell = reference.pipeline, reference.tell
     dataset = Path(pipeline.dataset)
     read_manifest(dataset)
     if not os.access(dataset, os.W_OK):
-        work = prepare_work(pipeline, tell)
+        work = prepare_work(pipeline, tell, reference.budget)
         if work.current and not work.missing_parts:
             return work
     held.enter_context(locked(dataset))
-    return prepare_work(pipeline, tell)
+    return prepare_work(pipeline, tell, reference.budget)
 
 
-def _score(pipeline: Pipeline, work: Work, team: Team, tell: Tell, watch: Watch, stop: Callable[[], bool]) -> int:
+def _score(reference: _Reference, work: Work, team: Team, watch: Watch, stop: Callable[[], bool]) -> int:
     """Score and write the missing parts, then reference.json; returns the pairs scored."""
-    dataset, scored = Path(pipeline.dataset), 0
+    dataset, scored = Path(reference.pipeline.dataset), 0
     if any(team.on_each(stop)):
         raise Interrupted("stopped before anything was scored", where=str(work.folder))
-    scorer = _scorer(pipeline, team, tell)  # before anything is written: a model that does not fit leaves nothing
+    scorer = _scorer(reference, team)  # before anything is written: a model that does not fit leaves nothing
     team.on_main(lambda: write_plan(work))
     seen = _watched(work.plan, watch)
     for number in work.missing_parts:
-        pairs, stopped = _score_part(work, number, scorer, team, seen, tell, stop)
+        pairs, stopped = _score_part(work, number, scorer, team, seen, reference.tell, stop)
         scored += pairs
         if stopped and number != work.missing_parts[-1]:
             left = sum(missing > number for missing in work.missing_parts)
             raise Interrupted(f"stopped: {scored} pairs scored and written, {left} parts left", where=str(work.folder))
     team.on_main(lambda: write_views(dataset, work.identity["kind"]))
-    team.on_main(lambda: write_reference_json(work, scorer, pipeline.precompute.chat_template))
+    team.on_main(lambda: write_reference_json(work, scorer, reference.pipeline.precompute.chat_template))
     return scored
 
 
@@ -157,17 +188,12 @@ def _score_part(
     return rows.height, any(stopped for _, stopped in shares)
 
 
-def _scorer(pipeline: Pipeline, team: Team, tell: Tell) -> CompletionLogps:
+def _scorer(reference: _Reference, team: Team) -> CompletionLogps:
     """The reference model in this process, in the layout that process 0 found right."""
-    own: list[CompletionLogps] = []
-
-    def load() -> Layout:
-        own.append(load_scorer(pipeline, tell))
-        return own[0].layout
-
-    layouts = team.on_each(load)
-    own[0].use(layouts[0])
-    return own[0]
+    layouts: list[Layout] = team.on_each(lambda: reference.scorer().layout)
+    scorer = reference.scorer()
+    scorer.use(layouts[0])
+    return scorer
 
 
 def _watched(plan: pl.DataFrame, watch: Watch) -> Callable[[int], None]:
@@ -191,8 +217,9 @@ def _precomputed(work: Work, scored: int, seconds: float) -> Precomputed:
 def dry_run(pipeline: Pipeline, *, tell: Tell = lambda _text: None) -> DryRun:
     """Encode, plan, time the middle batch, and write nothing."""
     read_manifest(Path(pipeline.dataset))
-    work = prepare_work(pipeline, tell)
-    scorer = load_scorer(pipeline, tell)
+    reference = _Reference(pipeline, tell)
+    work = prepare_work(pipeline, tell, reference.budget)
+    scorer = reference.scorer()
     todo = work.plan.filter(pl.col("part").is_in(work.missing_parts))
     estimate = 0.0
     if todo.height:
@@ -200,7 +227,7 @@ def dry_run(pipeline: Pipeline, *, tell: Tell = lambda _text: None) -> DryRun:
         batch = todo.filter(pl.col("batch") == batches[len(batches) // 2])
         started = time.monotonic()
         with located(work.model):
-            score_pairs_of(scorer, work.encoded, batch["pair_id"].to_list(), tell)
+            score_planned(scorer, work.encoded, batch, tell)
         estimate = (time.monotonic() - started) / int(batch["num_tokens"].sum()) * int(todo["num_tokens"].sum())
     completion = work.encoded.select(pl.col("num_chosen_tokens") + pl.col("num_rejected_tokens")).sum().item() or 0
     # 4 bytes an id, 4 a log-prob, and the rows' own columns; measured files are within a factor of two
@@ -216,6 +243,7 @@ def dry_run(pipeline: Pipeline, *, tell: Tell = lambda _text: None) -> DryRun:
         boundary_table(plan),
         int(plan["num_tokens"].sum()),
         plan["batch"].n_unique(),
+        planned_budget(work.plan),
         disk,
         scorer.layout.name,
         estimate,

@@ -15,6 +15,7 @@ import polars as pl
 
 from prefkit import __version__
 from prefkit.checkpoint import list_checkpoints, prune_checkpoints
+from prefkit.config import TrainConfig
 from prefkit.documents import Audit, Run
 from prefkit.errors import DatasetError, PrefkitError
 from prefkit.format import AUDIT_JSON, LOCK, MODEL, REFERENCES, RUN_JSON, RUNS, canonical_json
@@ -172,6 +173,21 @@ def _apart(run: Path, settings: Mapping[str, Any]) -> list[str]:
     return differing({name: recorded.get(name) for name in compared}, compared)
 
 
+def micro_batch_tokens(run: Path, settings: TrainConfig, usual: int | None) -> int | None:
+    """The tokens of a micro-batch at most: as set; else as the run began with, wherever that was; else `usual`.
+
+    Args:
+        run: its directory.
+        settings: of this call.
+        usual: on this device, None for no limit.
+    """
+    if settings.max_batch_tokens is not None:
+        return settings.max_batch_tokens
+    there = read_document(run / RUN_JSON, Run) if (run / RUN_JSON).exists() else None
+    began = there is not None and there["train"].get("max_batch_tokens") is None
+    return there.get("micro_batch_tokens") if there is not None and began else usual
+
+
 def begin_run(
     run: Path,
     dataset: Path,
@@ -187,7 +203,8 @@ def begin_run(
         run: its directory.
         dataset: as the user named it.
         num_pairs: of the dataset.
-        settings: reference, model, train, policy_sha256 and data_sha256: what a resumed run must agree in.
+        settings: reference, model, train, policy_sha256 and data_sha256: what a resumed run must agree in; and
+            micro_batch_tokens, which it takes over.
         figures: of the gate's scoring.
         start: the step it goes on from.
         changed: settings that are others since that step.

@@ -1,10 +1,13 @@
 """When and how fast: the order of the pairs, the updates, their learning rate, and the optimiser that makes them.
 
-All of it is a function of the settings and the step alone, so a resumed run needs no more than its step to go on.
+All of it is a function of the settings, the pairs' lengths and the step alone, so a resumed run needs no more than its
+step to go on. Which pairs an update sees has nothing to do with their lengths; how they are passed through the model
+has, and changes an update no more than float rounding does.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -62,13 +65,59 @@ def pair_order(num_pairs: int, seed: int) -> Iterator[list[int]]:
         epoch += 1
 
 
-def step_batches(num_pairs: int, settings: TrainConfig) -> Iterator[tuple[float, list[list[int]]]]:
-    """For every update: passes already made, and its micro-batches as row numbers. Endless."""
-    size, micro = settings.batch_size * settings.gradient_accumulation_steps, settings.batch_size
+class Limits(NamedTuple):
+    """What a micro-batch holds at most; None: as many as there are. A pair above `tokens` is alone."""
+
+    pairs: int | None
+    tokens: int | None
+
+
+def limits_of(settings: TrainConfig, max_tokens: int | None) -> Limits:
+    """The limits as set, where train.max_batch_tokens takes the place of batch_size.
+
+    Args:
+        settings: of the run.
+        max_tokens: where train.max_batch_tokens is left out, the tokens beside batch_size; None for no such limit.
+    """
+    if settings.max_batch_tokens is not None:
+        return Limits(None, settings.max_batch_tokens)
+    return Limits(settings.batch_size, max_tokens)
+
+
+def micro_batches(numbers: Iterable[int], lengths: Sequence[int], limits: Limits) -> list[list[int]]:
+    """Row numbers as micro-batches of pairs of like length: the longest first, by row number where they are equal.
+
+    Args:
+        numbers: rows.
+        lengths: prompt + chosen + rejected tokens of every row.
+        limits: of a micro-batch.
+
+    Example: `micro_batches([0, 1, 2], [3, 9, 5], Limits(2, 10))` is `[[1], [2, 0]]`.
+    """
+    batches: list[list[int]] = []
+    held = 0
+    for number in sorted(numbers, key=lambda row: (-lengths[row], row)):
+        tokens = held + lengths[number]
+        over = limits.tokens is not None and tokens > limits.tokens
+        if not batches or over or len(batches[-1]) == limits.pairs:
+            batches.append([])
+            tokens = lengths[number]
+        batches[-1].append(number)
+        held = tokens
+    return batches
+
+
+def step_batches(
+    lengths: Sequence[int], settings: TrainConfig, limits: Limits
+) -> Iterator[tuple[float, list[list[int]]]]:
+    """For every update: passes already made, and its micro-batches as row numbers. Endless.
+
+    Its pairs are the next ones of the permutation, whatever their lengths; only their arrangement follows `lengths`.
+    """
+    num_pairs, size = len(lengths), settings.batch_size * settings.gradient_accumulation_steps
     for epoch, order in enumerate(pair_order(num_pairs, settings.seed)):
         for start in range(0, num_pairs, size):
-            step = order[start : start + size]
-            yield epoch + start / num_pairs, [step[i : i + micro] for i in range(0, len(step), micro)]
+            yield epoch + start / num_pairs, micro_batches(order[start : start + size], lengths, limits)
 
 
 def epochs_made(updates: int, num_pairs: int, settings: TrainConfig) -> float:

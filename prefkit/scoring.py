@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from prefkit.batches import slices
 from prefkit.config import Pipeline, require_model
 from prefkit.encode import Sides
 from prefkit.errors import MachineError, ModelError, is_out_of_memory, located
@@ -62,15 +63,18 @@ def score_batches(
     pieces = [pl.DataFrame(schema={"pair_id": pl.String, **SCORES})]
     for number, ((batch,), planned) in enumerate(rows.group_by("batch", maintain_order=True)):
         if number % team.size == team.rank:
-            pieces.append(score_pairs_of(scorer, encoded, planned["pair_id"].to_list(), tell))
+            pieces.append(score_planned(scorer, encoded, planned, tell))
             watch(int(batch))
     return pl.concat(pieces)
 
 
-def score_pairs_of(scorer: CompletionLogps, encoded: pl.DataFrame, pair_ids: list[str], tell: Tell) -> pl.DataFrame:
-    """One batch: pair_id and SCORES of those pairs."""
-    scores = _score_rows(scorer, sides_of(encoded, pair_ids), tell)
-    return scores.select(pl.Series("pair_id", pair_ids), *SCORES)
+def score_planned(scorer: CompletionLogps, encoded: pl.DataFrame, planned: pl.DataFrame, tell: Tell) -> pl.DataFrame:
+    """One planned batch: pair_id and SCORES of its pairs. Where the layout pads, in slices that keep to the budget."""
+    pairs = sides_of(encoded, planned["pair_id"].to_list())
+    lengths = [(len(pair.prompt), len(pair.chosen), len(pair.rejected)) for pair in pairs]
+    cut = slices(lengths, planned["max_batch_tokens"][0], scorer.layout.rows)
+    scores = pl.concat([_score_rows(scorer, pairs[some], tell) for some in cut])
+    return scores.select(planned["pair_id"], *SCORES)
 
 
 def assemble_part(rows: pl.DataFrame, encoded: pl.DataFrame, scores: Sequence[pl.DataFrame]) -> pl.DataFrame:

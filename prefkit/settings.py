@@ -372,7 +372,11 @@ class PrecomputeConfig(Section):
         None, description="a jinja file, or `transcript`, where the tokenizer has no template"
     )
     dtype: Literal["float32", "bfloat16", "bfloat16_weights"] = "float32"
-    max_batch_tokens: Annotated[int, Field(gt=0)] = Field(8192, description="padded tokens a forward pass holds")
+    max_batch_tokens: Annotated[int, Field(gt=0)] | None = Field(
+        None,
+        description="prompt + chosen + rejected tokens that a batch holds, a longer pair alone; left out: 2048 on a "
+        "CPU; on a GPU what its free memory holds, measured once and kept in the plan",
+    )
     attention: Literal["auto", "packed", "flex", "sdpa", "eager"] = Field(
         "auto", description="auto: the fastest that scores this very model right; flex is compiled, for CUDA"
     )
@@ -397,8 +401,15 @@ class TrainConfig(Section):
     optimizer: Literal["adamw", "rmsprop"] = Field("adamw", description="rmsprop is the DPO paper's")
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    batch_size: Annotated[int, Field(gt=0)] = Field(8, description="pairs in a forward and backward pass")
-    gradient_accumulation_steps: Annotated[int, Field(gt=0)] = Field(1, description="such passes an update")
+    batch_size: Annotated[int, Field(gt=0)] = Field(8, description="most pairs in a forward and backward pass")
+    gradient_accumulation_steps: Annotated[int, Field(gt=0)] = Field(
+        1, description="batch_size times this are the pairs of an update"
+    )
+    max_batch_tokens: Annotated[int, Field(gt=0)] | None = Field(
+        None,
+        description="prompt + chosen + rejected tokens that a pass holds, a longer pair alone, in place of batch_size; "
+        "left out: batch_size pairs, and on a CPU no more than 2048 tokens",
+    )
     gradient_checkpointing: bool = False
     max_steps: Annotated[int, Field(gt=0)] | None = Field(None, description="updates; epochs decides if left out")
     epochs: Annotated[float, Field(gt=0)] = 1.0

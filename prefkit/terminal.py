@@ -84,9 +84,10 @@ def _print_report(told: Mapping[str, Any], console: Console) -> None:
 
 def print_dry_run(foretold: "DryRun", console: Console) -> None:
     """What a reference pass would do."""
+    most = "" if foretold.max_batch_tokens is None else f" of at most {foretold.max_batch_tokens}"
     console.print(
-        f"reference {foretold.key}: {foretold.pairs} pairs, {foretold.tokens} tokens in {foretold.batches} batches, "
-        f"{foretold.layout}"
+        f"reference {foretold.key}: {foretold.pairs} pairs, {foretold.tokens} tokens in {foretold.batches} batches"
+        f"{most}, {foretold.layout}"
     )
     for reason, count in {**foretold.dropped, **_worth_saying(foretold.counts)}.items():
         console.print(f"  {count:>9} {reason}")

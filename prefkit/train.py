@@ -17,6 +17,8 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor
 
+from prefkit.batches import NUM_TOKENS
+from prefkit.budget import CPU_BATCH_TOKENS
 from prefkit.checkpoint import (
     DYNAMICS_ROWS,
     append_step,
@@ -41,8 +43,17 @@ from prefkit.logps import CompletionLogps
 from prefkit.losses import LOSSES, weighted_mean
 from prefkit.models import check_fits, checkpoint_activations, load_model, load_tokenizer, pick_device
 from prefkit.processes import num_processes
-from prefkit.run import Trained, begin_run, claimed_run, data_sha256, finish_run
-from prefkit.schedule import epochs_made, learning_rate_at, make_optimizer, num_updates, step_batches
+from prefkit.run import Trained, begin_run, claimed_run, data_sha256, finish_run, micro_batch_tokens
+from prefkit.schedule import (
+    Limits,
+    epochs_made,
+    learning_rate_at,
+    limits_of,
+    make_optimizer,
+    micro_batches,
+    num_updates,
+    step_batches,
+)
 from prefkit.store import read_manifest, read_table, write_views
 from prefkit.work import Tell
 
@@ -136,10 +147,12 @@ def train_dpo(
         _refuse_fewer(run, start, num_updates(data.train.height, settings))
         if resume:
             tell(f"going on from step {start} of {run}" + "".join(f"\n  changed: {line}" for line in changed))
-        begin_run(run, dataset, manifest["counts"]["pairs"], claim, figures, start, changed)
+        limits = limits_of(settings, micro_batch_tokens(run, settings, CPU_BATCH_TOKENS if cpu else None))
+        told = claim | {"micro_batch_tokens": limits.tokens}
+        begin_run(run, dataset, manifest["counts"]["pairs"], told, figures, start, changed)
         wrapped, optimizer = accelerator.prepare(scorer, optimizer)
         with located(str(run)):
-            rows = _loop(accelerator, wrapped, optimizer, data, settings, run, start, watch, stop)
+            rows = _loop(accelerator, wrapped, optimizer, data, settings, limits, run, start, watch, stop)
         if run.resolve().parent == (dataset / RUNS).resolve() and (lock := take_lock(dataset)) is not None:
             write_views(dataset, manifest["kind"])  # whoever else holds the lock writes them in the end
             give_lock(dataset, lock)
@@ -177,6 +190,7 @@ def _loop(
     optimizer: Any,
     data: Data,
     settings: TrainConfig,
+    limits: Limits,
     run: Path,
     start: int,
     watch: Watch,
@@ -192,7 +206,7 @@ def _loop(
         save_checkpoint(run, step, accelerator.unwrap_model(policy), optimizer.optimizer)
         prune_checkpoints(run, every, settings.save_total_limit)
 
-    for step, (epoch, micro_batches) in enumerate(step_batches(data.train.height, settings)):
+    for step, (epoch, numbers) in enumerate(step_batches(_lengths(data.train), settings, limits)):
         if step == total:
             break
         if step < start:
@@ -203,9 +217,9 @@ def _loop(
             "learning_rate": learning_rate_at(step, total, settings),
         }
         if settings.eval_steps and step and step % settings.eval_steps == 0:
-            row |= evaluate(policy, data.test, settings)
-        metrics = update(accelerator, policy, optimizer, data.train, micro_batches, settings, row)
-        seen += _dynamics(step, data.train, micro_batches, metrics)
+            row |= evaluate(policy, data.test, settings, limits)
+        metrics = update(accelerator, policy, optimizer, data.train, numbers, settings, row)
+        seen += _dynamics(step, data.train, numbers, metrics)
         if len(seen) >= DYNAMICS_ROWS:
             write_dynamics(run, seen)
             seen = []
@@ -225,7 +239,7 @@ def _loop(
     last = {
         "step": total,
         "epoch": epochs_made(total, data.train.height, settings),
-        **evaluate(policy, data.test, settings),
+        **evaluate(policy, data.test, settings, limits),
     }
     append_step(run, last)
     write_dynamics(run, seen)
@@ -238,12 +252,15 @@ def update(
     policy: Any,
     optimizer: Any,
     rows: pl.DataFrame,
-    micro_batches: Sequence[Sequence[int]],
+    numbers: Sequence[Sequence[int]],
     settings: TrainConfig,
     row: dict[str, Any],
 ) -> Metrics:
-    """One optimiser update over all micro-batches; fills `row` with its metrics, measured before the update."""
-    parts = [rows[list(numbers)] for numbers in micro_batches]
+    """One optimiser update over the rows of all micro-batches; fills `row` with its metrics, measured before it.
+
+    The metrics are in the order of `numbers`.
+    """
+    parts = [rows[list(batch)] for batch in numbers]
     total_weight = float(sum(part["weight"].sum() for part in parts))
     found = []
     for number, part in enumerate(parts):
@@ -321,21 +338,26 @@ def summarise(metrics: Metrics, prefix: str = "") -> dict[str, float]:
     return {prefix + name: float(value) for name, value in values.items()}
 
 
-def evaluate(policy: Any, rows: pl.DataFrame, settings: TrainConfig) -> dict[str, float]:
-    """The eval_ metrics over a split; empty if there are no rows."""
-    found = []
+def _lengths(rows: pl.DataFrame) -> list[int]:
+    """Prompt + chosen + rejected tokens of every row."""
+    return rows.select(NUM_TOKENS).to_series().to_list()
+
+
+def evaluate(policy: Any, rows: pl.DataFrame, settings: TrainConfig, limits: Limits) -> dict[str, float]:
+    """The eval_ metrics over a split, in batches as in training; empty if there are no rows."""
+    batches = micro_batches(range(rows.height), _lengths(rows), limits)
     with torch.no_grad():
-        for start in range(0, rows.height, settings.batch_size):
-            found.append(score_pairs(policy, rows.slice(start, settings.batch_size), settings)[1])  # noqa: PERF401
+        found = [score_pairs(policy, rows[batch], settings)[1] for batch in batches]
     if not found:
         return {}
     return summarise(joined(found), "eval_")
 
 
 def _dynamics(
-    step: int, rows: pl.DataFrame, micro_batches: Sequence[Sequence[int]], metrics: Metrics
+    step: int, rows: pl.DataFrame, numbers: Sequence[Sequence[int]], metrics: Metrics
 ) -> list[dict[str, Any]]:
-    ids = rows["pair_id"][[number for batch in micro_batches for number in batch]].to_list()
+    """A row a pair: within an update the longest pair first, by pair_id where they are equal."""
+    ids = rows["pair_id"][[number for batch in numbers for number in batch]].to_list()
     rewards = zip(ids, metrics.chosen_rewards.tolist(), metrics.rejected_rewards.tolist(), strict=True)
     return [
         {

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from prefkit.batches import extend_plan, read_plan
+from prefkit.batches import NUM_TOKENS, extend_plan, planned_budget, read_plan, unplanned
 from prefkit.config import Pipeline, require_model
 from prefkit.documents import Reference
 from prefkit.encode import EncodeSettings, check_boundary, encode_pairs, resolve_template
@@ -46,8 +46,15 @@ class Work(NamedTuple):
     current: bool
 
 
-def prepare_work(pipeline: Pipeline, tell: Tell) -> Work:
-    """Hash the model, find what is there, encode what is not, and plan it."""
+def prepare_work(pipeline: Pipeline, tell: Tell, measure: Callable[[int], int]) -> Work:
+    """Hash the model, find what is there, encode what is not, and plan it.
+
+    Args:
+        pipeline: its precompute section decides.
+        tell: called with lines for a person.
+        measure: from the tokens of the longest pair to the budget of a batch; asked only where there are new pairs,
+            and neither precompute.max_batch_tokens nor an earlier plan says it.
+    """
     settings = pipeline.precompute
     dataset, model = Path(pipeline.dataset), Path(require_model(settings.model, "precompute.model"))
     manifest = read_manifest(dataset)
@@ -78,14 +85,19 @@ def prepare_work(pipeline: Pipeline, tell: Tell) -> Work:
         encoded = encode_pairs(
             pairs.filter(pl.col("pair_id").is_in(waiting + new["pair_id"].to_list())), tokenizer, encoding
         )
-    plan, dropped = extend_plan(plan, dropped, encoded, set(new["pair_id"]), settings.max_batch_tokens)
-    if plan.is_empty():
+    fresh, lost = unplanned(encoded, set(new["pair_id"]))
+    dropped = pl.concat([dropped, lost])
+    if plan.is_empty() and fresh.is_empty():
         raise CheckError(
             f"encoding drops every pair: {', '.join(f'{n} {r}' for r, n in drop_reasons(dropped).items())}",
             where=str(dataset),
             hint="another precompute.max_length or chat template",
         )
-    check_boundary(plan.filter(pl.col("num_boundary_tokens") > 0).height, plan.height, settings.max_boundary_share)
+    boundaries = pl.concat([plan["num_boundary_tokens"], fresh["num_boundary_tokens"]])
+    check_boundary(int((boundaries > 0).sum()), len(boundaries), settings.max_boundary_share)
+    if fresh.height:
+        longest = int(fresh.select(NUM_TOKENS.max()).item())
+        plan = extend_plan(plan, fresh, settings.max_batch_tokens or planned_budget(plan) or measure(longest))
     missing = [part for part in plan["part"].unique().sort() if not (folder / part_name(part)).exists()]
     return Work(
         key,

@@ -115,6 +115,7 @@ BELOW = [
     "logps",
     "layouts",
     "batches",
+    "budget",
     "work",
     "processes",
     "scoring",

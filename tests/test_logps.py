@@ -331,6 +331,14 @@ def test_an_attention_that_scores_wrong_is_refused_where_it_was_asked_for() -> N
     assert caught.value.hint == "--set precompute.attention=auto"
 
 
+def test_an_attention_that_the_class_has_none_of_is_refused_where_it_was_asked_for() -> None:
+    model = random_model(transformers.GPTJConfig(vocab_size=380, n_embd=32, n_layer=1, n_head=4, rotary_dim=4))
+    text = "sdpa attention is not right for this model: its class has none"
+    with pytest.raises(InputError, match=text) as caught:
+        choose_layout(model, "float32", 64, "sdpa")
+    assert caught.value.where == "precompute.attention"
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_longest_row_is_no_longer_than_max_length(name: str) -> None:
     """Learned positions end somewhere: a probe beyond them would be an error of ours."""

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
+import yaml
 from tiny import built, snapshot, text_rows, tiny_llama
 
 from prefkit import processes
@@ -95,6 +97,37 @@ def test_a_failure_of_all_is_told_once_and_nobody_waits_for_it(ready: Pipeline, 
     assert not (tmp_path / "dataset" / "reference").exists()
     done = command([*torchrun(2), "train", dataset, "--model", str(ready.precompute.model)])
     assert done.stderr.count("training runs in one process so far") == 1
+
+
+@pytest.mark.slow
+def test_the_first_process_measures_the_budget_for_all(ready: Pipeline, tmp_path: Path) -> None:
+    """Two GPUs with more and less free memory, in all but the measurement: one plan, and it is process 0's."""
+    dataset = copied(ready, tmp_path / "dataset")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "import torch\n"
+        "from prefkit import reference\n"
+        "from prefkit.config import load_pipeline\n"
+        "from prefkit.processes import process_rank\n"
+        "def measure(scorer, longest):\n"
+        "    Path(f'{__file__}.{process_rank()}').touch()\n"
+        "    return 700 + 100 * process_rank()\n"
+        "reference.measure_budget = measure\n"
+        "reference.pick_device = lambda: torch.device('cuda')\n"
+        f"reference.precompute_reference(load_pipeline({str(tmp_path / 'pipeline.yaml')!r}))\n",
+        encoding="utf-8",
+    )
+    precompute = ready.precompute.model_dump(exclude={"max_batch_tokens"})
+    sources = [{"path": ready.sources[0].path, "format": "pairs"}]
+    settings = {"dataset": dataset, "kind": "text", "sources": sources, "precompute": precompute}
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    done = command([*torchrun(2)[:-2], str(script)])
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.glob("script.py.*")] == ["script.py.0"]
+    (plan,) = (tmp_path / "dataset" / "reference").glob("*/plan.parquet")
+    assert set(pl.read_parquet(plan)["max_batch_tokens"]) == {700}
+    assert sum(pl.read_parquet(part).height for part in plan.parent.glob("part-*.parquet")) == 400
 
 
 def test_the_first_process_of_one_speaks_whatever_is_left_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import io
 import json
 import random
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import polars as pl
 import pytest
 import torch
 from filelock import FileLock
+from rich.console import Console
 from tiny import (
     CHAT_TEMPLATE,
     Row,
@@ -39,6 +41,7 @@ from prefkit.head import After
 from prefkit.logps import CompletionLogps, Layout
 from prefkit.models import load_tokenizer
 from prefkit.reference import Precomputed, dry_run, precompute_reference
+from prefkit.terminal import print_dry_run
 from prefkit.train import train_dpo
 
 REFERENCE_COLUMNS = {
@@ -565,12 +568,156 @@ def test_a_dry_run_counts_the_pairs_that_are_there_and_no_others(tmp_path: Path,
 def test_the_largest_batch_is_that_of_the_plan_whatever_the_setting_says_later(tmp_path: Path, model: Path) -> None:
     pipeline = built(tmp_path, text_rows(12), model, precompute={"max_batch_tokens": 200})
     folder = folder_of(pipeline, precompute_reference(pipeline))
-    sizes = pl.read_parquet(folder / "plan.parquet").group_by("batch").agg(pl.len(), pl.col("num_tokens").max())
-    largest = max(count * longest for _, count, longest in sizes.iter_rows())
+    sizes: dict[int, int] = {}
+    for batch, tokens in pl.read_parquet(folder / "plan.parquet").select("batch", "num_tokens").iter_rows():
+        sizes[batch] = sizes.get(batch, 0) + tokens
+    assert len(sizes) > 1
     (folder / "reference.json").unlink()
     precompute_reference(with_precompute(pipeline, max_batch_tokens=4000))
     recorded = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
-    assert recorded["provenance"]["largest_batch"] == largest <= 200
+    assert recorded["provenance"]["largest_batch"] == max(sizes.values()) <= 200
+
+
+# --- the budget of a batch
+
+
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch, budget: int) -> list[int]:
+    """From now on the budget is measured, as on a GPU; the longest pair of each measurement."""
+    asked: list[int] = []
+
+    def measure(scorer: CompletionLogps, longest: int) -> int:
+        assert isinstance(scorer, CompletionLogps)
+        asked.append(longest)
+        return budget
+
+    monkeypatch.setattr("prefkit.reference.pick_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("prefkit.reference.measure_budget", measure)
+    return asked
+
+
+def budgets_of(folder: Path) -> list[int | None]:
+    """The budgets of the plan, each once, in its order."""
+    return pl.read_parquet(folder / "plan.parquet")["max_batch_tokens"].unique(maintain_order=True).to_list()
+
+
+def test_on_a_cpu_a_batch_has_2048_tokens_and_nothing_is_measured(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefkit.reference.measure_budget", lambda *_args: pytest.fail("measured"))
+    pipeline = built(tmp_path, text_rows(70, low=20, high=30), model, precompute={"max_length": 256})
+    told = dry_run(pipeline)
+    assert told.max_batch_tokens == 2048
+    folder = folder_of(pipeline, precompute_reference(pipeline))
+    plan = pl.read_parquet(folder / "plan.parquet")
+    assert budgets_of(folder) == [2048]
+    sizes = plan.group_by("batch").agg(pl.col("num_tokens").sum())["num_tokens"].to_list()
+    assert told.batches == len(sizes) > 2
+    assert 1800 < max(sizes) <= 2048
+
+
+def test_on_a_gpu_the_budget_is_measured_once_and_kept_in_the_plan(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, calls: Calls
+) -> None:
+    rows = text_rows(60)
+    pipeline = built(tmp_path, rows[:50], model)
+    asked = on_a_gpu(monkeypatch, 150)
+    lines: list[str] = []
+    folder = folder_of(pipeline, precompute_reference(pipeline, tell=lines.append))
+    assert "batches of 150 tokens, as much as the free memory holds" in lines
+    assert calls.made == 1  # the model that was measured is the one that scores
+    plan = pl.read_parquet(folder / "plan.parquet")
+    assert asked == [plan["num_tokens"].max()]
+    assert budgets_of(folder) == [150]
+    rebuilt(pipeline, rows)
+    assert precompute_reference(pipeline).scored == 10
+    assert dry_run(pipeline).max_batch_tokens == 150
+    assert len(asked) == 1
+    assert budgets_of(folder) == [150]
+    monkeypatch.undo()  # and wherever it goes on
+    rebuilt(pipeline, [*rows, *text_rows(3, seed=9)])
+    precompute_reference(pipeline)
+    assert budgets_of(folder) == [150]
+
+
+@pytest.mark.parametrize("batches", [0, 33])
+def test_a_kill_after_the_measurement_leaves_the_bytes_of_an_unbroken_run_on_any_machine(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, batches: int
+) -> None:
+    asked = on_a_gpu(monkeypatch, 30)
+    whole, broken = (built(tmp_path / name, text_rows(70), model) for name in ("whole", "broken"))
+    precompute_reference(whole)
+    left = iter([None] * batches)
+    with pytest.raises(StopIteration):
+        precompute_reference(broken, watch=lambda *_numbers: next(left))
+    assert len(asked) == 2
+    elsewhere = on_a_gpu(monkeypatch, 90)
+    precompute_reference(broken)
+    assert snapshot(the_folder(broken)) == snapshot(the_folder(whole))
+    assert elsewhere == []
+
+
+def test_a_budget_that_is_given_is_taken_whatever_the_plan_says(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = on_a_gpu(monkeypatch, 500)
+    rows = text_rows(30)
+    pipeline = built(tmp_path, rows[:10], model, precompute={"max_batch_tokens": 100})
+    folder = folder_of(pipeline, precompute_reference(pipeline))
+    rebuilt(pipeline, rows[:20])
+    precompute_reference(with_precompute(pipeline, max_batch_tokens=60))
+    rebuilt(pipeline, rows)
+    precompute_reference(with_precompute(pipeline, max_batch_tokens=None))  # the last one that was used
+    plan = pl.read_parquet(folder / "plan.parquet")
+    assert plan["max_batch_tokens"].to_list() == [100] * 10 + [60] * 20
+    assert asked == []
+
+
+def test_no_model_is_loaded_to_plan_what_cannot_be_scored(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, calls: Calls
+) -> None:
+    rows = text_rows(8)
+    for row in rows:
+        row["prompt"] += " lan"
+        row["chosen"] = "tern" + row["chosen"]
+    asked = on_a_gpu(monkeypatch, 500)
+    with pytest.raises(CheckError, match="in 8 of 8 pairs the prompt's tokens are no prefix"):
+        precompute_reference(built(tmp_path / "split", rows, model))
+    too_long = built(tmp_path / "long", [{"prompt": "river " * 150, "chosen": " yes", "rejected": " no"}], model)
+    with pytest.raises(CheckError, match="encoding drops every pair: 1 prompt_too_long"):
+        precompute_reference(too_long)
+    assert (asked, calls.made) == ([], 0)
+
+
+def test_a_plan_of_an_earlier_release_is_gone_on_with(tmp_path: Path, model: Path) -> None:
+    rows = text_rows(80)
+    pipeline = built(tmp_path, rows[:70], model, precompute=A_PAIR_A_BATCH)
+    folder = folder_of(pipeline, precompute_reference(pipeline))
+    old = pl.read_parquet(folder / "plan.parquet").drop("max_batch_tokens")
+    old.write_parquet(folder / "plan.parquet")
+    for name in ("reference.json", "part-00001.parquet"):
+        (folder / name).unlink()
+    rebuilt(pipeline, rows)
+    done = precompute_reference(with_precompute(pipeline, max_batch_tokens=None))
+    assert (done.pairs, done.scored) == (80, 32 + 10)
+    plan = pl.read_parquet(folder / "plan.parquet")
+    assert plan.drop("max_batch_tokens").head(70).equals(old)
+    assert plan["max_batch_tokens"].to_list() == [None] * 70 + [2048] * 10
+    assert sorted(rows_of(folder)["pair_id"].to_list()) == sorted(pairs_of(pipeline)["pair_id"].to_list())
+
+
+def test_pairs_of_one_prompt_are_scored_in_one_batch(tmp_path: Path, model: Path) -> None:
+    """By how long they are they would lie far apart."""
+    rows = text_rows(30)
+    for number in (3, 9, 20):
+        rows[number]["prompt"] = "one prompt for three"
+        rows[number]["chosen"] += " river" * 5 * (number // 3)
+    pipeline = built(tmp_path, rows, model, precompute={"max_batch_tokens": 120})
+    plan = pl.read_parquet(folder_of(pipeline, precompute_reference(pipeline)) / "plan.parquet")
+    shared = pairs_of(pipeline).filter(pl.col("prompt") == "one prompt for three")["pair_id"].to_list()
+    places = [place for place, pair in enumerate(plan["pair_id"]) if pair in shared]
+    assert len(places) == 3
+    assert places == [places[0], places[0] + 1, places[0] + 2]
+    assert plan["num_tokens"].to_list() != sorted(plan["num_tokens"].to_list(), reverse=True)
 
 
 def test_reordered_and_dropped_pairs_score_nothing(tmp_path: Path, model: Path, calls: Calls) -> None:
@@ -626,6 +773,12 @@ def test_a_dry_run_foretells_and_writes_nothing(tmp_path: Path, model: Path) -> 
     plan = pl.read_parquet(folder / "plan.parquet")
     assert (told.key, told.pairs, told.dropped) == (done.key, 10, {"prompt_too_long": 1})
     assert (told.tokens, told.batches) == (plan["num_tokens"].sum(), plan["batch"].n_unique())
+    assert told.max_batch_tokens == 200
+    shown = io.StringIO()
+    print_dry_run(told, Console(file=shown, width=200))
+    assert f"{told.tokens} tokens in {told.batches} batches of at most 200, " in shown.getvalue()
+    print_dry_run(told._replace(max_batch_tokens=None), Console(file=shown, width=200))
+    assert f"{told.tokens} tokens in {told.batches} batches, " in shown.getvalue()
     assert told.counts == done.counts
     assert told.seconds > 0
     size = (folder / "part-00000.parquet").stat().st_size

@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tiny import (
     Row,
@@ -34,6 +35,7 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from prefkit import train as train_module
 from prefkit.config import Pipeline, TrainConfig
 from prefkit.documents import Run
 from prefkit.encode import TRANSCRIPT
@@ -41,11 +43,13 @@ from prefkit.errors import CheckError, DatasetError, InputError, Interrupted, Ma
 from prefkit.locks import locked
 from prefkit.reference import precompute_reference
 from prefkit.run import Trained
-from prefkit.schedule import learning_rate_at, num_updates, pair_order, step_batches
-from prefkit.train import train_dpo
+from prefkit.schedule import Limits, micro_batches
+from prefkit.scoring import load_scorer
+from prefkit.train import Data, evaluate, load_data, train_dpo, update
 
 CONFIGS: dict[str, Callable[..., Any]] = {"llama": llama_config, "gpt2": gpt2_config, "gemma2": gemma2_config}
 SPLIT = {"test_share": 0.3, "seed": 1}
+SIDES = ("prompt", "chosen", "rejected")
 
 
 def weighted(rows: list[Row]) -> list[Row]:
@@ -264,6 +268,69 @@ def test_accumulation_is_the_large_batch_to_float_rounding(ready: Pipeline, tmp_
         assert dynamics_of(run)["pair_id"].equals(dynamics_of(runs[0])["pair_id"])
 
 
+class Gradients:
+    """An optimiser that takes no step: it keeps the gradient that it is given."""
+
+    def __init__(self, policy: torch.nn.Module) -> None:
+        self.policy, self.param_groups = policy, [{"lr": 0.0}]
+
+    def step(self) -> None:
+        self.found = torch.cat([p.grad.flatten().double() for p in self.policy.parameters() if p.grad is not None])
+
+    def zero_grad(self) -> None:
+        self.policy.zero_grad()
+
+
+def data_of(pipeline: Pipeline) -> Data:
+    dataset = Path(pipeline.dataset)
+    (folder,) = (dataset / "reference").iterdir()
+    recorded = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
+    return load_data(dataset, pairs_of(pipeline), folder.name, recorded)
+
+
+ARRANGEMENTS = [Limits(4, None), Limits(1, None), Limits(None, 90), Limits(None, 1), Limits(3, 70)]
+
+
+def test_loss_and_gradient_of_an_update_are_those_of_one_large_batch_however_it_is_arranged(ready: Pipeline) -> None:
+    data = data_of(ready).train.head(12)
+    lengths = data.select(pl.sum_horizontal("num_prompt_tokens", "num_chosen_tokens", "num_rejected_tokens"))
+    policy = load_scorer(ready, lambda _line: None)
+    with torch.no_grad():  # away from the reference, where the gradients of all pairs are alike
+        for parameter in policy.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)), alpha=0.01)
+    accelerator, settings = Accelerator(cpu=True), TrainConfig(max_grad_norm=None)
+
+    def updated(limits: Limits) -> tuple[Row, torch.Tensor, int, list[float]]:
+        batches = micro_batches(range(12), lengths.to_series().to_list(), limits)
+        optimizer, row = Gradients(policy), {"step": 0, "learning_rate": 0.0}
+        metrics = update(accelerator, policy, optimizer, data, batches, settings, row)
+        return row, optimizer.found, len(batches), metrics.losses.tolist()
+
+    whole, gradient, count, losses = updated(Limits(None, None))
+    assert count == 1
+    assert whole["loss"] != pytest.approx(sum(losses) / 12, abs=1e-4)  # the weights have their effect
+    counts = set()
+    for limits in ARRANGEMENTS:
+        row, found, count, _ = updated(limits)
+        counts.add(count)
+        assert row["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+        assert row["rewards/margins"] == pytest.approx(whole["rewards/margins"], rel=1e-5)
+        assert float((found - gradient).norm() / gradient.norm()) <= 1e-6
+    assert len(counts) >= 4
+
+
+def test_an_evaluation_is_the_same_however_it_is_arranged(ready: Pipeline) -> None:
+    test, policy = data_of(ready).test, load_scorer(ready, lambda _line: None)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)), alpha=0.01)
+    whole = evaluate(policy, test, TrainConfig(), Limits(None, None))
+    assert abs(whole["eval_loss"] - math.log(2)) > 1e-3
+    for limits in ARRANGEMENTS:
+        assert evaluate(policy, test, TrainConfig(), limits) == pytest.approx(whole, abs=1e-4, rel=1e-6)
+    assert evaluate(policy, test.clear(), TrainConfig(), Limits(2, None)) == {}
+
+
 def test_evaluation_is_that_of_the_saved_model_on_the_test_split(ready: Pipeline, tmp_path: Path) -> None:
     done = train(ready, tmp_path / "run", learning_rate=1e-3, max_steps=6, batch_size=3)
     model, test = (
@@ -308,53 +375,7 @@ def test_no_model_is_an_error_that_names_the_key(ready: Pipeline) -> None:
         train(without, None)
 
 
-# --- schedule and order, by hand
-
-
-@pytest.mark.parametrize(
-    ("kind", "warmup", "expected"),
-    [
-        ("linear", 0, [1, 0.75, 0.5, 0.25]),
-        ("constant", 0, [1, 1, 1, 1]),
-        ("cosine", 0, [1, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4]),
-        ("linear", 2, [1 / 3, 2 / 3, 1, 0.5]),
-        ("constant", 3, [0.25, 0.5, 0.75, 1]),
-        ("cosine", 2, [1 / 3, 2 / 3, 1, 0.5]),
-        ("linear", 9, [0.1, 0.2, 0.3, 0.4]),
-    ],
-)
-def test_the_learning_rate_by_hand(kind: str, warmup: int, expected: list[float]) -> None:
-    values = {"learning_rate": 2e-3, "lr_scheduler_type": kind, "warmup_steps": warmup}
-    settings = TrainConfig.model_validate(values)
-    rates = [learning_rate_at(step, 4, settings) for step in range(4)]
-    assert rates == pytest.approx([2e-3 * share for share in expected])
-
-
-@pytest.mark.parametrize(
-    ("pairs", "size", "times", "epochs", "expected"),
-    [(10, 4, 1, 1, 3), (10, 2, 2, 2, 6), (8, 4, 2, 0.5, 1), (3, 8, 1, 1, 1)],
-)
-def test_the_number_of_updates_by_hand(pairs: int, size: int, times: int, epochs: float, expected: int) -> None:
-    settings = TrainConfig(batch_size=size, gradient_accumulation_steps=times, epochs=epochs)
-    assert num_updates(pairs, settings) == expected
-    assert num_updates(pairs, TrainConfig(max_steps=7, epochs=epochs)) == 7
-
-
-def test_the_order_is_one_permutation_a_pass_and_depends_on_the_seed_alone() -> None:
-    one, again, other = pair_order(9, 0), pair_order(9, 0), pair_order(9, 1)
-    passes = [next(one) for _ in range(3)]
-    assert all(sorted(order) == list(range(9)) for order in passes)
-    assert passes == [next(again) for _ in range(3)]
-    assert len({tuple(order) for order in [*passes, next(other)]}) == 4
-
-
-def test_a_step_is_batch_size_times_accumulation_and_no_pass_begins_inside_one() -> None:
-    steps = step_batches(7, TrainConfig(batch_size=2, gradient_accumulation_steps=2, seed=3))
-    order = pair_order(7, 3)
-    for number in (0, 1):
-        rows = next(order)
-        assert next(steps) == (number, [rows[0:2], rows[2:4]])
-        assert next(steps) == (number + 4 / 7, [rows[4:6], rows[6:7]])
+# --- order
 
 
 def test_the_order_of_rows_on_disk_has_no_say(tmp_path: Path) -> None:
@@ -409,6 +430,16 @@ def test_pair_dynamics_has_every_pair_of_every_step(ready: Pipeline, tmp_path: P
     assert apart.abs().max() <= 1e-5  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("changes", [{"batch_size": 3}, {"batch_size": 6, "max_batch_tokens": 70}], ids=str)
+def test_the_pairs_of_a_step_are_logged_longest_first(ready: Pipeline, tmp_path: Path, changes: dict[str, Any]) -> None:
+    train(ready, tmp_path / "run", max_steps=3, **{"gradient_accumulation_steps": 2} | changes)
+    table = table_of(ready)
+    for _, rows in dynamics_of(tmp_path / "run").group_by("step", maintain_order=True):
+        order = [(-sum(table[pair][f"num_{side}_tokens"] for side in SIDES), pair) for pair in rows["pair_id"]]
+        assert len(order) > 4
+        assert order == sorted(order)
+
+
 def test_pairs_that_encoding_dropped_are_not_missed(tmp_path: Path) -> None:
     rows = [{"prompt": "river " * 150, "chosen": " yes", "rejected": " no"}, *text_rows(4)]
     pipeline = built(tmp_path, rows, tiny_llama(tmp_path / "model"))
@@ -426,6 +457,7 @@ def test_the_run_says_what_it_was(ready: Pipeline, tmp_path: Path) -> None:
     assert recorded["finished"] is True
     assert (recorded["steps"], recorded["loss"], recorded["eval"]) == (2, done.loss, done.eval)
     assert recorded["train"]["max_steps"] == 2
+    assert recorded["micro_batch_tokens"] == 2048  # what is usual on a CPU
     card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
     assert recorded["reference"] in card
     assert "not audited" in card
@@ -593,7 +625,11 @@ def interrupted(pipeline: Pipeline, out: Path | None, at: int, **changes: Any) -
     return caught.value
 
 
-@pytest.mark.parametrize("changes", [{}, {"save_steps": None}], ids=["checkpoints are due", "no checkpoints are due"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"save_steps": None}, {"max_batch_tokens": 60}],
+    ids=["checkpoints are due", "no checkpoints are due", "micro-batches of tokens"],
+)
 @pytest.mark.parametrize("stops", [[1], [3], [5], [4, 5, 8]], ids=str)
 def test_an_interrupted_run_has_a_checkpoint_at_that_very_step_and_ends_as_the_unbroken_one(
     ready: Pipeline, tmp_path: Path, stops: list[int], changes: dict[str, Any]
@@ -738,6 +774,77 @@ def test_what_a_run_never_changes_is_refused_even_then(own: Pipeline, changes: d
         train_dpo(with_train(own, max_steps=4, beta=0.7, **changes), go_on=True)
     assert "beta" not in caught.value.message
     assert caught.value.hint.startswith("--out ")
+
+
+def counted_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The pairs of every micro-batch that is scored from now on, in training and evaluation."""
+    sizes: list[int] = []
+    score = train_module.score_pairs
+
+    def counting(policy: Any, rows: pl.DataFrame, settings: TrainConfig) -> Any:
+        sizes.append(rows.height)
+        return score(policy, rows, settings)
+
+    monkeypatch.setattr(train_module, "score_pairs", counting)
+    return sizes
+
+
+def test_a_micro_batch_is_of_pairs_and_on_a_cpu_of_tokens_besides(
+    own: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = counted_batches(monkeypatch)
+    train(own, None, max_steps=1, batch_size=8)
+    assert sizes[0] == 8
+    sizes.clear()
+    train(own, None, max_steps=1, batch_size=8, max_batch_tokens=1)
+    assert set(sizes) == {1}
+    monkeypatch.setattr(train_module, "CPU_BATCH_TOKENS", 1)
+    sizes.clear()
+    train(own, None, max_steps=1, batch_size=8)
+    assert set(sizes) == {1}
+    sizes.clear()
+    train(own, None, max_steps=1, batch_size=4, max_batch_tokens=10**6)  # a setting is not cut short
+    assert sizes[0] == 4
+
+
+def test_a_run_goes_on_with_the_micro_batches_it_began_with_wherever_it_is(
+    ready: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = BUSY | {"batch_size": 4}
+    monkeypatch.setattr(train_module, "CPU_BATCH_TOKENS", 40)
+    train(ready, tmp_path / "unbroken", **settings)
+    interrupted(ready, tmp_path / "run", 5, **settings)
+    monkeypatch.undo()
+    sizes = counted_batches(monkeypatch)
+    train(ready, tmp_path / "run", **settings)
+    assert max(sizes) < 4
+    one, other = snapshot(tmp_path / "run"), snapshot(tmp_path / "unbroken")
+    assert [name for name in one if one[name] != other[name]] == []
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert recorded["micro_batch_tokens"] == 40
+
+
+def test_a_run_of_an_earlier_release_goes_on_with_its_number_of_pairs(own: Pipeline, monkeypatch: Any) -> None:
+    interrupted(own, None, 2, max_steps=4, batch_size=4)
+    path = Path(own.dataset) / "runs" / "1" / "run.json"
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    del recorded["micro_batch_tokens"], recorded["train"]["max_batch_tokens"]
+    path.write_text(json.dumps(recorded), encoding="utf-8")
+    monkeypatch.setattr(train_module, "CPU_BATCH_TOKENS", 1)
+    sizes = counted_batches(monkeypatch)
+    assert train(own, None, max_steps=4, batch_size=4).steps == 4
+    assert sizes[0] == 4
+    assert json.loads(path.read_text(encoding="utf-8"))["micro_batch_tokens"] is None
+
+
+def test_other_micro_batches_are_another_setting(own: Pipeline) -> None:
+    interrupted(own, None, 2, max_steps=4, max_batch_tokens=100)
+    with pytest.raises(DatasetError, match=r"then and now\): train\.max_batch_tokens: 100 and None\n"):
+        train(own, None, max_steps=4)
+    train_dpo(with_train(own, max_steps=4), go_on=True)
+    recorded = json.loads((Path(own.dataset) / "runs" / "1" / "run.json").read_text(encoding="utf-8"))
+    assert recorded["changes"] == [{"step": 2, "settings": ["train.max_batch_tokens: 100 and None"]}]
+    assert recorded["micro_batch_tokens"] == 2048
 
 
 def test_there_must_be_a_run_to_go_on_with(own: Pipeline, tmp_path: Path) -> None:
