@@ -123,6 +123,7 @@ class Run(_Document):
     micro_batch_tokens: int | None = Field(
         None, description="tokens of a forward and backward pass at most, as set or as usual where the run began"
     )
+    layout: str | None = Field(None, description="how pairs were laid out and attended to, and why not faster")
     gate: dict[str, float] = Field(description="how close the policy's scores came to the table before the first step")
     prefkit_version: str
     finished: bool

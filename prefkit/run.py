@@ -204,7 +204,7 @@ def begin_run(
         dataset: as the user named it.
         num_pairs: of the dataset.
         settings: reference, model, train, policy_sha256 and data_sha256: what a resumed run must agree in; and
-            micro_batch_tokens, which it takes over.
+            micro_batch_tokens, which it takes over, and layout.
         figures: of the gate's scoring.
         start: the step it goes on from.
         changed: settings that are others since that step.

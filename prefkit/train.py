@@ -124,11 +124,9 @@ def train_dpo(
         "data_sha256": data_sha256(pl.concat([data.train, data.test])),
     }
     with claimed_run(dataset, out, claim, go_on=go_on) as (run, changed):
-        model = load_model(folder, identity["dtype"], accelerator.device, pipeline.precompute.attention)
-        with located(folder):
-            check_fits(model, tokenizer, identity["max_length"], folder)
-            layout = choose_layout(model, identity["dtype"], identity["max_length"], pipeline.precompute.attention)
-        scorer = CompletionLogps(model, identity["dtype"], layout)
+        scorer = load_policy(pipeline, folder, tokenizer, identity, accelerator.device)
+        model, layout = scorer.model, scorer.layout
+        tell(f"training on {accelerator.device.type} in {identity['dtype']}, {layout.name}")
         resume = list_checkpoints(run)
         figures = None
         if stop():
@@ -148,7 +146,7 @@ def train_dpo(
         if resume:
             tell(f"going on from step {start} of {run}" + "".join(f"\n  changed: {line}" for line in changed))
         limits = limits_of(settings, micro_batch_tokens(run, settings, CPU_BATCH_TOKENS if cpu else None))
-        told = claim | {"micro_batch_tokens": limits.tokens}
+        told = claim | {"micro_batch_tokens": limits.tokens, "layout": layout.name}
         begin_run(run, dataset, manifest["counts"]["pairs"], told, figures, start, changed)
         wrapped, optimizer = accelerator.prepare(scorer, optimizer)
         with located(str(run)):
@@ -157,6 +155,29 @@ def train_dpo(
             write_views(dataset, manifest["kind"])  # whoever else holds the lock writes them in the end
             give_lock(dataset, lock)
         return finish_run(run, dataset, manifest, model, tokenizer, rows, key)
+
+
+def load_policy(
+    pipeline: Pipeline, folder: str, tokenizer: Any, identity: Mapping[str, Any], device: torch.device
+) -> CompletionLogps:
+    """The policy in the reference's regime, in the layout that it can be shown right in.
+
+    Raises:
+        ModelError: it does not load or fit.
+        InputError: the attention that was asked for is not right for it, or has no backward here.
+    """
+    attention, max_length = pipeline.precompute.attention, identity["max_length"]
+    model = load_model(folder, identity["dtype"], device, attention)
+    with located(folder):
+        check_fits(model, tokenizer, max_length, folder)
+        layout = choose_layout(model, identity["dtype"], max_length, attention)
+    if layout.attention == "flex" and device.type == "cpu":
+        raise InputError(
+            "flex attention has no backward on a CPU",
+            where="precompute.attention",
+            hint="--set precompute.attention=auto",
+        )
+    return CompletionLogps(model, identity["dtype"], layout)
 
 
 def _refuse_fewer(run: Path, start: int, total: int) -> None:

@@ -41,6 +41,7 @@ from prefkit.documents import Run
 from prefkit.encode import TRANSCRIPT
 from prefkit.errors import CheckError, DatasetError, InputError, Interrupted, MachineError
 from prefkit.locks import locked
+from prefkit.logps import Layout
 from prefkit.reference import precompute_reference
 from prefkit.run import Trained
 from prefkit.schedule import Limits, micro_batches
@@ -458,6 +459,7 @@ def test_the_run_says_what_it_was(ready: Pipeline, tmp_path: Path) -> None:
     assert (recorded["steps"], recorded["loss"], recorded["eval"]) == (2, done.loss, done.eval)
     assert recorded["train"]["max_steps"] == 2
     assert recorded["micro_batch_tokens"] == 2048  # what is usual on a CPU
+    assert recorded["layout"] == "packed rows, prompts shared (packed attention)"
     card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
     assert recorded["reference"] in card
     assert "not audited" in card
@@ -1004,3 +1006,17 @@ def test_training_runs_in_the_regime_of_its_reference(tmp_path: Path, dtype: str
     assert done.loss < done.first_loss
     weights = {p.dtype for p in model_of(tmp_path / "run").parameters()}
     assert weights == {torch.float32 if dtype == "bfloat16" else torch.bfloat16}
+
+
+def test_attention_without_a_backward_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = built(tmp_path, text_rows(4), tiny_llama(tmp_path / "model"))
+    precompute_reference(pipeline)
+    # compiling it takes half a minute: what is tested is the refusal
+    monkeypatch.setattr("prefkit.train.choose_layout", lambda *_args: Layout("packed", "flex"))
+    with pytest.raises(InputError, match="flex attention has no backward on a CPU") as caught:
+        train_dpo(pipeline)
+    assert caught.value.where == "precompute.attention"
+    assert caught.value.hint == "--set precompute.attention=auto"
+    assert not list(Path(pipeline.dataset).glob("runs/*"))
