@@ -9,7 +9,8 @@
 * sdpa, eager: the class's own attention with a 4-D mask, a row a pair.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -123,27 +124,46 @@ def packed_attention(
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
     if attention_mask is None:
-        keys, values = (states.repeat_interleave(groups, dim=1) for states in (key, value))
-        found = [_branch(query, keys, values, scale, softcap, sliding_window, s_aux)]
+        found = [_branch(query, key, value, scale, softcap, sliding_window, s_aux)]
         return found[0].transpose(1, 2).contiguous(), None
+    tables = list(_tables(attention_mask))
+    at_query, at_key, at_value = (_cut(states, tables) for states in (query, key, value))
     found = []
-    for start, stop, ranges in _tables(attention_mask):
-        keys, values = (
-            torch.cat([states[:, :, a:b] for a, b in ranges], dim=2) if len(ranges) > 1 else states[:, :, start:stop]
-            for states in (key, value)
-        )
-        if groups > 1:
-            keys, values = (states.repeat_interleave(groups, dim=1) for states in (keys, values))
-        found.append(_branch(query[:, :, start:stop], keys, values, scale, softcap, sliding_window, s_aux))
+    for start, stop, ranges in tables:
+        some, keys, values = at_query([(start, stop)]), at_key(ranges), at_value(ranges)
+        found.append(_branch(some, keys, values, scale, softcap, sliding_window, s_aux))
     # classes reshape it by view
     return torch.cat(found, dim=2).transpose(1, 2).contiguous(), None
 
 
-def _tables(branches: Tensor) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
+Ranges = list[tuple[int, int]]
+
+
+def _cut(states: Tensor, tables: list[tuple[int, int, Ranges]]) -> Callable[[Ranges], Tensor]:
+    """From ranges of a row to its states there, one after the other.
+
+    Where there is a backward the row is split once, at every border: the gradient of a slice is as long as the row, so
+    slices would make it quadratic in the branches.
+    """
+    if not torch.is_grad_enabled():
+        return lambda ranges: _joined([states[:, :, first:end] for first, end in ranges])
+    borders = sorted({0, states.shape[2]}.union(*(edge for _, _, ranges in tables for edge in ranges)))
+    pieces = torch.split(states, [after - before for before, after in itertools.pairwise(borders)], dim=2)
+    number = {border: place for place, border in enumerate(borders)}
+    return lambda ranges: _joined([piece for a, b in ranges for piece in pieces[number[a] : number[b]]])
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), dim=2)
+
+
+def _tables(branches: Tensor) -> Iterator[tuple[int, int, Ranges]]:
     """The branch table by branch: first query, end, and the ranges of keys on its path."""
     here: tuple[int, int] | None = None
-    ranges: list[tuple[int, int]] = []
+    ranges: Ranges = []
     for start, stop, first, end in branches[0, 0].tolist():
         if here is not None and here != (start, stop):
             yield *here, ranges
@@ -185,7 +205,7 @@ def _branch(
             found.append(F.scaled_dot_product_attention(some, keys, values, attn_mask=allowed, scale=scale))
         else:
             found.append(_by_hand(some, keys, values, allowed, scale, softcap, sinks))
-    return found[0] if len(found) == 1 else torch.cat(found, dim=2)
+    return _joined(found)
 
 
 def _by_hand(

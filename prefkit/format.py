@@ -299,7 +299,9 @@ REFERENCE = (
     Column("ref_rejected_token_logps", pl.List(pl.Float32), "likewise"),
     Column("chosen_truncated", pl.Boolean, "chosen was cut off at max_length"),
     Column("rejected_truncated", pl.Boolean, "likewise"),
-    Column("ln_ches", pl.Float32, "length-normalised CHES (arXiv 2410.08847); null on the plain path"),
+    Column(
+        "ln_ches", pl.Float32, "length-normalised CHES (arXiv 2410.08847); null where the model's own head was used"
+    ),
 )
 
 REFERENCE_DROPPED_COLUMNS = (

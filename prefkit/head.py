@@ -113,18 +113,21 @@ def _tiling(count: int, vocabulary: int, sources: Tensor) -> _Tiling:
 
 
 class _Tile(NamedTuple):
-    """The tokens of some rows whose target lies in a tile: row within the rows, column, and place among the tokens."""
+    """For the tokens of some rows: row within the rows, column within the tile, and whether the target lies in it.
+
+    Nothing is picked out, for a GPU would have to say how many first; a token elsewhere stands at some column.
+    """
 
     rows: Tensor
     columns: Tensor
-    tokens: Tensor
+    inside: Tensor
 
 
-def _hits(sources: Tensor, targets: Tensor, row: tuple[int, int, int, int], start: int, stop: int) -> _Tile:
+def _places(sources: Tensor, targets: Tensor, row: tuple[int, int, int, int], start: int, stop: int) -> _Tile:
     first, _, begin, end = row
-    mine = targets[begin:end]
-    hit = ((mine >= start) & (mine < stop)).nonzero()[:, 0]
-    return _Tile(sources[begin:end][hit] - first, mine[hit] - start, hit + begin)
+    columns = targets[begin:end] - start
+    inside = (columns >= 0) & (columns < stop - start)
+    return _Tile(sources[begin:end] - first, columns.clamp(0, stop - start - 1), inside)
 
 
 class _HeadLogps(torch.autograd.Function):
@@ -147,7 +150,7 @@ class _HeadLogps(torch.autograd.Function):
     ) -> Tensor:
         count, vocabulary = len(states), weight.shape[0]
         tiling = _tiling(count, vocabulary, sources)
-        found = torch.empty(len(targets), dtype=torch.float32, device=states.device)
+        found = torch.zeros(len(targets), dtype=torch.float32, device=states.device)
         totals = torch.empty(count, dtype=torch.float32, device=states.device)  # log of the sum of exponentials
         kept: dict[tuple[int, int], Tensor] = {}
         room = KEPT_LOGITS
@@ -160,8 +163,9 @@ class _HeadLogps(torch.autograd.Function):
                 # log_softmax is the fused pass over a tile: what it takes off any column is the log of the sum
                 part = logits[:, 0] - torch.log_softmax(logits, -1)[:, 0]
                 total = part if start == 0 else torch.logaddexp(total, part)
-                hit = _hits(sources, targets, row, start, stop)
-                found[hit.tokens] = logits[hit.rows, hit.columns]
+                tile = _places(sources, targets, row, start, stop)
+                some = found[row[2] : row[3]]
+                some.copy_(torch.where(tile.inside, logits[tile.rows, tile.columns], some))
                 if keep and room >= logits.numel():
                     room -= logits.numel()
                     kept[number, start] = logits
@@ -191,8 +195,8 @@ class _HeadLogps(torch.autograd.Function):
                     logits = _logits(some, matrix[start:stop], _slice(bias, start, stop), after)
                 capped = logits.clone() if after.cap is not None else logits
                 slope = logits.sub_(totals[row[0] : row[1], None]).exp_().mul_(-pull)
-                hit = _hits(sources, targets, row, start, stop)
-                slope.index_put_((hit.rows, hit.columns), gradient[hit.tokens], accumulate=True)
+                tile = _places(sources, targets, row, start, stop)
+                slope.index_put_((tile.rows, tile.columns), gradient[row[2] : row[3]] * tile.inside, accumulate=True)
                 slope = after.slope_(slope, capped)
                 if of_bias is not None:
                     of_bias[start:stop] += slope.sum(0)
