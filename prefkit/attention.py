@@ -25,6 +25,7 @@ PACKED = "prefkit_packed"  # the name under which transformers finds our functio
 NAMES = {"packed": PACKED, "flex": "flex_attention", "sdpa": "sdpa", "eager": "eager"}
 BLOCK = 512  # queries at once where a mask is needed
 FLEX_BLOCK = 128  # tokens of a block of the BlockMask
+IGNORED = ("position_ids",)  # tensors that classes hand to every kind of attention, and that change nothing in ours
 
 
 def set_attention(model: Any, kind: str) -> None:
@@ -99,7 +100,7 @@ def packed_attention(
     softcap: float | None = None,
     sliding_window: int | None = None,
     s_aux: Tensor | None = None,
-    **_kwargs: Any,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention along the branches of a trie; the signature is that of transformers' attention functions.
 
@@ -113,6 +114,7 @@ def packed_attention(
         dropout: must be 0.
         softcap: c in c * tanh(score / c), Gemma 2.
         sliding_window: a token sees itself and the sliding_window - 1 before it.
+        kwargs: whatever else a class hands over; tensors that are not known are refused.
         s_aux: (heads,) sinks: a score beside those of the keys whose share of the softmax goes nowhere (gpt-oss).
 
     Returns:
@@ -122,19 +124,23 @@ def packed_attention(
         raise ModelError(
             "packed attention takes the branch table of its batch, and no dropout", where=str(type(module))
         )
+    if unknown := [name for name, value in kwargs.items() if isinstance(value, Tensor) and name not in IGNORED]:
+        raise ModelError(f"packed attention does not know {', '.join(unknown)}", where=str(type(module)))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
     if attention_mask is None:
-        found = [_branch(query, key, value, scale, softcap, sliding_window, s_aux)]
+        found = [_branch(query, key, value, scale, softcap, sliding_window, s_aux, {})]
         return found[0].transpose(1, 2).contiguous(), None
     tables = list(_tables(attention_mask))
+    # all layers have the same masks, and a backward keeps them: they are made once for a batch, beside its table
+    masks: dict[Any, Tensor] = vars(attention_mask).setdefault("prefkit_masks", {})
     at_query, at_key, at_value = (_cut(states, tables) for states in (query, key, value))
     found = []
     for start, stop, ranges in tables:
         some, keys, values = at_query([(start, stop)]), at_key(ranges), at_value(ranges)
-        found.append(_branch(some, keys, values, scale, softcap, sliding_window, s_aux))
+        found.append(_branch(some, keys, values, scale, softcap, sliding_window, s_aux, masks))
     # classes reshape it by view
     return torch.cat(found, dim=2).transpose(1, 2).contiguous(), None
 
@@ -182,6 +188,7 @@ def _branch(
     softcap: float | None,
     window: int | None,
     sinks: Tensor | None,
+    masks: dict[Any, Tensor],
 ) -> Tensor:
     """The last n tokens of a path attend to the path: (1, heads, n, D) and (1, heads, m, D) to (1, heads, n, D)."""
     count, length = query.shape[2], key.shape[2]
@@ -193,26 +200,37 @@ def _branch(
     for start in range(0, count, BLOCK):
         stop = min(start + BLOCK, count)
         first = 0 if window is None else max(0, before + start - window + 1)
-        places = torch.arange(before + start, before + stop, device=query.device)[:, None]
-        seen = torch.arange(first, before + stop, device=query.device)[None, :]
-        allowed = seen <= places if window is None else (seen <= places) & (seen > places - window)
+        asked = (first, before + start, before + stop, window, query.dtype, query.device)
+        if asked not in masks:
+            masks[asked] = _mask(*asked)
         some, keys, values = (
             query[:, :, start:stop],
             key[:, :, first : before + stop],
             value[:, :, first : before + stop],
         )
         if plain:
-            found.append(F.scaled_dot_product_attention(some, keys, values, attn_mask=allowed, scale=scale))
+            found.append(F.scaled_dot_product_attention(some, keys, values, attn_mask=masks[asked], scale=scale))
         else:
-            found.append(_by_hand(some, keys, values, allowed, scale, softcap, sinks))
+            found.append(_by_hand(some, keys, values, masks[asked], scale, softcap, sinks))
     return _joined(found)
+
+
+def _mask(first: int, start: int, stop: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What to add to the scores of places start to stop of a path over its places first to stop: 0, or minus infinity.
+
+    scaled_dot_product_attention would make as much of booleans, and keep it for the backward, in each call.
+    """
+    places = torch.arange(start, stop, device=device)[:, None]
+    seen = torch.arange(first, stop, device=device)[None, :]
+    allowed = seen <= places if window is None else (seen <= places) & (seen > places - window)
+    return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, float("-inf"))
 
 
 def _by_hand(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    allowed: Tensor,
+    mask: Tensor,
     scale: float,
     softcap: float | None,
     sinks: Tensor | None,
@@ -221,7 +239,7 @@ def _by_hand(
     scores = (query @ key.transpose(2, 3)) * scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(~allowed, float("-inf")).float()
+    scores = scores.float() + mask
     if sinks is not None:
         aside = sinks.float().view(1, -1, 1, 1).expand(1, -1, scores.shape[2], 1)
         scores = torch.cat([scores, aside], dim=-1)

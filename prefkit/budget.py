@@ -11,6 +11,7 @@ import torch
 
 from prefkit.encode import Sides
 from prefkit.errors import is_out_of_memory
+from prefkit.layouts import num_predicted
 from prefkit.logps import CompletionLogps
 
 # A 22 M-parameter Llama on one core scores at .83 of the rate of its own matrix products with 1,024 to 2,048 tokens a
@@ -18,7 +19,7 @@ from prefkit.logps import CompletionLogps
 # tokens) take 7.2 s in passes of 2,048 tokens and 10.2 s in one.
 CPU_BATCH_TOKENS = 2048
 STEP = 1024  # a measured budget is a multiple of it
-MAX_BATCH_TOKENS = 65_536  # more tokens keep no GPU busier
+MAX_BATCH_TOKENS = 65_536  # more are taken to keep no GPU busier: not measured
 SHARE = 0.85  # of the free memory: a pass of real pairs, and what the allocator cannot use, must find room too
 FEW, MANY = STEP, 8 * STEP  # tokens of the first two measurements
 
@@ -97,7 +98,7 @@ def measure_budget(scorer: CompletionLogps, longest: int) -> int:
         longest: prompt + chosen + rejected tokens of the longest pair.
     """
     device = scorer.device
-    vocabulary = int(scorer.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+    vocabulary = num_predicted(scorer.model)
 
     def peak_bytes(tokens: int) -> int:
         torch.cuda.empty_cache()

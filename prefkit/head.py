@@ -5,6 +5,7 @@ are kept up to KEPT_LOGITS in all and computed again beyond, tile by tile; both 
 with neither. Everything after the matrix product is float32.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -64,7 +65,8 @@ def unknown_head(head: Any, vocabulary: int) -> str:
     """
     if type(head) is not nn.Linear:
         return f"it is a {type(head).__name__}"
-    if head._forward_hooks or head._forward_pre_hooks or nn.utils.parametrize.is_parametrized(head):
+    hooks = (head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks)
+    if any(hooks) or "forward" in vars(head) or nn.utils.parametrize.is_parametrized(head):
         return "something is hooked onto it"
     if head.out_features != vocabulary:
         return f"it has {head.out_features} rows for {vocabulary} logits"
@@ -150,7 +152,8 @@ class _HeadLogps(torch.autograd.Function):
     ) -> Tensor:
         count, vocabulary = len(states), weight.shape[0]
         tiling = _tiling(count, vocabulary, sources)
-        found = torch.zeros(len(targets), dtype=torch.float32, device=states.device)
+        # a target that no tile holds, of a head smaller than the tokenizer, must not pass for a number
+        found = torch.full((len(targets),), math.nan, dtype=torch.float32, device=states.device)
         totals = torch.empty(count, dtype=torch.float32, device=states.device)  # log of the sum of exponentials
         kept: dict[tuple[int, int], Tensor] = {}
         room = KEPT_LOGITS
@@ -160,8 +163,8 @@ class _HeadLogps(torch.autograd.Function):
             for start in range(0, vocabulary, tiling.width):
                 stop = min(start + tiling.width, vocabulary)
                 logits = _logits(hidden[row[0] : row[1]], matrix[start:stop], _slice(bias, start, stop), after)
-                # log_softmax is the fused pass over a tile: what it takes off any column is the log of the sum
-                part = logits[:, 0] - torch.log_softmax(logits, -1)[:, 0]
+                # log_softmax is the fused pass over a tile: what it takes off the largest is the log of the sum
+                part = logits.amax(-1) - torch.log_softmax(logits, -1).amax(-1)
                 total = part if start == 0 else torch.logaddexp(total, part)
                 tile = _places(sources, targets, row, start, stop)
                 some = found[row[2] : row[3]]

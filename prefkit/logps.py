@@ -5,6 +5,7 @@ and gather at the completion's tokens, one value a token. How pairs become rows 
 attention.py, the vocabulary matrix head.py; in which of the ways a model may be scored is found out in layouts.py.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ class Scored(NamedTuple):
     token_logps: Tensor  # (T,)
     chosen_logps: Tensor  # (B,) sums
     rejected_logps: Tensor  # (B,)
-    ln_ches: Tensor | None  # (B,) None where the model's own head was used
+    ln_ches: Tensor | None  # (B,) None where the model's own head was used, or there will be a backward
 
 
 class Layout(NamedTuple):
@@ -107,7 +108,7 @@ class CompletionLogps(nn.Module):
 
     def batch(self, pairs: Sequence[Sides]) -> Batch:
         """Pairs laid out as `self.layout` says, on the model's device."""
-        multiple = _few_shapes(pairs) if self.layout.attention == "flex" else 1
+        multiple = FLEX_BLOCK if self.layout.attention == "flex" else 1
         return make_batch(pairs, rows=self.layout.rows, multiple=multiple).to(self.device)
 
     def forward(self, batch: Batch) -> Scored:
@@ -115,7 +116,10 @@ class CompletionLogps(nn.Module):
         with autocast(REGIMES[self.dtype], batch.input_ids.device):
             states, logps = self._fused(batch) if self.layout.fused_head else (None, self._own(batch))
         sums = logps.new_zeros(int(batch.sides[-1]) + 1).index_add(0, batch.sides, logps)
-        ches = None if states is None else length_normalised_ches(states.detach()[batch.sources], batch.sides)
+        # the reference wants it, an update does not
+        ches = None
+        if states is not None and not torch.is_grad_enabled():
+            ches = length_normalised_ches(states[batch.sources], batch.sides)
         return Scored(logps, sums[0::2], sums[1::2], ches)
 
     def _fused(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -146,9 +150,12 @@ class CompletionLogps(nn.Module):
             logits = own_logits(logits_to_keep=batch.predictors, **self._rows(batch))[0]
         elif self.layout.rows == "alone":  # a row is a side: its log-probs before the logits of the next
             pieces = []
+            few = "logits_to_keep" in inspect.signature(model.forward).parameters
             for row, places, mine in self._each(batch):
-                logits = own_logits(input_ids=row)[0, places]
-                pieces.append(logps_from_logits(logits, batch.targets[mine]))
+                some = (
+                    own_logits(input_ids=row, logits_to_keep=places)[0] if few else own_logits(input_ids=row)[0, places]
+                )
+                pieces.append(logps_from_logits(some, batch.targets[mine]))
             return torch.cat(pieces)
         else:
             logits = own_logits(**self._rows(batch)).flatten(0, 1)[batch.predictors]
@@ -168,12 +175,3 @@ class CompletionLogps(nn.Module):
             return {"input_ids": batch.input_ids, "attention_mask": (place < batch.lengths[:, None]).long()}
         mask = attention_mask(self.model, batch, self.layout.attention)
         return {"input_ids": batch.input_ids, "attention_mask": mask, "position_ids": batch.position_ids}
-
-
-def _few_shapes(pairs: Sequence[Sides]) -> int:
-    """What to round the length of a packed row up to: a sixteenth to an eighth of it, in whole blocks.
-
-    So lengths within a factor of two come in at most eight shapes, each of which flex_attention is compiled for.
-    """
-    tokens = sum(len(ids) for pair in pairs for ids in pair)
-    return FLEX_BLOCK * max(1, 1 << max(0, (tokens // (8 * FLEX_BLOCK)).bit_length() - 1))

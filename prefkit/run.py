@@ -211,6 +211,8 @@ def begin_run(
     """
     there = read_document(run / RUN_JSON, Run) if (run / RUN_JSON).exists() else {}
     changes = there.get("changes", []) if start else []
+    if start and there.get("layout") not in (None, settings["layout"]):
+        changed = [*changed, f"layout: {there['layout']} and {settings['layout']}"]
     if changed and start:
         changes = [*changes, {"step": start, "settings": list(changed)}]
     write_json(

@@ -5,7 +5,6 @@ step to go on. Which pairs an update sees has nothing to do with their lengths; 
 has, and changes an update no more than float rounding does.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -16,7 +15,7 @@ import torch
 from prefkit.config import TrainConfig
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
-    "adamw": functools.partial(torch.optim.AdamW, fused=True),  # one pass over weights and moments, on a CPU too
+    "adamw": torch.optim.AdamW,
     "rmsprop": torch.optim.RMSprop,
 }
 

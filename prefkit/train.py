@@ -170,7 +170,7 @@ def load_policy(
     model = load_model(folder, identity["dtype"], device, attention)
     with located(folder):
         check_fits(model, tokenizer, max_length, folder)
-        layout = choose_layout(model, identity["dtype"], max_length, attention)
+        layout = choose_layout(model, identity["dtype"], max_length, attention, backward=True)
     if layout.attention == "flex" and device.type == "cpu":
         raise InputError(
             "flex attention has no backward on a CPU",

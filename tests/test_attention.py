@@ -122,3 +122,27 @@ def test_the_block_mask_says_what_the_rule_says_and_skips_the_rest(seed: int) ->
     place = torch.arange(batch.input_ids.shape[1])
     applied = mask.mask_mod(torch.tensor(0), torch.tensor(0), place[:, None], place[None, :])
     assert applied.equal(rule)
+
+
+def test_a_tensor_that_is_not_known_is_refused_even_if_it_is_zero() -> None:
+    text = "packed attention does not know position_bias"
+    with pytest.raises(ModelError, match=text):
+        packed_attention(nn.Module(), *drawn(3), None, position_bias=torch.zeros(1), position_ids=torch.arange(3))
+
+
+def test_layers_share_the_masks_of_a_batch() -> None:
+    batch = some_batch()
+    query, key, value = (part.requires_grad_() for part in drawn(int(batch.lengths[0])))
+    kept: list[int] = []
+
+    def keep(saved: Tensor) -> Tensor:
+        kept.append(saved.data_ptr())
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        for _ in range(3):
+            packed_attention(nn.Module(), query, key, value, batch.branches)
+    masks = {mask.data_ptr() for mask in vars(batch.branches)["prefkit_masks"].values()}
+    branches = len({(row[0], row[1]) for row in batch.branches[0, 0].tolist() if row[2] != row[0]})
+    assert len(masks) == branches > 2
+    assert sum(pointer in masks for pointer in kept) == 3 * branches  # the same memory, layer after layer

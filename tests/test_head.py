@@ -170,3 +170,21 @@ def test_a_head_that_must_be_called_is_told_from_one_that_may_be_read() -> None:
     hooked.register_forward_hook(lambda _module, _inputs, output: output)
     assert unknown_head(hooked, 10) == "something is hooked onto it"
     assert unknown_head(torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 10)), 10) != ""
+
+
+def test_a_target_that_the_head_has_no_row_for_is_no_number() -> None:
+    linear, states, sources, targets, _ = drawn()
+    targets[3], targets[5] = VOCABULARY, VOCABULARY + 7
+    found = completion_logps(linear, After(), states, sources, targets)
+    assert found.isnan().nonzero()[:, 0].tolist() == [3, 5]
+
+
+@pytest.mark.parametrize("first", [-1e3, -1e6, float("-inf")])
+def test_one_very_unlikely_token_does_not_spoil_the_others(first: float) -> None:
+    linear = nn.Linear(SIZE, VOCABULARY)
+    with torch.no_grad():
+        linear.bias[0] = first
+    _, states, sources, _, _ = drawn()
+    targets = torch.full((TOKENS,), 7)
+    found = completion_logps(linear, After(), states, sources, targets)
+    assert torch.allclose(found, whole(linear, After(), states, sources, targets), atol=2e-6)

@@ -1,5 +1,6 @@
 """The kernel against the plain code: float32 log_softmax of the model's own logits, one sequence at a time."""
 
+import functools
 import gzip
 import json
 import random
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from prefkit.encode import Sides
 from prefkit.errors import InputError, ModelError
-from prefkit.layouts import PLAIN, attention_reaches, choose_layout
+from prefkit.layouts import PLAIN, SPAN, _candidates, attention_reaches, choose_layout
 from prefkit.logps import CompletionLogps, Layout, Scored, length_normalised_ches
 
 A_TOKEN = 1e-4  # nats: what float32 may lose on one token
@@ -230,6 +231,10 @@ def test_ln_ches_is_that_of_the_models_own_last_states(name: str) -> None:
         assert abs(float(value - expected)) <= 1e-4 * max(1.0, float(plus @ plus))
 
 
+def test_ln_ches_is_left_out_where_there_will_be_a_backward() -> None:
+    assert score(random_model(llama_config()), PAIRS, LAYOUTS["packed"]).ln_ches is None
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @torch.no_grad()
 def test_ln_ches_is_the_same_in_every_layout_and_left_out_with_the_models_own_head(layout: str) -> None:
@@ -280,6 +285,58 @@ def test_a_window_is_probed_beyond_its_reach(monkeypatch: pytest.MonkeyPatch) ->
     assert "sdpa: differs from one sequence at a time by" in layout.reason
 
 
+def test_a_window_that_a_mask_does_not_know_is_never_left_to_bfloat16_to_show() -> None:
+    """With the window forgotten the float32 model is far off; in bfloat16 weights it would pass for rounding."""
+    config = mistral_config(window=100, initializer_range=0.1, max_position_embeddings=512)
+    model = random_model(config, attn_implementation="sdpa").to(torch.bfloat16)
+    assert choose_layout(model, "bfloat16_weights", 200, "sdpa").rows == "separate"
+    layout = choose_layout(model, "bfloat16_weights", 200)
+    assert layout.rows == "packed"  # our attention is told the window
+    with pytest.raises(InputError, match="its layers may reach no further than 100 tokens"):
+        choose_layout(model, "bfloat16_weights", 200, "flex")
+
+
+def test_a_fault_in_few_tokens_is_not_lost_among_many_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = CompletionLogps.forward
+
+    def wrong_at_the_end(self: CompletionLogps, batch: Any) -> Scored:
+        found = forward(self, batch)
+        if self.layout.rows == "packed":
+            found.token_logps[-SPAN:] += 0.2
+        return found
+
+    model, other = (random_model(llama_config(initializer_range=0.1)).to(torch.bfloat16) for _ in range(2))
+    assert choose_layout(model, "bfloat16_weights", 200).rows == "packed"
+    monkeypatch.setattr(CompletionLogps, "forward", wrong_at_the_end)
+    layout = choose_layout(other, "bfloat16_weights", 200)
+    assert layout.rows == "tree"
+    assert "packed: differs from one sequence at a time by 0.2" in layout.reason
+
+
+def test_gradients_are_not_left_to_a_kernel_whose_backward_no_probe_has_seen() -> None:
+    assert [kind for _, kind in _candidates("cuda", "auto", "sdpa", backward=False)][:2] == ["flex", "packed"]
+    assert "flex" not in [kind for _, kind in _candidates("cuda", "auto", "sdpa", backward=True)]
+    assert [kind for _, kind in _candidates("cuda", "flex", "sdpa", backward=True)] == ["flex"]
+    assert "flex" not in [kind for _, kind in _candidates("cpu", "auto", "sdpa", backward=False)]
+
+
+def test_loading_asks_for_no_more_logits_than_a_completion_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window makes the probe long: its prompt, not its completions."""
+    model = random_model(mistral_config(window=600, max_position_embeddings=2048))
+    forward, seen = transformers.MistralForCausalLM.forward, []
+
+    @functools.wraps(forward)
+    def watched(self: Any, *args: Any, **inputs: Any) -> Any:
+        found = forward(self, *args, **inputs)
+        seen.append((inputs["input_ids"].shape[1], found.logits.shape[1]))
+        return found
+
+    monkeypatch.setattr(transformers.MistralForCausalLM, "forward", watched)
+    assert choose_layout(model, "float32", 1024).rows == "packed"
+    assert max(length for length, _ in seen) > 600
+    assert max(logits for _, logits in seen) < 100
+
+
 def test_reaches_by_the_names_of_transformers() -> None:
     local = transformers.GPTNeoConfig(num_layers=2, attention_types=[[["global", "local"], 1]], window_size=2000)
     assert attention_reaches(local) == [2000]
@@ -311,6 +368,7 @@ def test_rotary_factors_that_depend_on_the_length_are_scored_one_sequence_at_a_t
     )
     layout = choose_layout(random_model(config), "float32", 64)
     assert layout.rows == "alone"
+    assert layout.fused_head
     assert layout.name.endswith("its rotary factors change above 24 tokens, max_length is 64")
     assert choose_layout(random_model(config), "float32", 24).fast
 

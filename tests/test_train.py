@@ -196,7 +196,8 @@ def closest(one: Any, other: Any) -> tuple[float, float]:
         {"batch_size": 8, "max_grad_norm": None},
         {"batch_size": 4, "loss": "ipo", "beta": 0.5},
         {"batch_size": 2, "gradient_accumulation_steps": 2, "loss": "ipo_sum", "beta": 0.5},
-        {"batch_size": 4, "loss": "hinge", "optimizer": "rmsprop", "learning_rate": 1e-4},
+        # the first step of RMSprop is as large for a gradient that is rounding as for any other: hence a small rate
+        {"batch_size": 4, "loss": "hinge", "optimizer": "rmsprop", "learning_rate": 2e-5},
     ],
     ids=["one batch a step", "accumulation, smoothing", "no clipping, an uneven last batch", "ipo", "ipo_sum", "hinge"],
 )
@@ -1014,7 +1015,7 @@ def test_attention_without_a_backward_is_refused_before_anything_is_written(
     pipeline = built(tmp_path, text_rows(4), tiny_llama(tmp_path / "model"))
     precompute_reference(pipeline)
     # compiling it takes half a minute: what is tested is the refusal
-    monkeypatch.setattr("prefkit.train.choose_layout", lambda *_args: Layout("packed", "flex"))
+    monkeypatch.setattr("prefkit.train.choose_layout", lambda *_args, **_named: Layout("packed", "flex"))
     with pytest.raises(InputError, match="flex attention has no backward on a CPU") as caught:
         train_dpo(pipeline)
     assert caught.value.where == "precompute.attention"
