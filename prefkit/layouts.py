@@ -22,7 +22,7 @@ from prefkit.packing import MIN_SHARED, Rows
 PROBE_TOKENS = 256  # of the longest probe, a side, where no window asks for more
 BEYOND_REACH = 64  # tokens by which a probe is longer than what an attention layer reaches
 ROW_TOKENS, MOST_PROBES = 1024, 12  # of a packed row in the probe
-REACH = re.compile(r"window|chunk_size|topk$|local_attention|num_local_blocks", re.IGNORECASE)
+REACH = re.compile(r"window(?!_layers|_pattern)|chunk_size|topk$|local_attention")
 SPAN = 32  # tokens
 # what a layout may differ by from the plain code on one token, in nats: rounding in float32 (bfloat16 is probed in it);
 # where the weights themselves are bfloat16, the root mean square of any span, twice what the gate allows a sample

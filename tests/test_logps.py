@@ -341,7 +341,7 @@ def test_reaches_by_the_names_of_transformers() -> None:
     local = transformers.GPTNeoConfig(num_layers=2, attention_types=[[["global", "local"], 1]], window_size=2000)
     assert attention_reaches(local) == [2000]
     assert attention_reaches(mistral_config(window=32)) == [32]
-    assert attention_reaches(transformers.Qwen2Config(sliding_window=8, use_sliding_window=False)) == [28]  # layers
+    assert attention_reaches(transformers.Qwen2Config(sliding_window=8, use_sliding_window=False)) == []
     assert attention_reaches(llama_config()) == []
     assert attention_reaches(llama_config(keep_window_size=9, index_topk=11)) == [9, 11]
     assert attention_reaches(llama_config(index_topk_blocks=3, index_block_size=50)) == [150]
