@@ -17,6 +17,7 @@ from prefkit.encode import Sides
 from prefkit.errors import InputError, ModelError, is_out_of_memory
 from prefkit.head import unknown_head
 from prefkit.logps import CompletionLogps, Layout
+from prefkit.models import muted_transformers
 from prefkit.packing import MIN_SHARED, Rows
 
 PROBE_TOKENS = 256  # of the longest probe, a side, where no window asks for more
@@ -72,7 +73,7 @@ def choose_layout(
         reason = _unseen(config, layout, dtype, max_length) or probe.tried(layout)
         if not reason:
             return layout._replace(reason="; ".join([*reasons, *([f"our head: {no_head}"] if no_head else [])]))
-        reasons.append(f"{kind if kind != own or rows == 'tree' else rows}: {reason}")
+        reasons.append(f"{'a row a pair' if rows == 'tree' else kind if rows == 'packed' else rows}: {reason}")
     if attention not in ("auto", own):
         raise InputError(
             f"{attention} attention is not right for this model: {'; '.join(reasons) or 'its class has none'}",
@@ -120,8 +121,8 @@ class _Probe:
             )
 
     def _scored(self, layout: Layout) -> Tensor:
-        scorer = CompletionLogps(self.model, self.dtype, layout)
-        with torch.no_grad():
+        with torch.no_grad(), muted_transformers():
+            scorer = CompletionLogps(self.model, self.dtype, layout)
             found: Tensor = scorer(scorer.batch(self.pairs)).token_logps
         return found
 

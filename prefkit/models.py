@@ -62,6 +62,17 @@ def quiet_transformers() -> Iterator[None]:
             hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
+@contextlib.contextmanager
+def muted_transformers() -> Iterator[None]:
+    """Without transformers' warnings: what it says of an attention that is only tried is no fault of the model."""
+    before = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(before)
+
+
 def load_tokenizer(folder: str | Path) -> Any:
     """The tokenizer of a model folder.
 

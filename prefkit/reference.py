@@ -53,6 +53,7 @@ class DryRun(NamedTuple):
 
     `boundary`: how many prompts lose how many of their last tokens to the completion, "0" for none.
     `max_batch_tokens`: what the last batch was planned with; None in a plan of an earlier release.
+    `to_score`: pairs that are not scored yet.
     """
 
     key: str
@@ -63,6 +64,7 @@ class DryRun(NamedTuple):
     tokens: int
     batches: int
     max_batch_tokens: int | None
+    to_score: int
     disk_bytes: int
     layout: str
     seconds: float
@@ -244,6 +246,7 @@ def dry_run(pipeline: Pipeline, *, tell: Tell = lambda _text: None) -> DryRun:
         int(plan["num_tokens"].sum()),
         plan["batch"].n_unique(),
         planned_budget(work.plan),
+        todo.height,
         disk,
         scorer.layout.name,
         estimate,

@@ -372,13 +372,15 @@ class PrecomputeConfig(Section):
         None, description="a jinja file, or `transcript`, where the tokenizer has no template"
     )
     dtype: Literal["float32", "bfloat16", "bfloat16_weights"] = "float32"
-    max_batch_tokens: Annotated[int, Field(gt=0)] | None = Field(
+    max_batch_tokens: Annotated[int, Field(gt=0, strict=True)] | None = Field(
         None,
         description="prompt + chosen + rejected tokens that a batch holds, a longer pair alone; left out: 2048 on a "
         "CPU; on a GPU what its free memory holds, measured once and kept in the plan",
     )
     attention: Literal["auto", "packed", "flex", "sdpa", "eager"] = Field(
-        "auto", description="auto: the fastest that scores this very model right; flex is compiled, for CUDA"
+        "auto",
+        description="of the reference pass and of training; auto: the fastest that scores this very model right; flex "
+        "is compiled, for CUDA",
     )
 
 
@@ -405,7 +407,7 @@ class TrainConfig(Section):
     gradient_accumulation_steps: Annotated[int, Field(gt=0)] = Field(
         1, description="batch_size times this are the pairs of an update"
     )
-    max_batch_tokens: Annotated[int, Field(gt=0)] | None = Field(
+    max_batch_tokens: Annotated[int, Field(gt=0, strict=True)] | None = Field(
         None,
         description="prompt + chosen + rejected tokens that a pass holds, a longer pair alone, in place of batch_size; "
         "left out: batch_size pairs, and on a CPU no more than 2048 tokens",

@@ -84,19 +84,23 @@ def _print_report(told: Mapping[str, Any], console: Console) -> None:
 
 def print_dry_run(foretold: "DryRun", console: Console) -> None:
     """What a reference pass would do."""
-    most = "" if foretold.max_batch_tokens is None else f" of at most {foretold.max_batch_tokens}"
+    most = foretold.max_batch_tokens
+    held = "" if most is None else f" of at most {most}, what pairs share counted once"
     console.print(
         f"reference {foretold.key}: {foretold.pairs} pairs, {foretold.tokens} tokens in {foretold.batches} batches"
-        f"{most}, {foretold.layout}"
+        f"{held}; {foretold.layout}"
     )
     for reason, count in {**foretold.dropped, **_worth_saying(foretold.counts)}.items():
         console.print(f"  {count:>9} {reason}")
     for tokens, count in foretold.boundary.items():
         if tokens != "0":
             console.print(f"  {count:>9} prompts whose last {tokens} tokens merge with the completion")
+    if not foretold.to_score:
+        console.print("  all of them are scored: nothing to do, and nothing written")
+        return
     console.print(
-        f"  about {foretold.disk_bytes / 1e6:.1f} MB on disk and {foretold.seconds:.0f} s here (one batch timed); "
-        "nothing written"
+        f"  {foretold.to_score} pairs to score: about {foretold.disk_bytes / 1e6:.1f} MB on disk and "
+        f"{foretold.seconds:.0f} s here (one batch timed); nothing written"
     )
 
 

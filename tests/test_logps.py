@@ -282,7 +282,7 @@ def test_a_window_is_probed_beyond_its_reach(monkeypatch: pytest.MonkeyPatch) ->
     layout = choose_layout(model, "float32", 400)
     assert layout.rows == "separate"
     assert "packed: differs from one sequence at a time by" in layout.reason
-    assert "sdpa: differs from one sequence at a time by" in layout.reason
+    assert "a row a pair: differs from one sequence at a time by" in layout.reason
 
 
 def test_a_window_that_a_mask_does_not_know_is_never_left_to_bfloat16_to_show() -> None:

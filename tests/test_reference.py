@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from command import Prefkit
 from filelock import FileLock
 from rich.console import Console
 from tiny import (
@@ -29,15 +30,16 @@ from tiny import (
     tiny_tokenizer,
     write_rows,
 )
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, LlamaModel
+from transformers import AutoModelForCausalLM, BloomConfig, LlamaForCausalLM, LlamaModel
 
 from prefkit.batches import BATCHES_PER_PART
 from prefkit.build import build_dataset
-from prefkit.config import Pipeline
+from prefkit.config import Pipeline, load_pipeline
 from prefkit.documents import Reference
 from prefkit.encode import TRANSCRIPT
 from prefkit.errors import CheckError, DatasetError, InputError, Interrupted, MachineError, ModelError
 from prefkit.head import After
+from prefkit.layouts import choose_layout
 from prefkit.logps import CompletionLogps, Layout
 from prefkit.models import load_tokenizer
 from prefkit.reference import Precomputed, dry_run, precompute_reference
@@ -291,6 +293,33 @@ def test_an_attention_that_is_asked_for_is_used_and_recorded(tmp_path: Path, mod
     plain = AutoModelForCausalLM.from_pretrained(model)
     for row in rows_of(folder_of(pipeline, done)).iter_rows(named=True):
         assert float((torch.tensor(row["ref_chosen_token_logps"]) - plain_sums(row, plain)[0]).abs().max()) <= 1e-4
+
+
+def test_a_dry_run_says_how_many_pairs_are_left(tmp_path: Path, model: Path, prefkit: Prefkit) -> None:
+    pipeline = built(tmp_path, text_rows(6), model)
+    before = prefkit("precompute", pipeline.dataset, "--dry-run")
+    assert "  6 pairs to score: about 0.0 MB on disk and " in before.out
+    precompute_reference(pipeline)
+    after = prefkit("precompute", pipeline.dataset, "--dry-run")
+    assert "  all of them are scored: nothing to do, and nothing written\n" in after.out
+    assert "one batch timed" not in after.out
+
+
+def test_what_transformers_says_of_an_attention_that_is_tried_is_not_heard(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bloom has one attention only, which is no fault of the model."""
+    config = BloomConfig(vocab_size=380, hidden_size=32, n_layer=2, n_head=4)
+    assert choose_layout(random_model(config), "float32", 64).rows == "separate"
+    assert "implementation" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["true", "0", "-3", "1.5", "many"])
+@pytest.mark.parametrize("section", ["precompute", "train"])
+def test_a_budget_is_a_number_of_tokens(tmp_path: Path, model: Path, section: str, value: str) -> None:
+    built(tmp_path, text_rows(2), model)
+    with pytest.raises(InputError, match="max_batch_tokens"):
+        load_pipeline(tmp_path / "pipeline.yaml", [f"{section}.max_batch_tokens={value}"])
 
 
 def test_an_attention_that_the_model_does_not_take_is_refused(tmp_path: Path) -> None:
@@ -776,9 +805,12 @@ def test_a_dry_run_foretells_and_writes_nothing(tmp_path: Path, model: Path) -> 
     assert told.max_batch_tokens == 200
     shown = io.StringIO()
     print_dry_run(told, Console(file=shown, width=200))
-    assert f"{told.tokens} tokens in {told.batches} batches of at most 200, " in shown.getvalue()
+    assert (
+        f"{told.tokens} tokens in {told.batches} batches of at most 200, what pairs share counted once; "
+        in shown.getvalue()
+    )
     print_dry_run(told._replace(max_batch_tokens=None), Console(file=shown, width=200))
-    assert f"{told.tokens} tokens in {told.batches} batches, " in shown.getvalue()
+    assert f"{told.tokens} tokens in {told.batches} batches; " in shown.getvalue()
     assert told.counts == done.counts
     assert told.seconds > 0
     size = (folder / "part-00000.parquet").stat().st_size
