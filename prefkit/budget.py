@@ -14,9 +14,7 @@ from prefkit.errors import is_out_of_memory
 from prefkit.layouts import num_predicted
 from prefkit.logps import CompletionLogps
 
-# A 22 M-parameter Llama on one core scores at .83 of the rate of its own matrix products with 1,024 to 2,048 tokens a
-# pass, at .73 with 4,096 and .68 with 16,384: activations leave the cache. Forward and backward of 32 pairs (6,426
-# tokens) take 7.2 s in passes of 2,048 tokens and 10.2 s in one.
+# Larger passes leave a CPU's cache and smaller ones gain nothing: `benchmarks/reference_vs_trl.py --budget N` shows it.
 CPU_BATCH_TOKENS = 2048
 STEP = 1024  # a measured budget is a multiple of it
 MAX_BATCH_TOKENS = 65_536  # more are taken to keep no GPU busier: not measured

@@ -5,6 +5,7 @@ are kept up to KEPT_LOGITS in all and computed again beyond, tile by tile; both 
 with neither. Everything after the matrix product is float32.
 """
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -111,7 +112,8 @@ def _tiling(count: int, vocabulary: int, sources: Tensor) -> _Tiling:
     height = max(1, (TILE_LOGITS_CUDA if on_cuda else TILE_LOGITS) // width)
     edges = [*range(0, count, height), count]
     places = torch.searchsorted(sources, torch.tensor(edges, device=sources.device)).tolist()
-    return _Tiling(list(zip(edges, edges[1:], places, places[1:], strict=False)), width)
+    cuts = zip(itertools.pairwise(edges), itertools.pairwise(places), strict=True)
+    return _Tiling([(*states, *tokens) for states, tokens in cuts], width)
 
 
 class _Tile(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from architectures import LONGROPE
 from tiny import (
     SIZES,
     TOKENIZERS,
@@ -355,17 +356,7 @@ def test_a_recurrent_model_is_scored_in_separate_sequences_with_a_reason() -> No
 
 
 def test_rotary_factors_that_depend_on_the_length_are_scored_one_sequence_at_a_time() -> None:
-    rotary = {
-        "rope_type": "longrope",
-        "rope_theta": 10_000.0,
-        "factor": 512 / 24,
-        "original_max_position_embeddings": 24,
-        "short_factor": [1.0] * 4,
-        "long_factor": [4.0, 3.0, 2.0, 5.0],
-    }
-    config = transformers.Phi3Config(
-        vocab_size=380, original_max_position_embeddings=24, rope_parameters=rotary, **SIZES
-    )
+    config = transformers.Phi3Config(vocab_size=380, **(SIZES | LONGROPE))
     layout = choose_layout(random_model(config), "float32", 64)
     assert layout.rows == "alone"
     assert layout.fused_head
