@@ -40,7 +40,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from prefkit.audit.counting import Texts, Weights, count_grams, of_words
-from prefkit.audit.grams import gram_hash
+from prefkit.grams import gram_hash
 from prefkit.audit.postings import names_of, postings
 from prefkit.spill import Spill
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefkit.audit.grams import words_in
+from prefkit.grams import words_in
 from prefkit.audit.verdict import repair_command
 from prefkit.format import AUDIT_PROBE, AUDIT_STRUCTURE
 from prefkit.judgement import Audited

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from prefkit.audit.evidence import in_memory
-from prefkit.audit.grams import words_in
+from prefkit.grams import words_in
 from prefkit.audit.repair import SIDES, Signs, length_surplus, surplus, token_signs
 from prefkit.audit.shortcuts import Seen, find_shortcuts, fit_probes, see_pairs
 from prefkit.config import Pipeline

@@ -194,7 +194,9 @@ class PairsConfig(Section):
         None, description="largest |ln(characters of chosen / of rejected)|, of pairs from any source; .69 allows twice"
     )
     max_pairs_per_prompt: Annotated[int, Field(gt=0)] | None = Field(
-        None, description="of one prompt's candidates, those of the largest margins are kept"
+        None,
+        description="of candidates, those of the largest margins are made; then, from all sources together, as many "
+        "pairs of a prompt (and of those nearly the same) are kept: a human's first, then the largest margins",
     )
     scorers: Literal["rank", "zscore"] = Field(
         "rank",
@@ -232,16 +234,70 @@ class ValidateConfig(Section):
         return self
 
 
+class NearDuplicatesConfig(Section):
+    """Which pairs are nearly the same, by the Jaccard similarity of the n-grams of words that they hold."""
+
+    threshold: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.8, description="smallest similarity of prompts of one cluster, and of both sides of near-duplicates"
+    )
+    ngram: Annotated[int, Field(ge=1, le=32)] = Field(5, description="words of an n-gram of chosen and rejected")
+    prompt_ngram: Annotated[int, Field(ge=1, le=32)] = Field(3, description="likewise, of prompts")
+    num_perm: Annotated[int, Field(ge=16, le=1024)] = Field(
+        128, description="permutations of a MinHash signature, at most; more find more of what is near the threshold"
+    )
+    weights: tuple[Share, Share] = Field(
+        (0.05, 0.95), description="what a look in vain and what a miss costs, sum 1: they choose the bands"
+    )
+
+    @model_validator(mode="after")
+    def _weights_are_shares(self) -> "NearDuplicatesConfig":
+        if abs(sum(self.weights) - 1) > 1e-9:
+            raise ValueError("dedupe.near_duplicates.weights must sum to 1")
+        return self
+
+
 class DedupeConfig(Section):
     """What counts as the same pair twice, and what happens to pairs that contradict each other."""
 
     exact: bool = Field(True, description="drop pairs equal after folding Unicode (NFC) and white space")
+    near_duplicates: NearDuplicatesConfig | None = Field(
+        NearDuplicatesConfig(),
+        description="drop pairs that are nearly the same, and hold prompts that are on one side of the split; null: "
+        "only prompts equal after folding are one",
+    )
     contradictions: Literal["drop_both", "majority", "higher_margin", "keep"] = Field(
         "drop_both", description="A over B and B over A for one prompt"
     )
     cycles: Literal["drop", "keep"] = Field(
         "drop", description="A over B, B over C and C over A for one prompt: the least sure go"
     )
+
+
+class EvalSetConfig(Section):
+    """A file of evaluation items that no pair may hold."""
+
+    path: str = Field(description="file or glob, relative to the working directory")
+    columns: list[str | Annotated[list[str], Field(min_length=1)]] = Field(
+        [],
+        description="the texts of an item, dotted paths allowed; a list of paths is joined to one text; left out: the "
+        "columns that evaluation sets usually have, and the build says which",
+    )
+    id: str | None = Field(None, description="column of the item's name; left out: its line")
+
+
+class DecontaminateConfig(Section):
+    """Pairs that hold evaluation items are dropped."""
+
+    against: list[EvalSetConfig] = Field([], description="evaluation files; a path alone is short for {path: ...}")
+    ngram: Annotated[int, Field(ge=2, le=32)] = Field(8, description="words of an n-gram that counts as copied")
+    max_overlap: Share = Field(
+        0.5, description="largest share of an item's words that n-grams of one text may cover; shorter items: equality"
+    )
+
+    @field_validator("against", mode="before")
+    @classmethod
+    def _path_alone(cls, value: Any) -> Any:
+        return [{"path": one} if isinstance(one, str) else one for one in value] if isinstance(value, list) else value
 
 
 class BuildConfig(Section):
@@ -440,6 +496,7 @@ class Pipeline(Section):
     pairs: PairsConfig = PairsConfig()
     validate_: ValidateConfig = Field(ValidateConfig(), alias="validate")
     dedupe: DedupeConfig = DedupeConfig()
+    decontaminate: DecontaminateConfig = DecontaminateConfig()
     split: SplitConfig = SplitConfig()
     build: BuildConfig = BuildConfig()
     audit: AuditConfig = AuditConfig()

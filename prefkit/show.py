@@ -12,7 +12,7 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from prefkit.audit.grams import words_in
+from prefkit.grams import words_in
 from prefkit.audit.repair import has_gram
 from prefkit.documents import Audit
 from prefkit.errors import InputError

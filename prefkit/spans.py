@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from rapidfuzz.distance import Levenshtein, Postfix, Prefix
 
-from prefkit.audit.grams import fold
+from prefkit.grams import fold
 from prefkit.text import WORD
 
 Spans = list[tuple[int, int]]  # places in a text, in characters, or in a list of words: from, to
@@ -50,7 +50,7 @@ class Change(NamedTuple):
 
 
 def placed_words(text: str, number: int = 0) -> Iterator[Word]:
-    """The words that `audit.grams.split` gives, and where they stand in the text as it is."""
+    """The words that `grams.words_in` gives, and where they stand in the text as it is."""
     pieces = _pieces(text)
     folded = [fold(piece) for piece in pieces]
     owner = [i for i, piece in enumerate(folded) for _ in piece]  # of each folded character

@@ -19,7 +19,7 @@ from rich.console import Console
 from scipy import sparse
 
 from prefkit.audit.evidence import in_memory
-from prefkit.audit.grams import words_in
+from prefkit.grams import words_in
 from prefkit.audit.probe import cross_fit, shallow
 from prefkit.audit.repair import (
     cut_opener,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from prefkit.audit.grams import words_in
+from prefkit.grams import words_in
 from prefkit.build import build_dataset
 from prefkit.config import Pipeline
 from prefkit.documents import Audit

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 
-from prefkit.audit.grams import words_in
+from prefkit.grams import words_in
 
 PATTERN = "re:"  # how an entry begins that is a regular expression
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import polars as pl
 
-from prefkit.audit.grams import SPARE_BITS, Array, Grams, Lookup, extended, hash_ids, hash_words, ngrams, selected
+from prefkit.grams import SPARE_BITS, Array, Grams, Lookup, extended, hash_ids, hash_words, ngrams, selected
 
 Texts = Callable[[], Iterator[pl.DataFrame]]  # each call starts again; frames in the order of the pairs
 Hash = Callable[[pl.DataFrame], tuple[Grams, Grams]]  # the 1-grams of chosen and of rejected

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from prefkit.audit.grams import Array, Grams, hash_words
+from prefkit.grams import Array, Grams, hash_words
 
 ROWS = 4096  # a call: the keys of distinct words hold 16 bits of row
 HASH_BITS = 48  # of a word within a row; two of 10,000 words of a row meet once in 6 million rows

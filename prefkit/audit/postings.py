@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from prefkit.audit.counting import Hash, Texts, blocks, of_ids, of_words, slots
-from prefkit.audit.grams import Array, Grams, Lookup, ngrams, selected, words_in
+from prefkit.grams import Array, Grams, Lookup, ngrams, selected, words_in
 
 Spelt = Callable[[pl.DataFrame, str], list[list[Any]]]  # the tokens of one side (chosen | rejected) of each pair
 PAIR_BITS, SIGN_BITS = 32, 1

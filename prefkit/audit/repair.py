@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from prefkit.audit.grams import words_in
+from prefkit.grams import words_in
 from prefkit.format import Kind, text_dtype
 from prefkit.text import CALLS
 

@@ -16,7 +16,7 @@ from scipy import stats
 
 from prefkit.audit.allow import allows
 from prefkit.audit.features import FEATURES, Sides
-from prefkit.audit.grams import Array, words_in
+from prefkit.grams import Array, words_in
 from prefkit.audit.significance import (
     LengthModel,
     benjamini_hochberg,

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from prefkit.audit.features import NOT_ASCII, NOT_LATIN, Sides, count, halves, stacked
-from prefkit.audit.grams import Array, Grams, hash_words, words_in
+from prefkit.grams import Array, Grams, hash_words, words_in
 
 
 class Categorical(NamedTuple):

@@ -1,6 +1,6 @@
 r"""Words and n-grams as 64-bit hashes, whole blocks of texts at once: no Python object a word.
 
-A word is `\w+|[^\w\s]` over casefolded NFC text, for all of Unicode; the plain code is `split`. Two n-grams of one n
+A word is `\w+|[^\w\s]` over casefolded NFC text, for all of Unicode; the plain code is `words_in`. Two n-grams of one n
 share a hash with probability 2^-53: among ten million of them, .006 pairs are expected to. Price: some 5 nanoseconds a
 byte of English on one core.
 
@@ -19,12 +19,14 @@ import polars as pl
 from prefkit.text import WORD
 
 SPARE_BITS = 11
-SPACE, IN_WORD, MARK = 0, 1, 2  # a kind of character; a mark is a word by itself
+SPACE, IN_WORD, MARK, SIGN = 0, 1, 2, 3  # a kind of character; a mark is a word by itself, and so is a sign
 UNSETTLED = 4  # added to a kind: the character may fold or compose, so that its text is folded by Python
 EMPTY = np.uint64(2**64 - 1)  # no hash: it is no multiple of 2^SPARE_BITS
 _KEPT = np.uint64(2**64 - 2**SPARE_BITS)
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd
 _LOWER = bytes(range(256)).lower()
+# ours: scripts that put no space between words, as the names of their characters begin
+_UNSPACED = ("CJK UNIFIED", "CJK COMPATIBILITY IDEOGRAPH", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 _HIGH = 128  # bytes from here on are of characters outside ASCII
 _CHUNK = 8  # bytes of a word that are mixed in at a time
 _FIRST_BYTES = np.array([(1 << 8 * count) - 1 for count in range(_CHUNK + 1)], dtype=np.uint64)
@@ -39,15 +41,23 @@ class Grams(NamedTuple):
     offsets: Array  # int64 (documents + 1,)
 
 
-def hash_words(texts: pl.Series) -> Grams:
-    """The words of each text, in order; of a null none."""
+def hash_words(texts: pl.Series, *, marks: bool = True, unspaced: bool = False) -> Grams:
+    """The words of each text, in order; of a null none.
+
+    Args:
+        texts: strings.
+        marks: whether what is neither a word character nor white space counts as a word.
+        unspaced: each character of a script that puts no space between words is a word by itself, a sign.
+    """
     raw, offsets = _bytes_of(texts)
-    kinds = _kinds(raw)
+    kinds = _kinds(raw, unspaced=unspaced)
     unsettled = np.flatnonzero(kinds >= UNSETTLED)
     if len(unsettled):
         rows = np.unique(np.searchsorted(offsets, unsettled, side="right") - 1)
         raw, offsets = _bytes_of(texts.clone().scatter(rows, [fold(text) for text in texts.gather(rows)]))
-        kinds = _kinds(raw) & ~np.uint8(UNSETTLED)
+        kinds = _kinds(raw, unspaced=unspaced) & ~np.uint8(UNSETTLED)
+    if not marks:
+        kinds = np.where(kinds == MARK, np.uint8(SPACE), kinds)
     starts, ends = _spans(raw, kinds, offsets)
     return Grams(_hash_spans(raw, starts, ends), np.searchsorted(starts, offsets).astype(np.int64))
 
@@ -121,9 +131,12 @@ def fold(text: str) -> str:
     return unicodedata.normalize("NFC", text).casefold()
 
 
-def words_in(text: str) -> list[str]:
+def words_in(text: str, *, marks: bool = True, unspaced: bool = False) -> list[str]:
     """The words of a text in order, as strings. `"Hi, hi!"` gives hi , hi !"""
-    return WORD.findall(fold(text))
+    words = WORD.findall(fold(text))
+    if unspaced:
+        words = [part for word in words for part in _apart(word)]
+    return words if marks else [word for word in words if _kind_of(ord(word[0]), unspaced=unspaced) % UNSETTLED != MARK]
 
 
 class Lookup(NamedTuple):
@@ -183,6 +196,17 @@ def _mixed_int(value: int) -> int:
     return int(_mixed(np.array([value % 2**64], dtype=np.uint64))[0])
 
 
+def _apart(word: str) -> list[str]:
+    """A word, its signs apart from the rest."""
+    parts = [""]
+    for character in word:
+        if _is_unspaced(character):
+            parts += [character, ""]
+        else:
+            parts[-1] += character
+    return [part for part in parts if part]
+
+
 # -- many at a time
 
 
@@ -217,7 +241,7 @@ def _bytes_of(texts: pl.Series) -> tuple[Array, Array]:
     return np.frombuffer(lower, dtype=np.uint8), offsets - first
 
 
-def _kinds(raw: Array) -> Array:
+def _kinds(raw: Array, *, unspaced: bool) -> Array:
     """The kind of the character that each byte is of, the `_CHUNK` bytes behind the last text left out."""
     kinds = np.frombuffer(raw[:-_CHUNK].tobytes().translate(_kinds_of_ascii()), dtype=np.uint8)
     if not len(raw) or raw.max() < _HIGH:
@@ -225,7 +249,7 @@ def _kinds(raw: Array) -> Array:
     kinds = kinds.copy()
     leads = np.flatnonzero(raw[:-_CHUNK] >= 0xC0)
     sizes = 2 + (raw[leads] >= 0xE0) + (raw[leads] >= 0xF0)
-    found = _kinds_of_points(_code_points(raw, leads, sizes))
+    found = _kinds_of_points(_code_points(raw, leads, sizes), unspaced=unspaced)
     kinds[leads] = found
     for place in (1, 2, 3):
         longer = sizes > place
@@ -242,24 +266,26 @@ def _code_points(raw: Array, leads: Array, sizes: Array) -> Array:
     return points
 
 
-def _kinds_of_points(points: Array) -> Array:
+def _kinds_of_points(points: Array, *, unspaced: bool) -> Array:
     seen = np.zeros(int(points.max()) + 1, dtype=np.uint8)
     seen[points] = 1
     distinct = np.flatnonzero(seen)
-    seen[distinct] = [_kind_of(point) for point in distinct.tolist()]
+    seen[distinct] = [_kind_of(point, unspaced=unspaced) for point in distinct.tolist()]
     return seen[points]
 
 
 @cache
 def _kinds_of_ascii() -> bytes:
-    return bytes(_kind_of(point) if point < _HIGH else MARK for point in range(256))
+    return bytes(_kind_of(point, unspaced=False) if point < _HIGH else MARK for point in range(256))
 
 
 @lru_cache(maxsize=100_000)
-def _kind_of(point: int) -> int:
+def _kind_of(point: int, *, unspaced: bool) -> int:
     """SPACE, IN_WORD or MARK as `WORD` sees a character, plus UNSETTLED where folding may change it or what is near."""
     character = chr(point)
     kind = IN_WORD if character.isalnum() or character == "_" else SPACE if character.isspace() else MARK
+    if unspaced and kind == IN_WORD and _is_unspaced(character):
+        kind = SIGN
     settled = point < _HIGH or (
         character.casefold() == character
         and unicodedata.is_normalized("NFC", character)
@@ -267,6 +293,10 @@ def _kind_of(point: int) -> int:
         and point not in _composing()
     )
     return kind if settled else kind + UNSETTLED
+
+
+def _is_unspaced(character: str) -> bool:
+    return ord(character) >= _HIGH and unicodedata.name(character, "").startswith(_UNSPACED)
 
 
 @cache
