@@ -40,8 +40,8 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from prefkit.audit.counting import Texts, Weights, count_grams, of_words
-from prefkit.grams import gram_hash
 from prefkit.audit.postings import names_of, postings
+from prefkit.grams import gram_hash
 from prefkit.spill import Spill
 
 BLOCK = 4096

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefkit.grams import words_in
 from prefkit.audit.verdict import repair_command
 from prefkit.format import AUDIT_PROBE, AUDIT_STRUCTURE
+from prefkit.grams import words_in
 from prefkit.judgement import Audited
 from prefkit.mending import Step
 from prefkit.repairs import Repaired

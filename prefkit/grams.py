@@ -276,11 +276,11 @@ def _kinds_of_points(points: Array, *, unspaced: bool) -> Array:
 
 @cache
 def _kinds_of_ascii() -> bytes:
-    return bytes(_kind_of(point, unspaced=False) if point < _HIGH else MARK for point in range(256))
+    return bytes(_kind_of(point) if point < _HIGH else MARK for point in range(256))
 
 
 @lru_cache(maxsize=100_000)
-def _kind_of(point: int, *, unspaced: bool) -> int:
+def _kind_of(point: int, *, unspaced: bool = False) -> int:
     """SPACE, IN_WORD or MARK as `WORD` sees a character, plus UNSETTLED where folding may change it or what is near."""
     character = chr(point)
     kind = IN_WORD if character.isalnum() or character == "_" else SPACE if character.isspace() else MARK

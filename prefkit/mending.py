@@ -12,13 +12,13 @@ import numpy as np
 import polars as pl
 
 from prefkit.audit.evidence import in_memory
-from prefkit.grams import words_in
 from prefkit.audit.repair import SIDES, Signs, length_surplus, surplus, token_signs
 from prefkit.audit.shortcuts import Seen, find_shortcuts, fit_probes, see_pairs
 from prefkit.config import Pipeline
 from prefkit.corrections import distances
 from prefkit.errors import CheckError, DatasetError, InputError
 from prefkit.format import Kind, schema
+from prefkit.grams import words_in
 from prefkit.openers import without_opener
 from prefkit.text import printable, words_of
 

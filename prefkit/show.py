@@ -12,11 +12,11 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from prefkit.grams import words_in
 from prefkit.audit.repair import has_gram
 from prefkit.documents import Audit
 from prefkit.errors import InputError
 from prefkit.format import AUDIT_JSON, AUDIT_SCORES, PAIR_SCORES, PAIRS
+from prefkit.grams import words_in
 from prefkit.query import as_input_error, connect_dataset
 from prefkit.spans import Flag, Spans, differences, flag_places, in_texts, side_words
 from prefkit.store import read_document, read_manifest, table_blocks

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefkit.audit import counting
 from prefkit import grams as grams_module
+from prefkit.audit import counting
 from prefkit.audit.counting import ONE, Texts, Weights, as_fixed, count_grams, of_ids, of_words, slots
-from prefkit.grams import Lookup, gram_hash, hash_ids, hash_words, ids_hash, ngrams
 from prefkit.audit.postings import ids_of, names_of, postings
+from prefkit.grams import Lookup, gram_hash, hash_ids, hash_words, ids_hash, ngrams
 from prefkit.spill import Spill
 
 quick = settings(deadline=None, derandomize=True, database=None, max_examples=60)

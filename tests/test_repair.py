@@ -19,7 +19,6 @@ from rich.console import Console
 from scipy import sparse
 
 from prefkit.audit.evidence import in_memory
-from prefkit.grams import words_in
 from prefkit.audit.probe import cross_fit, shallow
 from prefkit.audit.repair import (
     cut_opener,
@@ -39,6 +38,7 @@ from prefkit.config import Pipeline, load_pipeline
 from prefkit.demo.world import SHORTCUT_OPENER, pretraining_texts, write_world
 from prefkit.errors import CheckError, ConfigError, DatasetError, InputError
 from prefkit.format import AUDIT_PROBE, AUDIT_SCORES, MESSAGES
+from prefkit.grams import words_in
 from prefkit.mending import Step, Wanted, mend_pairs
 from prefkit.query import connect_dataset
 from prefkit.repairs import Repaired, repair_dataset

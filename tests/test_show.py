@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from prefkit.grams import words_in
 from prefkit.build import build_dataset
 from prefkit.config import Pipeline
 from prefkit.documents import Audit
 from prefkit.errors import DatasetError, InputError
 from prefkit.format import schema
+from prefkit.grams import words_in
 from prefkit.show import Shown, Turn, as_dict, show_pairs
 from prefkit.sides import NARROW, SIDE, Look, print_pairs, shortened
 from prefkit.spans import MAX_WORDS, Flag, changes, differences, flag_places, placed_words, side_words

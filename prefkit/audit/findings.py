@@ -13,10 +13,10 @@ import polars as pl
 from scipy import sparse
 
 from prefkit.audit.evidence import Evidence
-from prefkit.grams import words_in
 from prefkit.audit.significance import benjamini_hochberg, benjamini_yekutieli, firth_log_odds, sign_test, z_by_prompt
 from prefkit.audit.values import CATEGORICAL
 from prefkit.audit.verdict import SHOWN_PAIRS, Finding, structure_finding, token_finding, worst_first
+from prefkit.grams import words_in
 
 Ints = npt.NDArray[np.int64]
 Signs = npt.NDArray[np.int8]

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from prefkit.grams import words_in
 from prefkit.format import Kind, text_dtype
+from prefkit.grams import words_in
 from prefkit.text import CALLS
 
 Bools = npt.NDArray[np.bool_]

@@ -16,7 +16,6 @@ from scipy import stats
 
 from prefkit.audit.allow import allows
 from prefkit.audit.features import FEATURES, Sides
-from prefkit.grams import Array, words_in
 from prefkit.audit.significance import (
     LengthModel,
     benjamini_hochberg,
@@ -29,6 +28,7 @@ from prefkit.audit.significance import (
 from prefkit.audit.tokens import MIN_DISCORDANT_TESTED, MIN_ONE_SIDED, among_tested
 from prefkit.audit.values import CATEGORICAL
 from prefkit.format import schema
+from prefkit.grams import Array, words_in
 
 LEVEL = 0.95
 MAX_WORDS = 20_000  # of a side: the time of an edit distance grows with the product of both
