@@ -66,7 +66,7 @@ def hash_ids(ids: pl.Series) -> Grams:
     """The token ids of each list<int32>, in order; of a null none."""
     lengths = ids.list.len().fill_null(0).to_numpy()
     flat = ids.drop_nulls().explode(empty_as_null=False).cast(pl.Int64).to_numpy()
-    return Grams(_mixed(flat.astype(np.uint64) + np.uint64(1)) & _KEPT, _offsets(lengths))
+    return Grams(_mixed(flat.astype(np.uint64) + np.uint64(1)) & _KEPT, offsets_of(lengths))
 
 
 def ngrams(grams: Grams, n: int) -> Grams:
@@ -75,6 +75,34 @@ def ngrams(grams: Grams, n: int) -> Grams:
     for length in range(1, n):
         found = extended(found, grams, length)
     return found
+
+
+def joined_words(words: Grams, n: int) -> Grams:
+    """The n-grams of each document from its 1-grams, hashed in one go; a document of fewer words has one: all of them.
+
+    The hashes are no multiples of those of `ngrams`, and a document without a word has the hash of nothing.
+    """
+    lengths = np.diff(words.offsets)
+    counts = np.maximum(lengths - n + 1, 1)
+    offsets = offsets_of(counts)
+    powers = _ODD ** np.arange(n, dtype=np.uint64)
+    summed = np.zeros(max(len(words.hashes) - n + 1, 0), dtype=np.uint64)
+    for place in range(n):
+        summed += words.hashes[place : place + len(summed)] * powers[n - 1 - place]
+    short = np.flatnonzero(lengths < n)
+    if not len(short):
+        inside = ~_at_ends(words.offsets, n - 1)[: len(summed)]
+        return Grams(_mixed(summed[inside] + np.uint64(n)) & _KEPT, offsets)
+    found = np.empty(int(offsets[-1]), dtype=np.uint64)
+    alone = np.zeros(len(found), dtype=bool)
+    alone[offsets[short]] = True
+    found[~alone] = summed[~_at_ends(words.offsets, n - 1)[: len(summed)]] + np.uint64(n)
+    whole = np.zeros(len(short), dtype=np.uint64)
+    for place in range(n - 1):
+        more = np.flatnonzero(lengths[short] > place)
+        whole[more] = whole[more] * _ODD + words.hashes[words.offsets[short[more]] + place]
+    found[alone] = whole + lengths[short].astype(np.uint64)  # hashes are multiples of 2^SPARE_BITS: lengths never meet
+    return Grams(_mixed(found) & _KEPT, offsets)
 
 
 def extended(grams: Grams, words: Grams, n: int, known: Array | None = None) -> Grams:
@@ -89,15 +117,15 @@ def extended(grams: Grams, words: Grams, n: int, known: Array | None = None) -> 
     head, tail = ~_at_ends(grams.offsets), ~_at_starts(grams.offsets, 1)
     after = words.hashes[~_at_starts(words.offsets, n)]
     if known is None:
-        return Grams(_joined(grams.hashes[head], after), _offsets(np.maximum(np.diff(grams.offsets) - 1, 0)))
+        return Grams(_joined(grams.hashes[head], after), offsets_of(np.maximum(np.diff(grams.offsets) - 1, 0)))
     both = known[head] & known[tail]
-    offsets = _offsets(np.maximum(np.diff(grams.offsets) - 1, 0))
-    return Grams(_joined(grams.hashes[head][both], after[both]), _offsets(both)[offsets])
+    offsets = offsets_of(np.maximum(np.diff(grams.offsets) - 1, 0))
+    return Grams(_joined(grams.hashes[head][both], after[both]), offsets_of(both)[offsets])
 
 
 def selected(grams: Grams, mask: Array) -> Grams:
     """Some of the n-grams of each document."""
-    return Grams(grams.hashes[mask], _offsets(mask)[grams.offsets])
+    return Grams(grams.hashes[mask], offsets_of(mask)[grams.offsets])
 
 
 def _at_starts(offsets: Array, count: int) -> Array:
@@ -109,10 +137,12 @@ def _at_starts(offsets: Array, count: int) -> Array:
     return found
 
 
-def _at_ends(offsets: Array) -> Array:
-    """The last place of each document that has any."""
+def _at_ends(offsets: Array, count: int = 1) -> Array:
+    """The last `count` places of each document, or all it has."""
     found = np.zeros(int(offsets[-1]), dtype=bool)
-    found[offsets[1:][np.diff(offsets) > 0] - 1] = True
+    for place in range(1, count + 1):
+        at = offsets[1:] - place
+        found[at[at >= offsets[:-1]]] = True
     return found
 
 
@@ -226,7 +256,8 @@ def _joined(grams: Array, words: Array) -> Array:
     return mixed
 
 
-def _offsets(lengths: Array) -> Array:
+def offsets_of(lengths: Array) -> Array:
+    """Where documents of these lengths begin, and where the last one ends."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 

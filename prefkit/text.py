@@ -14,6 +14,7 @@ from prefkit.format import Kind, canonical_json
 
 WORD = re.compile(r"\w+|[^\w\s]")
 VISIBLE = r"[^\s\p{Cf}]"  # no white space, and no format character (zero-width space, byte order mark)
+SETTING_ROLES = ("system", "developer")  # of messages that set the scene and ask for nothing
 CALLS = '"tool_calls"'  # a key of `extra`; inside a JSON text its quotes would be escaped
 
 
@@ -92,6 +93,14 @@ def words_of(column: str, kind: Kind) -> pl.Expr:
     return (
         pl.col(column).list.eval(pl.when(calls).then(pl.concat_str(content, extra)).otherwise(content)).list.join("\n")
     )
+
+
+def asked(column: str, kind: Kind) -> pl.Expr:
+    """A prompt as the words of those who speak in it: what a system or developer message sets is left out."""
+    if kind == "text":
+        return pl.col(column)
+    said = pl.col(column).list.filter(~pl.element().struct.field("role").is_in(SETTING_ROLES))
+    return said.list.eval(pl.element().struct.field("content")).list.join("\n")
 
 
 def says_nothing(column: str, kind: Kind) -> pl.Expr:
