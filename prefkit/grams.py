@@ -280,7 +280,7 @@ def _kinds(raw: Array, *, unspaced: bool) -> Array:
     kinds = kinds.copy()
     leads = np.flatnonzero(raw[:-_CHUNK] >= 0xC0)
     sizes = 2 + (raw[leads] >= 0xE0) + (raw[leads] >= 0xF0)
-    found = _kinds_of_points(_code_points(raw, leads, sizes), unspaced=unspaced)
+    found = _kinds_of_points(code_points(raw, leads), unspaced=unspaced)
     kinds[leads] = found
     for place in (1, 2, 3):
         longer = sizes > place
@@ -288,9 +288,10 @@ def _kinds(raw: Array, *, unspaced: bool) -> Array:
     return kinds
 
 
-def _code_points(raw: Array, leads: Array, sizes: Array) -> Array:
+def code_points(raw: Array, leads: Array) -> Array:
     """The code points of the UTF-8 characters of 2 to 4 bytes that begin at `leads`."""
-    points = raw[leads] & np.array([0, 0, 0x1F, 0x0F, 0x07], dtype=np.uint32)[sizes]
+    sizes = 2 + (raw[leads] >= 0xE0) + (raw[leads] >= 0xF0)
+    points: Array = raw[leads] & np.array([0, 0, 0x1F, 0x0F, 0x07], dtype=np.uint32)[sizes]
     for place in (1, 2, 3):
         longer = np.flatnonzero(sizes > place)
         points[longer] = points[longer] << 6 | (raw[leads[longer] + place] & 0x3F)
@@ -321,7 +322,7 @@ def _kind_of(point: int, *, unspaced: bool = False) -> int:
         character.casefold() == character
         and unicodedata.is_normalized("NFC", character)
         and not unicodedata.combining(character)  # marks of one letter are put in order
-        and point not in _composing()
+        and point not in composing()
     )
     return kind if settled else kind + UNSETTLED
 
@@ -331,7 +332,7 @@ def _is_unspaced(character: str) -> bool:
 
 
 @cache
-def _composing() -> frozenset[int]:
+def composing() -> frozenset[int]:
     """The characters that may become one with the character before them."""
     parts = (unicodedata.decomposition(chr(point)).split() for point in range(0x30000))  # two planes have any
     seconds = {int(pair[1], 16) for pair in parts if len(pair) == 2 and not pair[0].startswith("<")}

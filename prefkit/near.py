@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 
 from prefkit.buckets import COMPARED, components, jaccards, meeting_rows, sets_of
 from prefkit.format import MESSAGES, PLAIN_MESSAGES, Kind
-from prefkit.grams import Array, offsets_of
-from prefkit.minhash import Nearness, band_keys, permutations, shingles, signatures
+from prefkit.grams import Array, hash_words, joined_words, offsets_of
+from prefkit.minhash import Nearness, band_keys, permutations, signatures
 from prefkit.store import SCRATCH, written
 from prefkit.text import asked, words_of
 
@@ -156,6 +156,7 @@ class Meeting:
         self.by_place = numbers[order]  # rows that take part, the first in rank first
         self.place = np.zeros(num_rows, np.int64)
         self.place[self.by_place] = np.arange(len(order))
+        self.short = np.zeros((num_rows, self.num_texts), np.bool_)  # texts of fewer words than an n-gram has
         self.processes = min(processes, max(len(files), 1))
         self.parent = scratch or Path(tempfile.gettempdir())
         self.folder: Path | None = None
@@ -221,17 +222,18 @@ class Meeting:
         return self.folder / f"{name}-{number:05d}.npy"
 
     def _sign(self) -> None:
-        calls, sizes = [], []
+        calls, numbers = [], []
         for number, (begin, end) in enumerate(self._spans()):
             rows = np.flatnonzero(self.rows[begin:end])
             scope = None if self.scope is None else self.scope[begin + rows]
             calls.append((sign_file, self.files[number], rows, scope, self.nearness, self._path("keys", number)))
-            sizes.append(len(rows))
+            numbers.append(begin + rows)
         done = 0
         with written(self.parent):
-            for size, _ in zip(sizes, self._all(calls), strict=True):
-                done += size
-                self.watch(done, sum(sizes))
+            for rows, short in zip(numbers, self._all(calls), strict=True):
+                self.short[rows] = short
+                done += len(rows)
+                self.watch(done, len(self.by_place))
 
     def _bands(self, chosen: Array) -> Iterator[Array]:
         """The keys of each band, of the texts of chosen rows in order."""
@@ -274,19 +276,27 @@ class Meeting:
 # -- what a process does
 
 
-def sign_file(file: TextFile, rows: Array, scope: Array | None, nearness: Nearness, path: Path) -> None:
-    """Write the band keys of some rows of a file: uint64 (bands, texts), the texts of a row side by side."""
+def sign_file(file: TextFile, rows: Array, scope: Array | None, nearness: Nearness, path: Path) -> Array:
+    """Write the band keys of some rows of a file: uint64 (bands, texts), the texts of a row side by side.
+
+    Returns:
+        bool (rows, texts): which have fewer words than an n-gram.
+    """
     bands, per_band = nearness.bands()
     chosen = permutations(nearness.num_perm)[:, : bands * per_band]
     num_texts = len(file.columns)
     keys = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint64, shape=(bands, max(len(rows) * num_texts, 1)))
+    short = np.zeros((len(rows), num_texts), np.bool_)
     for first, texts in texts_of(file, rows):
         for number, name in enumerate(file.columns):
-            found = band_keys(signatures(shingles(texts[name], nearness.ngram), chosen), bands, per_band)
+            words = hash_words(texts[name], unspaced=True)
+            short[first : first + texts.height, number] = np.diff(words.offsets) < nearness.ngram
+            found = band_keys(signatures(joined_words(words, nearness.ngram), chosen), bands, per_band)
             if scope is not None:
                 found = found + scope[first : first + texts.height] * np.uint64(0x9E3779B97F4A7C15)
             keys[:, first * num_texts + number : (first + texts.height) * num_texts : num_texts] = found
     keys.flush()
+    return short
 
 
 def write_sets(file: TextFile, rows: Array, nearness: Nearness, path: Path) -> Array:

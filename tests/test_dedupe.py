@@ -11,13 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components
 
-from prefkit.dedupe import Contradictions, dedupe_pairs
+from prefkit.comparing import Comparing, dedupe_pairs
+from prefkit.dedupe import Contradictions, Rules
 from prefkit.format import MESSAGES
 from prefkit.screen import Screened
 from prefkit.text import pair_id, with_pair_ids
 
 PROPERTY = settings(deadline=None, max_examples=200, derandomize=True, database=None)
 
+EXACT = Comparing(None, None, Rules())
 SCHEMA = {
     "prompt": pl.String,
     "chosen": pl.String,
@@ -38,7 +40,7 @@ def dedupe(
 ) -> Screened:
     full = [(*row, *(None,) * (5 - len(row)), number, None) for number, row in enumerate(rows)]
     frame = with_pair_ids(pl.DataFrame(full, schema=SCHEMA, orient="row"), "text")
-    return dedupe_pairs(frame, "text", exact=exact, contradictions=policy, cycles=cycles)
+    return dedupe_pairs(frame, "text", Comparing(None, None, Rules(exact, policy, cycles)))
 
 
 def kept(found: Screened) -> list[int]:
@@ -46,8 +48,9 @@ def kept(found: Screened) -> list[int]:
 
 
 def dropped(found: Screened) -> dict[int, tuple[str, str]]:
-    """source_row -> reason and duplicate_of."""
-    return {row["source_row"]: (row["reason"], row["duplicate_of"]) for row in found.dropped.iter_rows(named=True)}
+    """source_row -> reason, and the pair_id that it repeats or contradicts."""
+    rows = found.dropped.iter_rows(named=True)
+    return {row["source_row"]: (row["reason"], row["duplicate_of"] or row["contradicts"]) for row in rows}
 
 
 def fold(text: str) -> str:
@@ -105,7 +108,7 @@ def test_white_space_at_the_ends_of_a_message_makes_no_different_pair_either() -
             "agreement": pl.Series([None, None], dtype=pl.Float64),
         }
     )
-    assert dedupe_pairs(with_pair_ids(frame, "chat"), "chat").kept.height == 1
+    assert dedupe_pairs(with_pair_ids(frame, "chat"), "chat", EXACT).kept.height == 1
 
 
 def test_the_roles_of_messages_are_part_of_a_pair() -> None:
@@ -122,7 +125,7 @@ def test_the_roles_of_messages_are_part_of_a_pair() -> None:
             "agreement": pl.Series([None, None], dtype=pl.Float64),
         }
     )
-    assert dedupe_pairs(with_pair_ids(frame, "chat"), "chat").kept.height == 2
+    assert dedupe_pairs(with_pair_ids(frame, "chat"), "chat", EXACT).kept.height == 2
 
 
 def test_metadata_makes_no_different_pair_and_another_prompt_does() -> None:
@@ -149,8 +152,8 @@ def test_a_reversal_is_judged_by_the_policy(policy: Contradictions, wanted: list
     found = dedupe(*REVERSAL, policy=policy)
     assert kept(found) == wanted
     lost = {row: why for row, why in dropped(found).items() if why[0] == "contradiction"}
-    assert sorted(lost) == sorted({0, 2} - set(wanted))
-    opposite = {0: pair_id("text", "p", "b", "a"), 2: pair_id("text", "p", "a", "b")}
+    assert sorted(lost) == ([] if 0 in wanted else [0, 1]) + ([] if 2 in wanted else [2])  # a copy goes with its pair
+    opposite = dict.fromkeys([0, 1], pair_id("text", "p", "b", "a")) | {2: pair_id("text", "p", "a", "b")}
     for row, (_, other) in lost.items():
         assert other == opposite[row]
 
@@ -199,7 +202,7 @@ def test_of_a_cycle_the_pair_that_fewest_agree_on_goes_whatever_its_margin() -> 
         schema=SCHEMA,
         orient="row",
     )
-    assert kept(dedupe_pairs(with_pair_ids(frame, "text"), "text")) == [0, 1]
+    assert kept(dedupe_pairs(with_pair_ids(frame, "text"), "text", EXACT)) == [0, 1]
 
 
 def test_a_reversal_is_no_cycle_and_a_cycle_across_prompts_is_none() -> None:
@@ -221,7 +224,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(graph.nnz)
         return connected_components(graph, **how)
 
-    monkeypatch.setattr("prefkit.dedupe.connected_components", counted)
+    monkeypatch.setattr("prefkit.cycles.connected_components", counted)
     return seen
 
 
@@ -289,6 +292,7 @@ def oracle(rows: list[Row], policy: Contradictions) -> tuple[list[int], dict[int
             lost[number] = "contradiction"
     left = [number for key, number in best.items() if number not in lost]
     lost |= dict.fromkeys(circular([(rows[n][0], rows[n][1], rows[n][2], rows[n][4], n) for n in left]), "cycle")
+    lost |= {n: lost[best[key]] for key, numbers in groups.items() for n in numbers if best[key] in lost}
     return [number for number in range(len(rows)) if number not in lost], lost
 
 
