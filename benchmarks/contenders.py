@@ -20,7 +20,7 @@ from prefkit.logps import CompletionLogps
 from prefkit.processes import Team
 from prefkit.schedule import limits_of, make_optimizer, micro_batches
 from prefkit.scoring import assemble_part, score_batches
-from prefkit.store import write_parquet
+from prefkit.tables import write_parquet
 from prefkit.train import update
 
 Scores = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]  # chosen and rejected sums, in the order of the pairs

@@ -31,7 +31,8 @@ from prefkit.judgement import Audited, Counted, judge_evidence
 from prefkit.locks import locked
 from prefkit.settings import AuditConfig, num_bytes
 from prefkit.spill import Spill
-from prefkit.store import check_parts, read_manifest, table_blocks, write_json, write_parquet, write_views
+from prefkit.store import read_manifest, write_json, write_views
+from prefkit.tables import check_parts, table_blocks, write_parquet
 from prefkit.text import words_of
 
 Tell = Callable[[str], None]

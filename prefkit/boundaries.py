@@ -14,7 +14,7 @@ import polars as pl
 from prefkit.audit.verdict import SHOWN_PAIRS, Finding, Limits
 from prefkit.controls import control_tokens
 from prefkit.encode import END_WINDOW, EncodeSettings, encode_pairs
-from prefkit.store import write_parquet
+from prefkit.tables import write_parquet
 
 IDS = ("chosen_ids", "rejected_ids")
 MODEL_FEATURES = ("model_tokens", "truncated", "no_end_token")

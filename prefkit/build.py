@@ -1,54 +1,57 @@
-"""`prefkit build`: sources -> pairs -> validate -> dedupe -> split -> dataset, top to bottom in that order.
+"""`prefkit build`: sources -> pairs -> validate -> decontaminate -> dedupe -> split -> dataset, in that order.
 
 Every row read is accounted for. Pairs and corrections: rows = pairs + dropped + rejects. Candidates: candidates = used
 + unused + rejects, and prompts = prompts with a pair + prompts in dropped. Two builds of one pipeline write the same
-bytes.
+bytes, whatever memory they are given and however many processes. Rows stream: each source is drafted to disk, what is
+compared is some hundred bytes a pair, and the tables are written as they are read back. A build that was killed goes on
+after the last source it had read, or after the comparison.
 """
 
+import tempfile
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 
 from prefkit import __version__
+from prefkit.accounts import Account, Counts, OfSources
+from prefkit.additions import added_sources, base_of
+from prefkit.assembly import Base, Gathered, assembled, compared, how_to_compare, prompt_report
 from prefkit.config import PairsConfig, Pipeline, SourceConfig
-from prefkit.corrections import correction_report
-from prefkit.dedupe import dedupe_pairs
+from prefkit.decontaminate import index_of
 from prefkit.detection import with_formats
-from prefkit.drafts import Drafted, draft_source, files_of, keep_draft, kept_draft
+from prefkit.drafts import Draft, Drafting, drafted_source, files_of, kept_draft
 from prefkit.errors import ConfigError, DatasetError, PrefkitError
-from prefkit.format import CARD, FORMAT_VERSION, MANIFEST, VIEWS, Kind
+from prefkit.evals import read_evals
+from prefkit.format import CARD, FORMAT_VERSION, MANIFEST, VIEWS, Kind, schema
 from prefkit.formats import FORMATS
 from prefkit.formats.reading import Family
 from prefkit.locks import give_lock, leave_no_empty_directory, locked, take_lock
-from prefkit.sources import SourceFile, is_chat_source, source_sha256
-from prefkit.split import split_pairs
+from prefkit.sources import SourceFile, is_chat_source
 from prefkit.store import (
     DRAFTS,
-    are_plain,
     built_beside,
-    check_parts,
     claim_directory,
     clear_left_behind,
     clear_scratch,
     left_behind,
-    newer_format,
     read_manifest,
     write_json,
-    write_table,
     write_text,
     write_views,
 )
-from prefkit.text import with_pair_ids
-from prefkit.validate import validate_pairs
+from prefkit.tables import TableWriter
 from prefkit.views import views_sql
 
 Tell = Callable[[str], None]
-# who can use what a pipeline says of pairs; length_cap is for all
+TABLES = ("pairs", "dropped", "rejects")
+# who can use what a pipeline says of pairs; length_cap and max_pairs_per_prompt are for all
 SCORED: Sequence[Family] = ("candidates", "comparisons", "pairs")
-OF_CANDIDATES = ("chosen", "rejected", "max_pairs_per_prompt", "scorers", "scorers_agree", "seed")
+OF_CANDIDATES = ("chosen", "rejected", "scorers", "scorers_agree", "seed")
 USED_BY: Mapping[str, Sequence[Family]] = {
     **dict.fromkeys(OF_CANDIDATES, SCORED[:1]),
     **dict.fromkeys(("min_margin", "max_margin", "min_chosen_score"), SCORED),
@@ -56,51 +59,67 @@ USED_BY: Mapping[str, Sequence[Family]] = {
 }
 
 
-class Counts(NamedTuple):
-    """What became of everything that was read; `check` holds the accounting equations."""
+class Watch:
+    """Who is told how a build goes on, and how long each of its stages took. By itself it tells nobody."""
 
-    rows: int  # rows of pair, comparison and correction sources, as their files were read: each becomes one record
-    pairs: int
-    dropped: int  # rows of the dropped table
-    rejects: int
-    candidates: int  # candidates of candidate sources, a list-form row counted once each
-    candidate_rejects: int
-    used: int
-    unused: int
-    candidate_pairs: int  # pairs made of candidates
-    candidate_dropped: int  # rows of the dropped table that stem from candidates: pairs, or prompts without one
-    prompts: int  # distinct prompts of candidate sources
-    prompts_with_pair: int
-    prompts_dropped: int
-    train: int
-    test: int
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
 
-    def check(self) -> None:
-        """The equations of the format: nothing is lost."""
-        paired = self.pairs - self.candidate_pairs
-        dropped = self.dropped - self.candidate_dropped
-        assert self.rows == paired + dropped + (self.rejects - self.candidate_rejects), self
-        assert self.candidates == self.used + self.unused + self.candidate_rejects, self
-        assert self.prompts == self.prompts_with_pair + self.prompts_dropped, self
-        assert self.pairs == self.train + self.test, self
+    def stage(self, name: str) -> None:
+        """A stage begins."""
+
+    def look(self, done: int, total: float | None) -> None:
+        """Rows done in this stage, and about how many there are."""
+
+    @contextmanager
+    def staged(self, name: str) -> Iterator[None]:
+        """Time a stage."""
+        self.stage(name)
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            kind = name.partition(" ")[0]
+            self.seconds[kind] = self.seconds.get(kind, 0.0) + time.monotonic() - started
 
 
-class Tables(NamedTuple):
-    """All that a build makes, before anything is written."""
+class Made(NamedTuple):
+    """What a build made, but for the rows.
+
+    `sources`: settings, as the rows lie in the tables; `told`: what sources, corrections and prompts have to say.
+    """
 
     kind: Kind
-    pairs: pl.DataFrame
-    dropped: pl.DataFrame
-    rejects: pl.DataFrame
+    sources: list[dict[str, Any]]
     files: list[dict[str, Any]]
+    evals: list[dict[str, Any]]
+    additions: list[dict[str, Any]]
     counts: Counts
     reasons: dict[str, int]
     unused: dict[str, int]
-    report: list[dict[str, Any]]  # by source: what selection or rules did, and advice
+    told: list[dict[str, Any]]
+
+
+class Tables(NamedTuple):
+    """All that a build makes, in memory."""
+
+    pairs: pl.DataFrame
+    dropped: pl.DataFrame
+    rejects: pl.DataFrame
+    made: Made
+
+    @property
+    def counts(self) -> Counts:
+        """What became of everything that was read."""
+        return self.made.counts
 
 
 class Built(NamedTuple):
-    """What `build_dataset` returns. `unchanged`: the dataset was already there, nothing was written."""
+    """What `build_dataset` returns.
+
+    `unchanged`: the dataset was already there, nothing was written; `added`: the sources that were added to it, and
+    the pairs they brought; None where it was built as a whole; `seconds`: by stage.
+    """
 
     dataset: str
     kind: Kind
@@ -110,46 +129,82 @@ class Built(NamedTuple):
     report: list[dict[str, Any]]
     unchanged: bool
     checked_only: bool
+    added: dict[str, Any] | None
+    seconds: dict[str, float]
 
 
-def build_dataset(pipeline: Pipeline, *, check: bool = False, tell: Tell = lambda _text: None) -> Built:
+def build_dataset(
+    pipeline: Pipeline,
+    *,
+    check: bool = False,
+    rebuild: bool = False,
+    tell: Tell = lambda _text: None,
+    watch: Watch | None = None,
+) -> Built:
     """Build the dataset of a pipeline, or with `check` only say what would be built.
+
+    A dataset that was built of some of the pipeline's sources and otherwise alike is added to: what it holds stays, in
+    its split, and new pairs are compared with it. `rebuild` builds all of it anew.
 
     Raises:
         ConfigError: a setting of pairs that no source can use.
-        SourceError: a source cannot be read, or too many of its lines are rejects.
+        SourceError: a source or evaluation file cannot be read, or too many of its lines are rejects.
         DatasetError: the dataset directory is not ours, or another prefkit is writing to it.
-        MachineError: the disk is full.
+        MachineError: the disk is full, or build.memory_limit too small.
     """
+    watch = watch or Watch()
     dataset = Path(pipeline.dataset)
     claim_directory(dataset)
     refuse_repaired(dataset)
     pipeline = resolve_formats(pipeline, tell)
     refuse_without_effect(pipeline)
     kind = resolve_kind(pipeline)
+    base = None if rebuild else base_of(dataset, pipeline, kind)
+    if base is not None and not added_sources(base, pipeline):
+        return _unchanged(base, pipeline, kind)
+    if base is not None:
+        names = ", ".join(source.path for source in added_sources(base, pipeline))
+        tell(f"adding {names} to the {base.rows} pairs of {dataset}, which stay as they are")
     if check:
-        return _built(pipeline, make_tables(pipeline, kind, tell), checked_only=True)
-    if (finished := _same_build(dataset, pipeline, kind)) is not None:
-        return finished
+        with tempfile.TemporaryDirectory(prefix="prefkit-") as scratch:
+            made = _make(pipeline, kind, base, Path(scratch), None, tell, watch)
+        return _built(pipeline, made, base, watch, checked_only=True)
     for source in pipeline.sources:
         files_of(source)  # a path that names nothing is found before anything is made or read
     existed = dataset.exists()
     try:
         with locked(dataset):
             clear_scratch(dataset)
-            tables = make_tables(pipeline, kind, tell, dataset)
-            write_dataset(dataset, pipeline, tables)
+            with built_beside(dataset) as beside:
+                made = _make(pipeline, kind, base, dataset / DRAFTS, beside, tell, watch)
+            write_views(dataset, kind)
     except PrefkitError:
         if not existed:
             leave_no_empty_directory(dataset)
         raise
-    return _built(pipeline, tables)
+    return _built(pipeline, made, base, watch)
 
 
-def _built(pipeline: Pipeline, tables: Tables, *, checked_only: bool = False) -> Built:
-    counts = tables.counts._asdict()
+def _built(pipeline: Pipeline, made: Made, base: Base | None, watch: Watch, *, checked_only: bool = False) -> Built:
+    counts = made.counts._asdict()
+    added = None
+    if base is not None:
+        added = {
+            **made.additions[-1],
+            "pairs_before": base.rows,
+            "split_conflicts": made.reasons.get("split_conflict", 0),
+        }
     return Built(
-        pipeline.dataset, tables.kind, counts, tables.reasons, tables.unused, tables.report, False, checked_only
+        pipeline.dataset,
+        made.kind,
+        counts,
+        made.reasons,
+        made.unused,
+        made.told,
+        False,
+        checked_only,
+        added,
+        {name: round(seconds, 3) for name, seconds in watch.seconds.items()},
     )
 
 
@@ -211,171 +266,174 @@ def resolve_kind(pipeline: Pipeline) -> Kind:
     return pipeline.kind or ("chat" if any(is_chat_source(source) for source in pipeline.sources) else "text")
 
 
-def make_tables(pipeline: Pipeline, kind: Kind, tell: Tell = lambda _text: None, keep_in: Path | None = None) -> Tables:
-    """The whole road: everything that a build writes, and its accounting.
+def make_tables(pipeline: Pipeline, kind: Kind) -> Tables:
+    """What a build of this pipeline makes, in memory."""
+    rows: dict[str, list[pl.DataFrame]] = {name: [pl.DataFrame(schema=schema(name, kind))] for name in TABLES}
 
-    Args:
-        pipeline: what to build.
-        kind: of the dataset.
-        tell: called with lines for a person.
-        keep_in: a dataset directory that keeps each source's draft, so that a build that is stopped goes on from there.
-    """
-    drafted = [_drafted(source, pipeline, kind, tell, keep_in) for source in pipeline.sources]
-    tell("validating, deduplicating and splitting")
-    drafts = with_pair_ids(pl.concat([d.pairs for d in drafted]), kind)
-    limits, dedupe = pipeline.validate_, pipeline.dedupe
-    valid = validate_pairs(
-        drafts, kind, limits.max_chars, limits.score_scale, meta_phrases=limits.meta_phrases == "drop"
+    def keep(table: str, frame: pl.DataFrame) -> None:
+        rows[table].append(frame.select(name for name in rows[table][0].columns if name in frame.columns))
+
+    with tempfile.TemporaryDirectory(prefix="prefkit-") as scratch:
+        made = _make(pipeline, kind, None, Path(scratch), None, lambda _text: None, Watch(), keep)
+    pairs, dropped, rejects = (pl.concat(rows[name], how="diagonal") for name in TABLES)
+    return Tables(pairs, dropped, rejects, made)
+
+
+def _make(
+    pipeline: Pipeline,
+    kind: Kind,
+    base: Base | None,
+    work: Path,
+    target: Path | None,
+    tell: Tell,
+    watch: Watch,
+    keep: Callable[[str, pl.DataFrame], None] = lambda _table, _rows: None,
+) -> Made:
+    """The whole road: drafts of all sources in `work`, verdicts, the tables, written to `target` if there is one."""
+    sources = pipeline.sources if base is None else added_sources(base, pipeline)
+    memory_limit = pipeline.build.num_bytes()
+    evals = read_evals(pipeline.decontaminate.against)
+    for line in evals.told:
+        tell(line)
+    index = index_of(evals.items, pipeline.decontaminate.ngram) if pipeline.decontaminate.against else None
+    how = Drafting(pipeline, kind, index, evals.files, memory_limit)
+    drafts = [_drafted(source, how, work, tell, watch) for source in sources]
+    gathered = Gathered(drafts, base, kind)
+    comparing = how_to_compare(pipeline, work, pipeline.build.num_processes())
+    with watch.staged("comparing pairs"):
+        comparing = comparing._replace(tell=watch.stage, watch=watch.look)
+        found = compared(gathered, comparing, work, memory_limit)
+    account = Account()
+    with watch.staged("writing the tables"):
+        plain = all(draft.plain for draft in drafts) and (base is None or base.is_plain())
+        done, total = 0, gathered.rows() + sum(draft.num_dropped + draft.num_rejects for draft in drafts)
+        with ExitStack() as stack:
+            writers = {
+                name: stack.enter_context(TableWriter(target / name, name, kind, plain=plain))
+                for name in TABLES
+                if target is not None
+            }
+            for table, rows in assembled(gathered, found):
+                if table in writers:
+                    writers[table].add(rows)
+                account.add(table, rows)
+                keep(table, rows)
+                done += rows.height
+                watch.look(min(done, total), total)
+    made = _account(gathered, sources, account, evals.files)
+    made.counts.check()
+    report = [*made.told, *([{"prompts": told}] if (told := prompt_report(found, comparing)) else [])]
+    made = made._replace(told=report)
+    if target is not None:
+        _write_papers(target, pipeline, made, {name: writer.parts for name, writer in writers.items()})
+    return made
+
+
+def _account(gathered: Gathered, sources: Sequence[SourceConfig], account: Account, evals: list[SourceFile]) -> Made:
+    """What is said of all that was read, the base's own account included."""
+    drafts, base = gathered.drafts, gathered.base
+    old: Mapping[str, Any] = base.manifest if base else {}
+    before: Mapping[str, int] = old.get("counts", {})
+    selections = [draft.selection for draft in drafts if draft.selection is not None]
+    candidate_rejects = sum(draft.num_rejects for draft in drafts if draft.selection is not None)
+    unused = sum((Counter(selection["unused"]) for selection in selections), Counter(old.get("unused", {})))
+    of = OfSources(
+        rows=before.get("rows", 0) + sum(file.rows for d in drafts if d.selection is None for file in d.files),
+        candidates=before.get("candidates", 0)
+        + sum(draft.num_records for draft in drafts if draft.selection is not None)
+        + candidate_rejects,
+        candidate_rejects=before.get("candidate_rejects", 0) + candidate_rejects,
+        used=before.get("used", 0) + sum(selection["num_used"] for selection in selections),
+        unused=unused,
+        num_prompts=[*([before["prompts"]] if before.get("prompts") else []), *(s["num_prompts"] for s in selections)],
     )
-    unique = dedupe_pairs(
-        valid.kept, kind, exact=dedupe.exact, contradictions=dedupe.contradictions, cycles=dedupe.cycles
-    )
-    pairs = split_pairs(unique.kept, kind, pipeline.split.test_share, pipeline.split.seed)
-    without = [d.dropped for d in drafted]
-    dropped = pl.concat([*without, valid.dropped, unique.dropped], how="diagonal")
-    rejects = pl.concat([d.rejects for d in drafted])
-    counts = _count(drafted, drafts, pairs, dropped, rejects)
-    counts.check()
-    reasons = Counter(dropped["reason"].to_list()) + Counter(rejects["reason"].to_list())
-    unused = sum((Counter(d.selection.unused) for d in drafted if d.selection), Counter[str]())
-    files = [
-        _manifest_file(file, source) for d, source in zip(drafted, pipeline.sources, strict=True) for file in d.files
-    ]
-    told = [
-        {"source": source.path, **d.report} for d, source in zip(drafted, pipeline.sources, strict=True) if d.report
-    ]
-    if corrections := correction_report(pairs):
+    counts = account.counts(of)
+    files = [_manifest_file(file, source) for d, source in zip(drafts, sources, strict=True) for file in d.files]
+    told = [one for one in old.get("report", []) if "source" in one]
+    told += [{"source": source.path, **d.report} for d, source in zip(drafts, sources, strict=True) if d.report]
+    if corrections := account.correction_report():
         told.append({"corrections": corrections})
-    return Tables(kind, pairs, dropped, rejects, files, counts, _most_first(reasons), _most_first(unused), told)
+    additions = list(old.get("additions", []))
+    if base is not None:
+        additions.append({"sources": [source.path for source in sources], "pairs": counts.pairs - base.rows})
+    settings = [source.model_dump(mode="json") for source in sources]
+    return Made(
+        gathered.kind,
+        [*(base.manifest["pipeline"]["sources"] if base else []), *settings],
+        [*old.get("sources", []), *files],
+        [file._asdict() for file in evals],
+        additions,
+        counts,
+        _most_first(account.reasons),
+        _most_first(unused),
+        told,
+    )
 
 
 def _most_first(counts: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _drafted(source: SourceConfig, pipeline: Pipeline, kind: Kind, tell: Tell, keep_in: Path | None) -> Drafted:
-    settings, share = pipeline.pairs, pipeline.validate_.max_reject_share
-    if keep_in is not None and (kept := kept_draft(keep_in, source, kind, settings, share)) is not None:
+def _drafted(source: SourceConfig, how: Drafting, work: Path, tell: Tell, watch: Watch) -> Draft:
+    if (kept := kept_draft(work, source, how)) is not None:
         tell(f"{source.path} was read before the build was stopped")
         return kept
     tell(f"reading {source.path}")
-    drafted = draft_source(source, kind, settings, share, pipeline.build.num_bytes(), keep_in and keep_in / DRAFTS)
-    if keep_in is not None:
-        keep_draft(keep_in, source, kind, settings, drafted)
-    return drafted
+    with watch.staged(f"reading {source.path}"):
+        return drafted_source(work, source, how, lambda rows, share: watch.look(rows, rows / share if share else None))
 
 
 def _manifest_file(file: SourceFile, source: SourceConfig) -> dict[str, Any]:
     return {**file._asdict(), "format": source.format}
 
 
-def _count(
-    drafted: list[Drafted], drafts: pl.DataFrame, pairs: pl.DataFrame, dropped: pl.DataFrame, rejects: pl.DataFrame
-) -> Counts:
-    chosen_from = [d.selection for d in drafted if d.selection is not None]
-    of_candidates = [d for d in drafted if d.selection is not None]
-    candidate_rejects = sum(d.rejects.height for d in of_candidates)
-    best_of_n = pl.col("method") == "best_of_n"
-    prompts = set(drafts.filter(best_of_n)["prompt_id"]).union(
-        *(set(d.dropped.filter(best_of_n)["prompt_id"]) for d in of_candidates)
-    )
-    with_pair = set(pairs.filter(best_of_n)["prompt_id"])
-    without = set(dropped.filter(best_of_n)["prompt_id"]) - with_pair
-    test = pairs.filter(pl.col("split") == "test").height
-    return Counts(
-        rows=sum(file.rows for d in drafted if d.selection is None for file in d.files),
-        pairs=pairs.height,
-        dropped=dropped.height,
-        rejects=rejects.height,
-        candidates=sum(d.num_records for d in of_candidates) + candidate_rejects,
-        candidate_rejects=candidate_rejects,
-        used=sum(s.num_used for s in chosen_from),
-        unused=sum(sum(s.unused.values()) for s in chosen_from),
-        candidate_pairs=pairs.filter(best_of_n).height,
-        candidate_dropped=dropped.filter(best_of_n).height,
-        prompts=len(prompts),
-        prompts_with_pair=len(with_pair),
-        prompts_dropped=len(without),
-        train=pairs.height - test,
-        test=test,
-    )
-
-
-def _same_build(dataset: Path, pipeline: Pipeline, kind: Kind) -> Built | None:
-    """The finished dataset of the very same settings and source bytes, if that is what lies there."""
-    if not (dataset / MANIFEST).exists():
-        return None
-    try:
-        manifest = read_manifest(dataset)
-    except DatasetError:
-        if newer_format(dataset):
-            raise
-        return None  # torn or damaged: it is built anew
+def _unchanged(base: Base, pipeline: Pipeline, kind: Kind) -> Built:
+    """Nothing to do but what a kill left over, and settings of later steps, which the manifest learns."""
+    dataset, manifest = base.dataset, base.manifest
     wanted = {**pipeline.as_manifest(), "kind": kind}
-    built_by = (manifest.get("format_version"), manifest.get("prefkit_version"))
-    if built_by != (FORMAT_VERSION, __version__) or not _same_data_settings(manifest["pipeline"], wanted):
-        return None
-    try:
-        for name, parts in manifest["parts"].items():
-            check_parts(dataset / name, parts)
-    except DatasetError:
-        return None  # a damaged dataset is built anew
-    recorded = [(file["path"], file["sha256"]) for file in manifest["sources"]]
-    if recorded != [(path, source_sha256(path)) for source in pipeline.sources for path in files_of(source)]:
-        return None
-    later = manifest["pipeline"] != wanted  # settings of later steps only: the data stays, the manifest learns them
-    if later:
+    wanted["sources"] = manifest["pipeline"]["sources"]  # in the order of the tables
+    if manifest["pipeline"] != wanted:
         with locked(dataset):
-            write_json(dataset / MANIFEST, manifest | {"pipeline": wanted})
+            write_json(dataset / MANIFEST, {**manifest, "pipeline": wanted})
     if left_behind(dataset) and (lock := take_lock(dataset)) is not None:  # of a kill, not of somebody at work
         clear_left_behind(dataset)
         write_views(dataset, kind)
         give_lock(dataset, lock)
     counts, reasons, unused, report = (manifest[name] for name in ("counts", "reasons", "unused", "report"))
-    return Built(pipeline.dataset, kind, counts, _most_first(reasons), _most_first(unused), report, True, False)
+    return Built(
+        pipeline.dataset, kind, counts, _most_first(reasons), _most_first(unused), report, True, False, None, {}
+    )
 
 
-def _same_data_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether two pipelines build the same tables: audit, precompute and train do not touch them."""
-    later = ("audit", "precompute", "train")
-    return {k: v for k, v in old.items() if k not in later} == {k: v for k, v in new.items() if k not in later}
-
-
-def write_dataset(dataset: Path, pipeline: Pipeline, tables: Tables) -> None:
-    """Write all tables and, last, the manifest. reference/ and runs/ of an earlier build stay."""
-    with built_beside(dataset) as beside:
-        _write_tables(beside, pipeline, tables)
-    write_views(dataset, tables.kind)
-
-
-def _write_tables(folder: Path, pipeline: Pipeline, tables: Tables) -> None:
-    named = {"pairs": tables.pairs, "dropped": tables.dropped, "rejects": tables.rejects}
-    plain = are_plain([tables.pairs, tables.dropped])
-    parts = {name: write_table(folder / name, name, frame, tables.kind, plain=plain) for name, frame in named.items()}
-    write_text(folder / CARD, dataset_card(tables))
-    write_text(folder / VIEWS, views_sql(tables.kind, named.keys()))
+def _write_papers(folder: Path, pipeline: Pipeline, made: Made, parts: Mapping[str, Sequence[Any]]) -> None:
+    """Card, views and, last, the manifest."""
+    write_text(folder / CARD, dataset_card(made))
+    write_text(folder / VIEWS, views_sql(made.kind, parts.keys()))
+    settings = {**pipeline.as_manifest(), "kind": made.kind, "sources": made.sources}
     manifest = {
         "format_version": FORMAT_VERSION,
         "prefkit_version": __version__,
-        "kind": tables.kind,
-        "pipeline": {**pipeline.as_manifest(), "kind": tables.kind},
-        "sources": tables.files,
-        "counts": tables.counts._asdict(),
-        "reasons": tables.reasons,
-        "unused": tables.unused,
-        "report": tables.report,
+        "kind": made.kind,
+        "pipeline": settings,
+        "sources": made.files,
+        "evals": made.evals,
+        "additions": made.additions,
+        "counts": made.counts._asdict(),
+        "reasons": made.reasons,
+        "unused": made.unused,
+        "report": made.told,
         "parts": {name: [part._asdict() for part in listed] for name, listed in parts.items()},
     }
     write_json(folder / MANIFEST, manifest)
 
 
-def dataset_card(tables: Tables) -> str:
+def dataset_card(made: Made) -> str:
     """The README.md inside the dataset: what it holds, in counts, and where it came from."""
-    counts = tables.counts
-    sources = "".join(f"| {file['path']} | {file['format']} | {file['rows']} |\n" for file in tables.files)
-    reasons = "".join(f"| {reason} | {count} |\n" for reason, count in tables.reasons.items())
+    counts = made.counts
+    sources = "".join(f"| {file['path']} | {file['format']} | {file['rows']} |\n" for file in made.files)
+    reasons = "".join(f"| {reason} | {count} |\n" for reason, count in made.reasons.items())
     return (
-        f"# Preference pairs ({tables.kind})\n\n"
+        f"# Preference pairs ({made.kind})\n\n"
         f"{counts.pairs} pairs ({counts.train} train, {counts.test} test), built by prefkit {__version__}.\n\n"
         f"| source | format | rows |\n|---|---|---|\n{sources}\n"
         f"| dropped or rejected because | rows |\n|---|---|\n{reasons}\n"

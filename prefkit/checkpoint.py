@@ -20,7 +20,8 @@ from torch import nn
 
 from prefkit.errors import DatasetError, is_out_of_memory
 from prefkit.format import CHECKPOINTS, DYNAMICS, STEPS, STEPS_LIVE, part_name, schema
-from prefkit.store import folder_beside, read_json, write_json, write_parquet, write_text, written
+from prefkit.store import folder_beside, read_json, write_json, write_text, written
+from prefkit.tables import write_parquet
 
 DYNAMICS_ROWS = 50_000  # pairs seen before they are written as a part: what memory holds of them
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "checkpoint.json"

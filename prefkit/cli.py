@@ -98,15 +98,20 @@ def build(
     ] = None,
     changes: Changes = None,
     check: Annotated[bool, typer.Option("--check", help="Read and check everything, write nothing.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Build all anew, also where new sources could be added to what is there.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Build a dataset of preference pairs from the sources of a pipeline."""
+    """Build a dataset of preference pairs from the sources of a pipeline, or add its new sources to one."""
     from prefkit.build import build_dataset
     from prefkit.config import load_pipeline
-    from prefkit.terminal import print_build
+    from prefkit.terminal import build_progress, print_build
 
     screen = console(as_json=as_json)
-    built = build_dataset(load_pipeline(pipeline, changes or [], dataset=out), check=check, tell=screen.print)
+    settings = load_pipeline(pipeline, changes or [], dataset=out)
+    with build_progress() as watch:
+        built = build_dataset(settings, check=check, rebuild=rebuild, tell=screen.print, watch=watch)
     print_build(built, screen)
     emit(
         {
@@ -116,6 +121,8 @@ def build(
             "reasons": built.reasons,
             "unused": built.unused,
             "report": built.report,
+            "added": built.added,
+            "seconds": built.seconds,
         },
         as_json=as_json,
     )

@@ -40,10 +40,11 @@ class Comparing(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """Verdicts, and the prompt cluster of each pair."""
+    """Verdicts, the prompt cluster of each pair, and the prompt itself as a number."""
 
     verdicts: Verdicts
     prompts: Array
+    asked: Array
 
 
 def with_held_out(keys: pl.DataFrame, prompt_ids: pl.Series, test_share: float, seed: int) -> pl.DataFrame:
@@ -66,7 +67,7 @@ def compare_pairs(files: Sequence[Path], keys: pl.DataFrame, old: Array, kind: K
     stands = exact_groups(keys, better, exact=how.rules.exact)
     if how.prompts is None or how.sides is None:
         prompts = _numbers(keys["key_prompt"].to_numpy())
-        return Compared(judge(keys, better, stands, prompts, None, how.rules, old), prompts)
+        return Compared(judge(keys, better, stands, prompts, None, how.rules, old), prompts, prompts)
     asked = _numbers(keys["key_asked"].to_numpy())
     firsts = np.full(int(asked.max(initial=-1)) + 1, keys.height, np.int64)
     np.minimum.at(firsts, asked, np.arange(keys.height))
@@ -104,7 +105,7 @@ def compare_pairs(files: Sequence[Path], keys: pl.DataFrame, old: Array, kind: K
             if not (met.crowded or side_crowded) or not (new_links or new) or bool((now == kept).all()):
                 break
             kept = now
-    return Compared(_all_measured(verdicts, sides, how), prompts)
+    return Compared(_all_measured(verdicts, sides, how), prompts, asked)
 
 
 def _numbers(keys: Array) -> Array:

@@ -185,8 +185,7 @@ def _held(texts: pl.Series, index: Index, max_overlap: float) -> _Held:
 
 def _equal(words: Grams, index: Index) -> _Held:
     """The texts of fewer than `ngram` words that have those of an evaluation text."""
-    lengths = np.diff(words.offsets)
-    few = np.flatnonzero((lengths > 0) & (lengths < index.ngram))
+    few = np.flatnonzero(np.diff(words.offsets) < index.ngram)  # without a word: 0, which is no hash
     place = index.wholes.find(_wholes(words, few))
     known = place >= 0
     return _Held(few[known], index.short[place[known]], np.ones(int(known.sum())))

@@ -31,6 +31,21 @@ class SourceEntry(_Document):
     format: str
 
 
+class EvalEntry(_Document):
+    """One evaluation file, as it was when the dataset was built."""
+
+    path: str = Field(description="as the pipeline names it")
+    sha256: str = Field(description="hex, over the file's bytes")
+    rows: int
+
+
+class AdditionEntry(_Document):
+    """Sources that a later build added: the pairs before them stayed as they were."""
+
+    sources: list[str] = Field(description="as the pipeline names them")
+    pairs: int = Field(description="pairs that they brought")
+
+
 class CountsEntry(_Document):
     """What became of everything that was read.
 
@@ -73,6 +88,10 @@ class Manifest(_Document):
     kind: Kind
     pipeline: dict[str, Any] = Field(description="the resolved pipeline, all but `dataset`")
     sources: list[SourceEntry]
+    evals: list[EvalEntry] = Field(description="files of decontaminate.against")
+    additions: list[AdditionEntry] = Field(
+        description="in order, after the first build; a dataset built in one go has none"
+    )
     counts: CountsEntry
     reasons: dict[str, int] = Field(description="dropped and rejected rows by reason")
     unused: dict[str, int] = Field(description="unused candidates by reason")

@@ -1,226 +1,285 @@
-"""A source becomes draft pairs, and a build that was stopped does not read that source again.
+"""A source becomes draft pairs on disk, block by block, and a build that was stopped does not read that source again.
 
-Comes in: one source of the pipeline. Goes out: its pairs, drops and rejects, before anything compares them with those
-of other sources. Each draft is kept in DATASET/.drafts/<key>/ until the dataset is finished; the key hashes the
-source's settings and the bytes of its files, so a changed file is read anew.
+Comes in: one source of the pipeline. Goes out: a folder with its pairs, drops and rejects in parts, before anything
+compares them with those of other sources: each pair has its ids, satisfies the rules of validate.py, holds no
+evaluation item, and has its keys beside it. Drafts lie in DATASET/.drafts/<key>/ until the dataset is finished; the key
+hashes all settings that decide them and the bytes of the files, so a changed file is read anew.
 """
 
 import hashlib
-import json
+import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import polars as pl
 
 from prefkit import __version__
-from prefkit.candidates import MEMORY_LIMIT, select_candidates
+from prefkit.candidates import select_parts
+from prefkit.comparing import with_held_out
 from prefkit.comparisons import compared_pairs
-from prefkit.config import PairsConfig, SourceConfig
+from prefkit.config import Pipeline, SourceConfig
 from prefkit.corrections import Rule, corrected_pairs, rewrite_responses
-from prefkit.detection import fitting, keys_found
+from prefkit.decontaminate import Index, decontaminate_pairs
 from prefkit.errors import DatasetError, SourceError, located
 from prefkit.format import Kind, canonical_json
+from prefkit.keys import narrow_pairs
 from prefkit.pairing import Rules
 from prefkit.pairs import Bounds, as_dropped, bounded_pairs, ready_pairs
+from prefkit.rejecting import Rejected
 from prefkit.rewriting import make_rules, module_files
-from prefkit.sources import CHANGED, SourceFile, expand, format_of, load_source, read_source, source_sha256
-from prefkit.store import DRAFTS, folder_beside, read_json, write_json, write_parquet
-from prefkit.text import printable
+from prefkit.selection import Tally, selected_of
+from prefkit.sources import CHANGED, SourceFile, expand, format_of, read_source, source_sha256
+from prefkit.store import SCRATCH, read_json, write_json, written
+from prefkit.tables import are_plain
+from prefkit.text import with_pair_ids
+from prefkit.validate import validate_pairs
 
-DESCRIPTION = "check format: and columns: of this source, or prefkit formats"
-LABELS = "labels: {a: [1], b: [2], tie: [0]} of this source says which label stands for which response"
-MANY_LABELS, MAX_LABELS = 1_000, 8  # rejects that are looked at, labels that are named
-ENCODING = "save the file as UTF-8: iconv -f LATIN1 -t UTF-8 FILE > NEW_FILE, if it is Latin-1"
-FRAMES = ("pairs", "dropped", "rejects")
-
-
-class Selection(NamedTuple):
-    """What became of the candidates of a source."""
-
-    num_prompts: int
-    num_paired_prompts: int
-    num_used: int
-    unused: dict[str, int]
+TABLES = ("pairs", "keys", "dropped", "rejects")
+PART_ROWS = 1 << 16  # pairs of a part: what is held at once, and what a process takes from the others
+Seen = Callable[[int, float | None], None]  # rows, and the share of the source that they are, None if unknown
 
 
-class Drafted(NamedTuple):
-    """What one source gave.
+class Draft(NamedTuple):
+    """What one source gave; the tables lie in `folder`, pairs and keys in as many parts of the same rows.
 
-    `num_records`: rows that became a record; `selection`: None but for candidates; `report`: what a person wants to
-    know of the source beyond counts, by topic.
+    `rows`: of each part of pairs; `num_records`: rows that became a record; `selection`: None but for candidates;
+    `report`: what a person wants to know of the source beyond counts, by topic; `plain`: no message has any `extra`.
     """
 
-    pairs: pl.DataFrame
-    dropped: pl.DataFrame
-    rejects: pl.DataFrame
+    folder: Path
+    rows: list[int]
+    num_dropped: int
+    num_rejects: int
     num_records: int
     files: list[SourceFile]
-    selection: Selection | None
+    selection: dict[str, Any] | None
     report: dict[str, Any]
+    plain: bool
+
+    def parts(self, table: str) -> list[Path]:
+        """The files of a table, in order."""
+        return sorted(self.folder.glob(f"{table}-*.parquet"))
 
 
-class Made(NamedTuple):
-    """What a family's records became."""
+class Drafting(NamedTuple):
+    """What decides the drafts of a source, beyond the source itself."""
 
-    pairs: pl.DataFrame
-    dropped: pl.DataFrame
-    report: Mapping[str, Any] = MappingProxyType({})
+    pipeline: Pipeline
+    kind: Kind
+    evals: Index | None
+    eval_files: list[SourceFile]
+    memory_limit: int
+
+
+class _Writer:
+    """The tables of a draft as they grow; a part is written when there are enough rows or bytes for it."""
+
+    def __init__(self, folder: Path, how: Drafting) -> None:
+        self.folder, self.how = folder, how
+        self.rejected = Rejected()
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was put in so far."""
+        for path in self.folder.glob("*.parquet"):
+            path.unlink()
+        self.waiting: dict[str, list[pl.DataFrame]] = {name: [] for name in TABLES}
+        self.parts = dict.fromkeys(TABLES, 0)
+        self.counts = dict.fromkeys(TABLES, 0)
+        self.rows: list[int] = []
+        self.num_waiting = self.size = self.num_records = 0
+        self.plain = True
+        self.rejected.forget()
+
+    def add(self, pairs: pl.DataFrame, dropped: list[pl.DataFrame]) -> None:
+        """Put drafts and drops in: what is left of the drafts gets ids and keys."""
+        how, limits = self.how, self.how.pipeline.validate_
+        identified = with_pair_ids(pairs, how.kind)
+        valid = validate_pairs(
+            identified, how.kind, limits.max_chars, limits.score_scale, meta_phrases=limits.meta_phrases == "drop"
+        )
+        kept, lost = valid.kept, [*dropped, as_dropped(valid.dropped, how.kind, "validate")]
+        if how.evals is not None:
+            clean = decontaminate_pairs(kept, how.kind, how.evals, how.pipeline.decontaminate.max_overlap)
+            kept, lost = clean.kept, [*lost, as_dropped(clean.dropped, how.kind, "decontaminate")]
+        split = how.pipeline.split
+        keys = with_held_out(narrow_pairs(kept, how.kind), kept["prompt_id"], split.test_share, split.seed)
+        self._put("pairs", kept)
+        self._put("keys", keys)
+        for frame in lost:
+            self._put("dropped", frame)
+        self._write_if(PART_ROWS, how.memory_limit // 16)
+
+    def reject(self, rejects: pl.DataFrame, num_records: int) -> None:
+        """Put rejects in, and how many rows beside them became records."""
+        self.num_records += num_records
+        self.rejected.add(rejects)
+        self._put("rejects", rejects)
+
+    def finish(self) -> None:
+        """Write what is left."""
+        self._write_if(0, 0)
+
+    def _put(self, name: str, frame: pl.DataFrame) -> None:
+        if frame.height:
+            self.waiting[name].append(frame)
+            self.counts[name] += frame.height
+            self.num_waiting += frame.height if name != "keys" else 0
+            self.size += int(frame.estimated_size())
+
+    def _write_if(self, rows: int, size: int) -> None:
+        if self.num_waiting < rows and self.size < size:
+            return
+        for name, frames in self.waiting.items():
+            if not frames:
+                continue
+            whole = pl.concat(frames, how="vertical_relaxed" if name == "keys" else "vertical")
+            if name in ("pairs", "dropped"):
+                self.plain = self.plain and are_plain([whole])
+            if name == "pairs":
+                self.rows.append(whole.height)
+            path = self.folder / f"{name}-{self.parts[name]:05d}.parquet"
+            with written(path):
+                whole.write_parquet(path, compression="lz4", statistics=False, row_group_size=whole.height)
+            self.parts[name] += 1
+            frames.clear()
+        self.num_waiting = self.size = 0
 
 
 def draft_source(
-    source: SourceConfig,
-    kind: Kind,
-    settings: PairsConfig,
-    max_reject_share: float,
-    memory_limit: int = MEMORY_LIMIT,
-    scratch: Path | None = None,
-) -> Drafted:
-    """Read a source and make its pairs.
+    source: SourceConfig, how: Drafting, folder: Path, scratch: Path | None = None, seen: Seen = lambda *_: None
+) -> Draft:
+    """Read a source and write its drafts.
 
     Args:
         source: what to read.
-        kind: of the dataset.
-        settings: how candidates and comparisons become pairs, and the bounds that all pairs keep to.
-        max_reject_share: of its rows, above which it was described wrongly.
-        memory_limit: bytes of candidates held in memory; the rest lies in temporary files.
-        scratch: folder for these; the system's own if None.
+        how: all else that decides them.
+        folder: an empty one, for the tables.
+        scratch: a folder for temporary files; the system's own if None.
+        seen: told how far it is.
 
     Raises:
         SourceError: it cannot be read, holds no row, or too many of its rows are rejects.
         ConfigError: a function of its rules cannot be found, or a rule of pairs does not fit its scores.
         MachineError: the disk is full.
     """
-    if format_of(source).family == "candidates":
-        return _draft_candidates(source, kind, settings, max_reject_share, memory_limit, scratch)
-    modules = [SourceFile(path, source_sha256(path), 0) for path in module_files(source.rules)]
-    rules = make_rules(source.rules)  # after the hashes: what changes in between is another build, never the same one
-    loaded = load_source(source, kind)
-    _stop_at_rejects(source, loaded.rejects, loaded.records.height, max_reject_share)
-    made = _made(loaded.records, source, kind, settings, rules)
-    bounds = Bounds(**{name: getattr(settings, name) for name in Bounds._fields})
-    pairs, out_of_bounds = bounded_pairs(made.pairs, kind, source.direction, bounds)
-    dropped = pl.concat([made.dropped, out_of_bounds])
-    files = [*loaded.files, *modules]
-    return Drafted(pairs, dropped, loaded.rejects, loaded.records.height, files, None, dict(made.report))
-
-
-def _made(
-    records: pl.DataFrame, source: SourceConfig, kind: Kind, settings: PairsConfig, rules: Sequence[Rule]
-) -> Made:
-    nothing = as_dropped(records.clear(), kind)
-    match format_of(source).family:
-        case "corrections":
-            return Made(corrected_pairs(records, kind), nothing)
-        case "comparisons":
-            return Made(*compared_pairs(records, kind, settings.min_agreement))
-        case "responses":
-            rewritten = rewrite_responses(records, rules, kind)
-            annotator = pl.lit(source.annotator or "rule").alias("annotator")
-            pairs = corrected_pairs(rewritten.corrections.with_columns(annotator), kind)
-            told = {"num_responses": records.height, "touched": rewritten.touched}
-            return Made(pairs, rewritten.dropped, report={"rules": told})
-        case family:
-            assert family == "pairs"
-            return Made(ready_pairs(records, source.direction), nothing)
-
-
-def _draft_candidates(
-    source: SourceConfig, kind: Kind, settings: PairsConfig, limit: float, memory_limit: int, scratch: Path | None
-) -> Drafted:
-    """Candidates are decided while they are read: a source may be larger than memory."""
-    rejects: list[pl.DataFrame] = []
+    writer = _Writer(folder, how)
     files: list[SourceFile] = []
-    heights: list[int] = []
+    share = how.pipeline.validate_.max_reject_share
 
     def read() -> Iterator[pl.DataFrame]:
-        before = {file.path: file for file in files}
-        for told in (rejects, files, heights):  # of an earlier reading
-            told.clear()
-        for block in read_source(source, kind):
-            rejects.append(block.rejects)
-            heights.append(block.records.height)
+        before, rows = {file.path: file for file in files}, 0
+        files.clear()
+        for block in read_source(source, how.kind):
+            writer.reject(block.rejects, block.records.height)
             if block.file is not None:
                 files.append(block.file)
                 if before.get(block.file.path, block.file) != block.file:
                     raise SourceError(CHANGED, where=block.file.path, hint="run the same command again")
+            rows += block.records.height
+            seen(rows, block.share)
             yield block.records
 
-    with located(source.path):
-        rules = selection_rules(settings)
-        found = select_candidates(read, kind, source.direction, rules, memory_limit, scratch)
-    all_rejects = pl.concat(rejects)
-    _stop_at_rejects(source, all_rejects, sum(heights), limit)
-    pairs = found.pairs.with_columns(pl.lit(source.annotator, pl.String).alias("annotator"))
-    selection = Selection(found.num_prompts, found.num_paired_prompts, found.num_used, found.unused)
-    report = {"candidates": found.report}
-    return Drafted(pairs, found.dropped, all_rejects, sum(heights), files, selection, report)
+    modules = [SourceFile(path, source_sha256(path), 0) for path in module_files(source.rules)]
+    rules = make_rules(source.rules)  # after the hashes: what changes in between is another build, never the same one
+    selection: dict[str, Any] | None = None
+    if format_of(source).family == "candidates":
+        with located(source.path):
+            selection, report = _write_candidates(source, how, writer, read, scratch)
+    else:
+        report = _write_records(source, how, writer, read(), rules)
+    writer.rejected.stop_at(source, writer.num_records, share)
+    writer.finish()
+    counts = writer.counts
+    return Draft(
+        folder,
+        writer.rows,
+        counts["dropped"],
+        counts["rejects"],
+        writer.num_records,
+        [*files, *modules],
+        selection,
+        report,
+        writer.plain,
+    )
 
 
-def selection_rules(settings: PairsConfig) -> Rules:
-    """The settings as the values that decide."""
+def _write_records(
+    source: SourceConfig, how: Drafting, writer: _Writer, blocks: Iterator[pl.DataFrame], rules: list[Rule]
+) -> dict[str, Any]:
+    """Drafts of all but candidates; what is told of them."""
+    settings, num_responses = how.pipeline.pairs, 0
+    bounds = Bounds(**{name: getattr(settings, name) for name in Bounds._fields})
+    touched: Counter[str] = Counter()
+    for records in blocks:
+        lost = []
+        match format_of(source).family:
+            case "corrections":
+                pairs = corrected_pairs(records, how.kind)
+            case "comparisons":
+                pairs, undecided = compared_pairs(records, how.kind, settings.min_agreement)
+                lost.append(undecided)
+            case "responses":
+                rewritten = rewrite_responses(records, rules, how.kind)
+                annotator = pl.lit(source.annotator or "rule").alias("annotator")
+                pairs = corrected_pairs(rewritten.corrections.with_columns(annotator), how.kind)
+                lost.append(rewritten.dropped)
+                touched.update(rewritten.touched)
+                num_responses += records.height
+            case family:
+                assert family == "pairs"
+                pairs = ready_pairs(records, source.direction)
+        bounded = bounded_pairs(pairs, how.kind, source.direction, bounds)
+        writer.add(bounded.kept, [*lost, bounded.dropped])
+    return {"rules": {"num_responses": num_responses, "touched": dict(touched)}} if rules else {}
+
+
+def _write_candidates(
+    source: SourceConfig,
+    how: Drafting,
+    writer: _Writer,
+    read: Callable[[], Iterator[pl.DataFrame]],
+    scratch: Path | None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Candidates are decided while they are read: a source may be larger than memory."""
+    rules = selection_rules(how.pipeline)
+    tallies: list[Tally] = []
+
+    def afresh() -> Iterator[pl.DataFrame]:
+        writer.rejected.forget()
+        writer.num_records = 0
+        writer.waiting["rejects"].clear()
+        for path in writer.folder.glob("rejects-*.parquet"):
+            path.unlink()
+        writer.parts["rejects"] = writer.counts["rejects"] = 0
+        yield from read()
+
+    for part in select_parts(afresh, how.kind, source.direction, rules, how.memory_limit, scratch):
+        if part is None:
+            writer.restart()
+            tallies.clear()
+            continue
+        pairs = part.pairs.with_columns(pl.lit(source.annotator, pl.String).alias("annotator"))
+        writer.add(pairs, [part.dropped])
+        tallies += [part.tally] if part.tally else []
+    nothing = pl.DataFrame()
+    found = selected_of(nothing, nothing, tallies, rules)
+    names = ("num_prompts", "num_paired_prompts", "num_used", "unused")
+    return {name: getattr(found, name) for name in names}, {"candidates": found.report}
+
+
+def selection_rules(pipeline: Pipeline) -> Rules:
+    """The settings of candidates as the values that decide."""
+    settings = pipeline.pairs
     rule, _, sigma = settings.rejected.partition(":")
-    shared = {name: getattr(settings, name) for name in Rules._fields if name in PairsConfig.model_fields}
+    shared = {name: getattr(settings, name) for name in Rules._fields if name in type(settings).model_fields}
     return Rules(**shared | {"rejected": rule, "sigma": float(sigma or 0)})
 
 
-def _stop_at_rejects(source: SourceConfig, rejects: pl.DataFrame, num_records: int, limit: float) -> None:
-    """Too many rejects mean that the source was described wrongly: stop before anything is written."""
-    bad = rejects.height
-    total = num_records + bad
-    if not total:
-        raise SourceError("holds no row", where=source.path, expected=format_of(source).fields)
-    if bad <= limit * total:
-        return
-    rows = rejects.to_dicts()
-    reasons = Counter(f"{row['reason']} ({row['field'] or 'whole line'})" for row in rows)
-    listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-    several = len(expand(source.path)) > 1
-    first = ", ".join(f"{row['source']}:{row['line']}" if several else str(row["line"]) for row in rows[:10])
-    found, better = _look_at([row["raw"] for row in rows[:10]])
-    found += _labels_found(rows)
-    most = reasons.most_common(1)[0][0].partition(" ")[0]
-    usual = {"not_utf8": ENCODING, "unknown_label": LABELS}.get(most, DESCRIPTION)
-    raise SourceError(
-        f"{bad} of {total} rows could not become a record: {listed}; first lines: {first}{found}",
-        where=source.path,
-        expected=f"{format_of(source).fields}; at most a share of {limit:g} rejects (validate.max_reject_share)",
-        hint=usual if not better or better.startswith(f"format: {source.format} ") else better,
-    )
-
-
-def _labels_found(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The labels that the first rows have where nobody said what they mean."""
-    unknown = [row for row in rows if row["reason"] == "unknown_label"][:MANY_LABELS]
-    values = [_object(row["raw"]) for row in unknown]
-    given = [
-        v[row["field"]] for v, row in zip(values, unknown, strict=True) if isinstance(v, dict) and row["field"] in v
-    ]
-    labels = {printable(str(one)[:40]) for value in given for one in (value if isinstance(value, list) else [value])}
-    return f"; labels: {', '.join(sorted(labels)[:MAX_LABELS])}" if labels else ""
-
-
-def _look_at(raws: Sequence[str]) -> tuple[str, str]:
-    """What rejected rows hold (`; a row has the keys ...`), and a format that all fit (`format: trl fits, as ...`)."""
-    rows = [row for raw in raws if isinstance(row := _object(raw), dict) and row]
-    if not rows:
-        return "", ""
-    fits = fitting(rows)
-    better = (
-        f"format: {fits[0].format} fits, as {fits[0].why}; prefkit formats lists all"
-        if len(fits) == 1 and len(rows) == len(raws)
-        else ""
-    )
-    return f"; a row has {keys_found(rows[0])}", better
-
-
-def _object(raw: str) -> Any:
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
+# -- what a stopped build leaves
 
 
 def files_of(source: SourceConfig) -> list[str]:
@@ -228,48 +287,50 @@ def files_of(source: SourceConfig) -> list[str]:
     return [*expand(source.path), *module_files(source.rules)]
 
 
-def draft_key(source: SourceConfig, kind: Kind, settings: PairsConfig, digests: list[tuple[str, str]]) -> str:
-    """All that decides a draft: the source's settings and the path and sha256 of each of its files."""
-    told = [__version__, source.model_dump(mode="json"), kind, settings.model_dump(mode="json"), digests]
+def draft_key(source: SourceConfig, how: Drafting, digests: list[tuple[str, str]]) -> str:
+    """All that decides a draft: settings, and the path and sha256 of each of its files and of the evaluation files."""
+    settings = how.pipeline.model_dump(mode="json", by_alias=True)
+    sections = [settings[name] for name in ("pairs", "validate", "decontaminate", "split")]
+    evals = [[file.path, file.sha256] for file in how.eval_files]
+    told = [__version__, pl.__version__, source.model_dump(mode="json"), how.kind, sections, evals, digests]
     return hashlib.sha256(canonical_json(told).encode()).hexdigest()[:16]
 
 
-def keep_draft(dataset: Path, source: SourceConfig, kind: Kind, settings: PairsConfig, drafted: Drafted) -> None:
-    """Write a draft for the case that the build is stopped."""
-    key = draft_key(source, kind, settings, [(file.path, file.sha256) for file in drafted.files])
-    with folder_beside(dataset / DRAFTS / key) as beside:
-        for name in FRAMES:
-            write_parquet(beside / f"{name}.parquet", getattr(drafted, name))
-        selection = drafted.selection and drafted.selection._asdict()
-        files = [file._asdict() for file in drafted.files]
-        told = {"num_records": drafted.num_records, "files": files, "selection": selection, "report": drafted.report}
-        write_json(beside / "draft.json", told)
-
-
-def kept_draft(
-    dataset: Path, source: SourceConfig, kind: Kind, settings: PairsConfig, max_reject_share: float
-) -> Drafted | None:
+def kept_draft(drafts: Path, source: SourceConfig, how: Drafting) -> Draft | None:
     """The draft that a stopped build left of this very source, if it left a whole one.
 
     Raises:
         SourceError: the source cannot be read, or too many of its rows are rejects.
     """
-    if not (dataset / DRAFTS).exists():
+    if not any(drafts.glob("*/draft.json")):
         return None
     digests = [(path, source_sha256(path)) for path in files_of(source)]
-    drafted = _read_draft(dataset / DRAFTS / draft_key(source, kind, settings, digests))
-    if drafted is not None:
-        _stop_at_rejects(source, drafted.rejects, drafted.num_records, max_reject_share)
-    return drafted
-
-
-def _read_draft(folder: Path) -> Drafted | None:
-    """A draft, or None where it is missing or damaged: then the source is read anew."""
+    folder = drafts / draft_key(source, how, digests)
     try:
         told = read_json(folder / "draft.json")
-        pairs, dropped, rejects = (pl.read_parquet(folder / f"{name}.parquet", glob=False) for name in FRAMES)
-        selection = Selection(**told["selection"]) if told["selection"] else None
-        files = [SourceFile(**file) for file in told["files"]]
-        return Drafted(pairs, dropped, rejects, told["num_records"], files, selection, told["report"])
+        files = [SourceFile(**file) for file in told.pop("files")]
+        draft = Draft(folder=folder, files=files, **told)
+        heights = [pl.scan_parquet(path).select(pl.len()).collect().item() for path in draft.parts("pairs")]
     except (DatasetError, OSError, KeyError, TypeError, pl.exceptions.PolarsError):
         return None
+    return draft if heights == draft.rows else None
+
+
+def drafted_source(drafts: Path, source: SourceConfig, how: Drafting, seen: Seen = lambda *_: None) -> Draft:
+    """Write the draft of a source for good: another build may go on with it. See `draft_source`."""
+    with written(drafts):
+        drafts.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=drafts))
+    try:
+        draft = draft_source(source, how, beside, drafts, seen)
+        told = draft._asdict()
+        del told["folder"]
+        told["files"] = [file._asdict() for file in draft.files]
+        write_json(beside / "draft.json", told)
+        folder = drafts / draft_key(source, how, [(file.path, file.sha256) for file in draft.files])
+        with written(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            beside.replace(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return draft._replace(folder=folder)

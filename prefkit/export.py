@@ -31,7 +31,8 @@ from prefkit.formats.writing import Unwritable, Written, from_json, unpacked
 from prefkit.pairs import ready_pairs
 from prefkit.records import LONE_SURROGATE
 from prefkit.sources import expand, is_chat_source, read_source
-from prefkit.store import atomic_path, check_parts, read_manifest
+from prefkit.store import atomic_path, read_manifest
+from prefkit.tables import check_parts
 from prefkit.text import with_pair_ids
 
 SPLITS = ("train", "test")

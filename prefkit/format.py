@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import polars as pl
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 Kind: TypeAlias = Literal["chat", "text"]
 
@@ -124,19 +124,19 @@ PAIRS = (
 )
 
 DROPPED = (
-    Column("stage", pl.String, "pairs | validate | dedupe | repair"),
+    Column("stage", pl.String, "pairs | validate | decontaminate | dedupe | repair"),
     Column("reason", pl.String, "the rule's name"),
-    Column(
-        "duplicate_of",
-        pl.String,
-        "pair_id of the kept (or contradicting) row, which a contradiction may have dropped in turn",
-    ),
+    Column("duplicate_of", pl.String, "pair_id of the pair in `pairs` that a (near-)duplicate repeats, else null"),
+    Column("contradicts", pl.String, "pair_id of a pair that prefers the other way round, of contradictions only"),
     Column(
         "jaccard",
         pl.Float64,
-        "the smaller of the two sides' similarities to duplicate_of, null if not computed",
+        "the smaller of the two sides' similarities to duplicate_of, 0..1; in a chain it may be below the threshold",
     ),
-    Column("cluster_id", pl.Int64, "near-duplicate cluster, null if there is none"),
+    Column("cluster_id", pl.Int64, "number of the near-duplicate cluster that a near-duplicate is of, else null"),
+    Column("eval_item", pl.String, "file:id of the evaluation item that a contaminated pair holds, else null"),
+    Column("eval_overlap", pl.Float64, "share of the item's words that are covered, 0..1"),
+    Column("eval_side", pl.String, "prompt | chosen | rejected: where"),
     *(column for column in PAIRS if column.name != "split"),
 )
 

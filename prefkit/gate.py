@@ -29,7 +29,7 @@ from prefkit.format import REFERENCE_DROPPED, REFERENCE_JSON, REFERENCES, Kind, 
 from prefkit.identity import differing, policy_identity, template_sha256
 from prefkit.logps import CompletionLogps
 from prefkit.reference import read_reference
-from prefkit.store import check_parts
+from prefkit.tables import check_parts
 from prefkit.work import TEMPLATE_FILE
 
 AGAIN = "delete the reference and type prefkit precompute again"

@@ -101,7 +101,7 @@ def band_keys(signed: Array, bands: int, rows: int) -> Array:
 
 def _mixed32(values: Array) -> Array:
     """The 32-bit finaliser of MurmurHash3, with which the scheme begins."""
-    mixed = values ^ (values >> np.uint32(16))
+    mixed: Array = values ^ (values >> np.uint32(16))
     mixed *= np.uint32(0x85EBCA6B)
     mixed ^= mixed >> np.uint32(13)
     mixed *= np.uint32(0xC2B2AE35)

@@ -9,9 +9,10 @@ import shlex
 
 import polars as pl
 
+from prefkit.assembly import how_to_compare
 from prefkit.audit.repair import SIDES, strip_opener
+from prefkit.comparing import dedupe_pairs
 from prefkit.config import Pipeline
-from prefkit.dedupe import dedupe_pairs
 from prefkit.errors import InputError
 from prefkit.format import Kind
 from prefkit.screen import Screened
@@ -47,10 +48,8 @@ def without_opener(pairs: pl.DataFrame, kind: Kind, pipeline: Pipeline, text: st
         pl.when(edited).then(cut).otherwise("cut").alias("cut"), stripped.emptied.alias("rule"), edited
     )
     valid = _valid(marked.with_row_index("at"), kind, pipeline)
-    dedupe = pipeline.dedupe
-    unique = dedupe_pairs(
-        valid.kept, kind, exact=dedupe.exact, contradictions=dedupe.contradictions, cycles=dedupe.cycles
-    )
+    how = how_to_compare(pipeline, None, pipeline.build.num_processes())
+    unique = dedupe_pairs(valid.kept, kind, how)
     ids = [dict(frame.select("pair_id", "origin").rows()) for frame in (valid.kept, unique.kept)]
     twin = pl.col("duplicate_of").replace_strict(ids[0] | ids[1], default=None, return_dtype=pl.String).alias("twin")
     met = unique.dropped.select("origin", twin, "jaccard", rule="reason")

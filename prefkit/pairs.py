@@ -36,10 +36,10 @@ def as_drafts(frame: pl.DataFrame, **columns: pl.Expr) -> pl.DataFrame:
     return have.with_columns(missing).select(DRAFT)
 
 
-def as_dropped(frame: pl.DataFrame, kind: Kind) -> pl.DataFrame:
-    """Fill up to the columns of the dropped table before dedupe, with nulls where there is nothing to say."""
+def as_dropped(frame: pl.DataFrame, kind: Kind, stage: str = "pairs") -> pl.DataFrame:
+    """Fill up to the columns of the dropped table, with nulls where there is nothing to say."""
     dtypes = {name: dtype for name, dtype in schema("dropped", kind).items() if name != "split"}
-    have = frame.with_columns(stage=pl.lit("pairs"))
+    have = frame.with_columns(stage=pl.lit(stage))
     missing = [pl.lit(None, dtype).alias(name) for name, dtype in dtypes.items() if name not in have.columns]
     return have.with_columns(missing).select(*dtypes)
 

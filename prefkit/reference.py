@@ -29,7 +29,8 @@ from prefkit.models import pick_device
 from prefkit.processes import Team, join_team
 from prefkit.scoring import assemble_part, load_scorer, score_batches, score_planned
 from prefkit.sources import file_sha256
-from prefkit.store import read_document, read_manifest, write_json, write_parquet, write_views
+from prefkit.store import read_document, read_manifest, write_json, write_views
+from prefkit.tables import write_parquet
 from prefkit.work import Tell, Work, drop_reasons, prepare_work, write_plan
 
 Watch = Callable[[int, int, int], None]  # tokens done, tokens in all, pairs done

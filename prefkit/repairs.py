@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from prefkit import __version__
+from prefkit.accounts import Counts
 from prefkit.audits import audit_dataset
-from prefkit.build import Counts, Tables, dataset_card
+from prefkit.build import Made, dataset_card
 from prefkit.config import Pipeline, pipeline_from_manifest
 from prefkit.corrections import correction_report
 from prefkit.errors import ConfigError, DatasetError, PrefkitError
@@ -37,19 +38,16 @@ from prefkit.sources import file_sha256
 from prefkit.store import (
     BUILDING,
     DRAFTS,
-    are_plain,
     built_beside,
-    check_parts,
     claim_directory,
     folder_beside,
     newer_format,
     read_manifest,
-    read_table,
     write_json,
-    write_table,
     write_text,
     write_views,
 )
+from prefkit.tables import are_plain, check_parts, read_table, write_table
 from prefkit.views import views_sql
 
 Tell = Callable[[str], None]
@@ -245,13 +243,15 @@ def write_repaired(
     report = [told for told in manifest["report"] if "corrections" not in told]
     if corrections := correction_report(pairs):
         report.append({"corrections": corrections})
-    tables = Tables(kind, pairs, dropped, rejects, manifest["sources"], counts, in_order, manifest["unused"], report)
+    sources, evals, additions, unused = (manifest[name] for name in ("sources", "evals", "additions", "unused"))
+    settings = manifest["pipeline"]["sources"]
+    made_of = Made(kind, settings, sources, evals, additions, counts, in_order, unused, report)
     # changes first: by it `claim_beside` knows what a killed repair has left
     named = {CHANGES_TABLE: mended.changes, "pairs": pairs, "dropped": dropped, "rejects": rejects}
     plain = are_plain([pairs, dropped])
     with built_beside(target) as beside:
         parts = {name: write_table(beside / name, name, frame, kind, plain=plain) for name, frame in named.items()}
-        write_text(beside / CARD, dataset_card(tables) + _card(repair["dataset"], mended.steps))
+        write_text(beside / CARD, dataset_card(made_of) + _card(repair["dataset"], mended.steps))
         write_text(beside / VIEWS, views_sql(kind, named.keys()))
         made = {
             "format_version": FORMAT_VERSION,

@@ -101,8 +101,23 @@ def read_rows(path: str) -> Iterator[RawRow]:
             yield from chunk.rows()
 
 
-def read_chunks(path: str) -> Iterator[Chunk]:
-    """The same rows, as many at once as lie together; see `read_rows`."""
+class Position:
+    """How far a file has been read. `share`: of its bytes, 0..1; None where a reader does not go from front to end."""
+
+    def __init__(self) -> None:
+        self.share: float | None = None
+
+    def look(self, file: Any, size: int) -> None:
+        """Take in where a file stands."""
+        raw = getattr(file, "fileobj", file)  # of gzip: the packed file
+        try:
+            self.share = min(raw.tell() / size, 1.0) if size else None
+        except (OSError, ValueError, AttributeError):
+            self.share = None
+
+
+def read_chunks(path: str, position: Position | None = None) -> Iterator[Chunk]:
+    """The same rows, as many at once as lie together; see `read_rows`. `position` is kept up to date."""
     name = Path(path)
     suffixes = [s.lower() for s in name.suffixes]
     packed = suffixes.pop() if suffixes and suffixes[-1] in (".gz", ".zst") else ""
@@ -115,7 +130,10 @@ def read_chunks(path: str) -> Iterator[Chunk]:
         with _opened(name, packed) as file:
             if suffix not in (".parquet", ".arrow"):
                 _refuse_wide(file.peek(4), path)
+            size = name.stat().st_size
             for chunk in reader(file, path):
+                if position is not None and suffix in (".jsonl", ".csv", ".tsv") and packed != ".zst":
+                    position.look(file, size)
                 yield chunk
     except SourceError:
         raise

@@ -5,6 +5,7 @@ makes a sentence of it.
 """
 
 import difflib
+import os
 import re
 from typing import Annotated, Any, Literal
 
@@ -304,7 +305,11 @@ class BuildConfig(Section):
     """What a build may use."""
 
     memory_limit: str = Field(
-        "4GB", description="texts of candidates held in memory at once (500MB, 4GB); the rest on disk"
+        "4GB",
+        description="what a build holds at once (500MB, 4GB): texts, and some 400 bytes a pair; the rest lies on disk",
+    )
+    processes: Annotated[int, Field(gt=0, strict=True)] | None = Field(
+        None, description="that compare texts; left out: as many as there are cores; they write the same bytes"
     )
 
     @model_validator(mode="after")
@@ -315,6 +320,10 @@ class BuildConfig(Section):
     def num_bytes(self) -> int:
         """The limit as a number."""
         return num_bytes(self.memory_limit)
+
+    def num_processes(self) -> int:
+        """How many processes compare texts."""
+        return self.processes or len(os.sched_getaffinity(0))
 
 
 class SplitConfig(Section):

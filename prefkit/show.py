@@ -19,7 +19,8 @@ from prefkit.format import AUDIT_JSON, AUDIT_SCORES, PAIR_SCORES, PAIRS
 from prefkit.grams import words_in
 from prefkit.query import as_input_error, connect_dataset
 from prefkit.spans import Flag, Spans, differences, flag_places, in_texts, side_words
-from prefkit.store import read_document, read_manifest, table_blocks
+from prefkit.store import read_document, read_manifest
+from prefkit.tables import table_blocks
 from prefkit.text import words_of
 
 JOINED = "pairs LEFT JOIN pair_scores USING (pair_id)"

@@ -23,7 +23,7 @@ from prefkit.formats import FORMATS, Format
 from prefkit.formats.comparisons import with_labels
 from prefkit.ingest import Reading, check_chunks
 from prefkit.records import LONE_SURROGATE
-from prefkit.rows import READABLE, read_chunks, read_rows
+from prefkit.rows import READABLE, Position, read_chunks, read_rows
 
 CHANGED = "changed while it was read"
 NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
@@ -38,11 +38,15 @@ class SourceFile(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Some rows of one file: their records and rejects; `file`: the whole file, with the last of its blocks."""
+    """Some rows of one file: their records and rejects; `file`: the whole file, with the last of its blocks.
+
+    `share`: of the bytes of all files of the source, how much has been read; None where nobody can tell.
+    """
 
     records: pl.DataFrame
     rejects: pl.DataFrame
     file: SourceFile | None
+    share: float | None = None
 
 
 class Loaded(NamedTuple):
@@ -168,20 +172,27 @@ def read_source(source: SourceConfig, kind: Kind) -> Iterator[Block]:
     Raises:
         SourceError: a file is missing, unreadable, or changed while it was read.
     """
-    for path in expand(source.path):
+    paths = expand(source.path)
+    sizes = [Path(path).stat().st_size for path in paths]
+    done = 0
+    for path, size in zip(paths, sizes, strict=True):
         with _unchanged(path):
-            yield from _read_file(path, source, kind)
+            for block in _read_file(path, source, kind):
+                here = None if block.share is None else (done + size * block.share) / max(sum(sizes), 1)
+                yield block._replace(share=here)
+        done += size
 
 
 def _read_file(path: str, source: SourceConfig, kind: Kind, *, fast: bool = True) -> Iterator[Block]:
     reading = Reading(format_of(source), source.columns, kind, source.annotator)
     digest, rows = source_sha256(path), 0
     last: Block | None = None
-    for found in check_chunks(path, read_chunks(path), reading, fast=fast):
+    position = Position()
+    for found in check_chunks(path, read_chunks(path, position), reading, fast=fast):
         if last is not None:
             yield last
         rows += found.rows
-        last = Block(found.records, found.rejects, None)
+        last = Block(found.records, found.rejects, None, position.share)
     assert last is not None, "a file without rows gives an empty block"
     yield last._replace(file=SourceFile(path, digest, rows))
 

@@ -9,13 +9,10 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from prefkit.documents import Manifest
@@ -25,18 +22,11 @@ from prefkit.format import (
     FORMAT_VERSION,
     LOCK,
     MANIFEST,
-    MESSAGES,
-    PLAIN_MESSAGES,
     REFERENCES,
-    ROWS_PER_GROUP,
-    ROWS_PER_PART,
     RUNS,
     VIEWS,
     Kind,
-    part_name,
-    schema,
 )
-from prefkit.sources import file_sha256
 from prefkit.views import VIEW_FILES, views_sql
 
 OWN_NAMES = {MANIFEST, CARD, VIEWS, LOCK, "pairs", "dropped", "rejects", "changes", "audit", REFERENCES, RUNS}
@@ -46,14 +36,6 @@ NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEX
 
 
 REMAKE = "prefkit build, or prefkit precompute, makes it again"
-
-
-class Part(NamedTuple):
-    """One Parquet file of a table, as the manifest records it."""
-
-    file: str
-    rows: int
-    sha256: str
 
 
 @contextlib.contextmanager
@@ -137,53 +119,6 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_parquet(path: Path, frame: pl.DataFrame) -> Part:
-    """Write one Parquet file atomically: zstd 3, text with a dictionary, floats without one."""
-    table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-    texts = [field.name for field in table.schema if pa.types.is_large_string(field.type)]
-    with atomic_path(path) as beside:
-        pq.write_table(
-            table,
-            beside,
-            compression="zstd",
-            compression_level=3,
-            row_group_size=ROWS_PER_GROUP,
-            use_dictionary=texts,
-        )
-        digest = file_sha256(beside)
-    return Part(path.name, frame.height, digest)
-
-
-def write_table(folder: Path, name: str, frame: pl.DataFrame, kind: Kind, *, plain: bool = False) -> list[Part]:
-    """Write a table as numbered parts, empty if need be, and remove the parts of an earlier, longer one.
-
-    `plain`: messages without `extra`, for a dataset in which none has any (`are_plain`).
-    """
-    on_disk = schema(name, kind, plain=plain)
-    columns = frame.select(
-        pl.col(c).cast(t) if c in frame.columns else pl.lit(None, t).alias(c) for c, t in on_disk.items()
-    )
-    starts = range(0, max(columns.height, 1), ROWS_PER_PART)
-    parts = [
-        write_parquet(folder / part_name(number), columns.slice(start, ROWS_PER_PART))
-        for number, start in enumerate(starts)
-    ]
-    for stale in set(folder.glob("part-*.parquet")) - {folder / part.file for part in parts}:
-        stale.unlink()
-    return parts
-
-
-def are_plain(frames: Sequence[pl.DataFrame]) -> bool:
-    """Whether no message of the frames has any `extra`."""
-    extra = pl.element().struct.field("extra").is_not_null()
-    return not any(
-        frame.select(pl.col(name).list.eval(extra).list.any().any()).item()
-        for frame in frames
-        for name, dtype in frame.schema.items()
-        if dtype == MESSAGES
-    )
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object that prefkit wrote.
 
@@ -261,27 +196,6 @@ def read_manifest(dataset: Path) -> dict[str, Any]:
     return read_document(dataset / MANIFEST, Manifest)
 
 
-def check_parts(folder: Path, parts: list[Mapping[str, Any]]) -> None:
-    """Compare the parts of a table with their recorded hashes.
-
-    Raises:
-        DatasetError: a part is missing or its sha256 is not the recorded one, by name.
-    """
-    for part in parts:
-        path = folder / part["file"]
-        if not path.exists():
-            raise DatasetError("part is missing", where=str(path), hint=REMAKE)
-        if file_sha256(path) != part["sha256"]:
-            raise DatasetError("part was changed: its sha256 is not the recorded one", where=str(path), hint=REMAKE)
-
-
-def read_table(dataset: Path, name: str, manifest: Mapping[str, Any]) -> pl.DataFrame:
-    """A table of the dataset, its parts checked against the manifest."""
-    check_parts(dataset / name, manifest["parts"][name])
-    parts = [pl.read_parquet(dataset / name / part["file"], glob=False) for part in manifest["parts"][name]]
-    return pl.concat(parts).cast({PLAIN_MESSAGES: MESSAGES})  # messages have all fields in memory
-
-
 def claim_directory(dataset: Path) -> None:
     """Make sure that a build may write here: an absent, empty or own directory.
 
@@ -348,15 +262,3 @@ def write_views(dataset: Path, kind: Kind) -> None:
     """Write views.sql for the files that are there by now."""
     present = {view for view, (_, pattern, _) in VIEW_FILES.items() if any(dataset.glob(pattern))}
     write_text(dataset / VIEWS, views_sql(kind, present))
-
-
-def table_blocks(
-    dataset: Path, name: str, manifest: Mapping[str, Any], columns: Sequence[str], rows: int
-) -> Iterator[pl.DataFrame]:
-    """Some columns of a table, some rows at a time; the parts are not checked again (`check_parts`)."""
-    for part in manifest["parts"][name]:
-        # pre_buffer would keep the whole compressed file in memory
-        with pq.ParquetFile(dataset / name / part["file"], pre_buffer=False) as file:
-            for batch in file.iter_batches(rows, columns=[c for c in columns if c in file.schema_arrow.names]):
-                frame = pl.DataFrame(pl.from_arrow(batch))
-                yield frame.cast({PLAIN_MESSAGES: MESSAGES})

@@ -24,7 +24,7 @@ from prefkit.text import printable
 if TYPE_CHECKING:
     import duckdb
 
-    from prefkit.build import Built
+    from prefkit.build import Built, Watch
     from prefkit.export import Exported
     from prefkit.reference import DryRun, Precomputed
     from prefkit.run import Trained
@@ -37,6 +37,13 @@ def print_build(built: "Built", console: Console) -> None:
     """The counts of a build, both accounting equations, and the reasons."""
     c = built.counts
     state = "is up to date" if built.unchanged else "checked, nothing written" if built.checked_only else "written"
+    if built.added:
+        conflicts = built.added["split_conflicts"]
+        told = f", {conflicts} new pairs dropped as split_conflict" if conflicts else ""
+        console.print(
+            f"{built.added['pairs']} pairs from {', '.join(built.added['sources'])} added to "
+            f"{built.added['pairs_before']} that stay as they were{told}"
+        )
     console.print(
         f"{built.dataset} ({built.kind}) {state}: {c['pairs']} pairs, {c['train']} train and {c['test']} test"
     )
@@ -73,6 +80,8 @@ def _print_report(told: Mapping[str, Any], console: Console) -> None:
         console.print(f"  rules on {rules['num_responses']} responses of {told['source']}")
         for name, count in rules["touched"].items():
             console.print(f"    {count / max(1, rules['num_responses']):>7.1%} changed by {name}")
+    if (prompts := told.get("prompts")) and prompts["num_near_duplicate_clusters"]:
+        console.print(f"  {prompts['num_near_duplicate_clusters']} clusters of near-duplicates")
     if corrections := told.get("corrections"):
         distance = ", ".join(f"{name} {corrections['edit_distance'][name]:.2f}" for name in QUANTILES[1:4])
         shared = corrections["shared_prefix"]["median"]
@@ -234,8 +243,9 @@ class _Pace:
         if now - self.said < LINE_EVERY or sys.stderr.isatty() or process_rank() > 0:
             return
         self.said = now
-        left = f"{(total - done) / per_second / 60:.0f} min left" if per_second else ""
-        sys.stderr.write(f"{self.what} {done / total:.0%}  {left}  {text}\n")
+        left = f"{(total - done) / per_second / 60:.0f} min left" if per_second and total else ""
+        share = f"{done / total:.0%}" if total else f"{done:,}"
+        sys.stderr.write(f"{self.what} {share}  {left}  {text}\n")
 
 
 @contextlib.contextmanager
@@ -254,8 +264,11 @@ def token_progress() -> Iterator[Callable[[int, int, int], None]]:
 
 
 @contextlib.contextmanager
-def pass_progress() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
-    """A progress line for work of several passes: the first function names one, the second tells how far it is."""
+def pass_progress(unit: str = "pairs") -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    """A progress line for work of several passes: the first function names one, the second tells how far it is.
+
+    A total of 0: nobody knows yet.
+    """
     with _progress() as progress:
         task, pace = progress.add_task("", total=None, rate=""), _Pace("")
 
@@ -267,11 +280,28 @@ def pass_progress() -> Iterator[tuple[Callable[[str], None], Callable[[int, int]
 
         def watch(done: int, total: int) -> None:
             rates = pace.rates(done)
-            text = f"{rates[0]:,.0f} pairs/s" if rates else ""
-            progress.update(task, total=total, completed=done, rate=text)
+            text = f"{rates[0]:,.0f} {unit}/s" if rates else ""
+            progress.update(task, total=total or None, completed=done, rate=text)
             pace.log(done, total, rates[0] if rates else 0.0, text)
 
         yield tell, watch
+
+
+@contextlib.contextmanager
+def build_progress() -> Iterator["Watch"]:
+    """A progress line for a build: the stage, rows a second, and the time left where that can be foreseen."""
+    from prefkit.build import Watch
+
+    with pass_progress("rows") as (tell, watch):
+
+        class Line(Watch):
+            def stage(self, name: str) -> None:
+                tell(name)
+
+            def look(self, done: int, total: float | None) -> None:
+                watch(done, int(total) if total else 0)
+
+        yield Line()
 
 
 @contextlib.contextmanager

@@ -54,7 +54,8 @@ from prefkit.schedule import (
     num_updates,
     step_batches,
 )
-from prefkit.store import read_manifest, read_table, write_views
+from prefkit.store import read_manifest, write_views
+from prefkit.tables import read_table
 from prefkit.work import Tell
 
 Watch = Callable[[int, int, Mapping[str, Any]], None]  # updates made, updates in all, the row just logged

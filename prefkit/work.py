@@ -19,7 +19,8 @@ from prefkit.format import REFERENCE_DROPPED, REFERENCE_JSON, REFERENCE_PLAN, RE
 from prefkit.identity import policy_identity, reference_identity
 from prefkit.models import load_tokenizer
 from prefkit.sources import file_sha256
-from prefkit.store import check_parts, read_document, read_manifest, read_table, write_parquet, write_text
+from prefkit.store import read_document, read_manifest, write_text
+from prefkit.tables import check_parts, read_table, write_parquet
 
 Tell = Callable[[str], None]
 TEMPLATE_FILE = "chat_template.jinja"

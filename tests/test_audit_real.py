@@ -50,7 +50,8 @@ from prefkit.audits import audit_dataset
 from prefkit.build import build_dataset
 from prefkit.config import Pipeline, load_pipeline
 from prefkit.judgement import Audited
-from prefkit.store import read_manifest, table_blocks
+from prefkit.store import read_manifest
+from prefkit.tables import table_blocks
 
 REPOSITORY = Path(__file__).parent.parent
 Real = Callable[..., pl.DataFrame]

@@ -28,7 +28,8 @@ from prefkit.documents import Audit
 from prefkit.errors import AuditError, DatasetError
 from prefkit.format import schema
 from prefkit.settings import AuditLimits
-from prefkit.store import read_document, write_parquet
+from prefkit.store import read_document
+from prefkit.tables import write_parquet
 
 PROPERTY = settings(deadline=None, max_examples=60, derandomize=True, database=None)
 LIMITS = Limits(**AuditLimits().model_dump(exclude={"strict"}))

@@ -141,7 +141,8 @@ def test_a_dropped_row_keeps_its_own_columns_and_says_which_row_it_lost_to(mixed
     assert (duplicate["stage"], duplicate["duplicate_of"]) == ("dedupe", kept["pair_id"])
     assert (duplicate["chosen"], duplicate["rejected"]) == ("good 1", "bad 1")
     one, other = dropped[("p3", 6)], dropped[("p3", 7)]
-    assert (one["duplicate_of"], other["duplicate_of"]) == (other["pair_id"], one["pair_id"])
+    assert (one["contradicts"], other["contradicts"]) == (other["pair_id"], one["pair_id"])
+    assert (one["duplicate_of"], other["duplicate_of"]) == (None, None)
     assert (dropped[("p2", 4)]["stage"], dropped[("p2", 4)]["reason"]) == ("validate", "identical")
     for prompt in ("k2", "k3"):
         (row,) = (row for (name, _), row in dropped.items() if name == prompt)

@@ -15,7 +15,7 @@ from prefkit.config import Pipeline
 from prefkit.errors import DatasetError, InputError
 from prefkit.format import Kind, schema
 from prefkit.query import connect_dataset, query_dataset, write_result
-from prefkit.store import write_parquet, write_table
+from prefkit.tables import write_parquet, write_table
 from prefkit.views import VIEW_FILES
 
 VIEWS = tuple(VIEW_FILES)

@@ -23,7 +23,8 @@ from prefkit.grams import words_in
 from prefkit.show import Shown, Turn, as_dict, show_pairs
 from prefkit.sides import NARROW, SIDE, Look, print_pairs, shortened
 from prefkit.spans import MAX_WORDS, Flag, changes, differences, flag_places, placed_words, side_words
-from prefkit.store import read_manifest, write_json, write_parquet
+from prefkit.store import read_manifest, write_json
+from prefkit.tables import write_parquet
 
 Build = Callable[..., Path]
 Row = Mapping[str, Any]

@@ -12,21 +12,11 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from prefkit import store
 from prefkit.errors import DatasetError, MachineError
 from prefkit.format import FORMAT_VERSION, TABLES, Kind, schema
 from prefkit.locks import give_lock, leave_no_empty_directory, locked, take_lock
-from prefkit.store import (
-    as_write_error,
-    atomic_path,
-    claim_directory,
-    folder_beside,
-    read_manifest,
-    read_table,
-    write_json,
-    write_parquet,
-    write_table,
-)
+from prefkit.store import as_write_error, atomic_path, claim_directory, folder_beside, read_manifest, write_json
+from prefkit.tables import read_table, write_parquet, write_table
 
 
 def names(folder: Path) -> list[str]:
@@ -131,7 +121,7 @@ def test_missing_columns_are_null_and_columns_of_nobody_are_left_out(tmp_path: P
 def test_a_long_table_is_numbered_parts_in_order_and_a_shorter_one_leaves_none_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "ROWS_PER_PART", 3)
+    monkeypatch.setattr(tables, "ROWS_PER_PART", 3)
     parts = write_table(tmp_path, "rejects", rejects(7), "text")
     assert [(part.file, part.rows) for part in parts] == [(f"part-0000{i}.parquet", n) for i, n in enumerate((3, 3, 1))]
     lines = [pl.read_parquet(tmp_path / part.file)["line"].to_list() for part in parts]

@@ -14,7 +14,8 @@ from tiny import tiny_tokenizer
 from prefkit.build import build_dataset
 from prefkit.config import Pipeline
 from prefkit.encode import EncodeSettings, encode_pairs
-from prefkit.store import read_manifest, read_table
+from prefkit.store import read_manifest
+from prefkit.tables import read_table
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"z": 1, "a": {"type": "string"}}}}]
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Київ", "b": [1, None]}}}

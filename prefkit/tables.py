@@ -1,0 +1,203 @@
+"""Tables in numbered Parquet parts: written row group by row group, read back block by block, their hashes checked.
+
+Comes in: frames of a table, in any pieces. Goes out: parts whose bytes depend on the rows alone and not on the pieces:
+a row group ends after ROWS_PER_GROUP rows or GROUP_BYTES of text, a part after ROWS_PER_PART rows or PART_BYTES.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prefkit.errors import DatasetError
+from prefkit.format import MESSAGES, PLAIN_MESSAGES, ROWS_PER_GROUP, ROWS_PER_PART, Kind, part_name, schema
+from prefkit.sources import file_sha256
+from prefkit.store import REMAKE, atomic_path
+
+GROUP_BYTES = 1 << 28  # of text: what a reader of long conversations has to hold
+PART_BYTES = 1 << 32
+
+
+class Part(NamedTuple):
+    """One Parquet file of a table, as the manifest records it."""
+
+    file: str
+    rows: int
+    sha256: str
+
+
+class TableWriter:
+    """A table that is written as its rows come: parts from 0 on, at least one, each whole or not there.
+
+    Args:
+        folder: of the table.
+        name: of the table in format.TABLES.
+        kind: of the dataset.
+        plain: messages without `extra`, for a dataset in which none has any (`are_plain`).
+
+    Raises:
+        MachineError: the disk is full.
+        DatasetError: the folder cannot be written to.
+    """
+
+    def __init__(self, folder: Path, name: str, kind: Kind, *, plain: bool = False) -> None:
+        self.folder, self.schema = folder, schema(name, kind, plain=plain)
+        self.parts: list[Part] = []
+        self.pending: list[pl.DataFrame] = []
+        self.rows = self.size = 0  # of the row group that is gathered
+        self.part_rows = self.part_size = 0
+        self.stack = contextlib.ExitStack()
+        self.path: Path | None = None
+        self.writer: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._write_group()
+            if not self.parts and self.writer is None:
+                self._open(self._table(pl.DataFrame(schema=self.schema)))
+            self._close()
+            for stale in set(self.folder.glob("part-*.parquet")) - {self.folder / part.file for part in self.parts}:
+                stale.unlink()
+        elif self.writer is not None:
+            with contextlib.suppress(Exception):
+                self.writer.close()
+            self.stack.__exit__(kind, error, trace)
+
+    def add(self, frame: pl.DataFrame) -> None:
+        """Put rows to the table; columns it does not have are left out, those that the frame lacks are null."""
+        rows = frame.select(
+            pl.col(c).cast(t) if c in frame.columns else pl.lit(None, t).alias(c) for c, t in self.schema.items()
+        )
+        sizes = np.cumsum(_text_bytes(rows))
+        start = 0
+        while start < rows.height:
+            before = int(sizes[start - 1]) if start else 0
+            full = int(np.searchsorted(sizes, before + GROUP_BYTES - self.size)) + 1
+            room = min(ROWS_PER_GROUP, ROWS_PER_PART - self.part_rows) - self.rows
+            end = min(rows.height, start + room, full)
+            self.pending.append(rows.slice(start, end - start))
+            self.rows, self.size = self.rows + end - start, self.size + int(sizes[end - 1]) - before
+            if end == start + room or self.size >= GROUP_BYTES:
+                self._write_group()
+            start = end
+
+    def _write_group(self) -> None:
+        if not self.rows:
+            return
+        table = self._table(pl.concat(self.pending))
+        self.pending.clear()
+        if self.writer is None:
+            self._open(table)
+        self.writer.write_table(table, row_group_size=max(self.rows, 1))
+        self.part_rows, self.part_size = self.part_rows + self.rows, self.part_size + self.size
+        self.rows = self.size = 0
+        if self.part_rows >= ROWS_PER_PART or self.part_size >= PART_BYTES:
+            self._close()
+
+    @staticmethod
+    def _table(frame: pl.DataFrame) -> pa.Table:
+        return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+
+    def _open(self, table: pa.Table) -> None:
+        self.path = self.folder / part_name(len(self.parts))
+        beside = self.stack.enter_context(atomic_path(self.path))
+        self.writer = parquet_writer(beside, table.schema)
+
+    def _close(self) -> None:
+        if self.writer is not None:
+            assert self.path is not None
+            self.writer.close()
+            self.stack.close()
+            self.parts.append(Part(self.path.name, self.part_rows, file_sha256(self.path)))
+            self.writer, self.part_rows, self.part_size = None, 0, 0
+
+
+def _text_bytes(frame: pl.DataFrame) -> np.ndarray[Any, np.dtype[Any]]:
+    """Bytes of text in each row."""
+    found = np.zeros(frame.height, np.int64)
+    for name, dtype in frame.schema.items():
+        if dtype == pl.String:
+            found += frame[name].str.len_bytes().fill_null(0).to_numpy()
+        elif dtype in (MESSAGES, PLAIN_MESSAGES):
+            fields = ("content", "extra") if dtype == MESSAGES else ("content",)
+            sizes = [pl.element().struct.field(field).str.len_bytes().fill_null(0) for field in fields]
+            found += frame[name].list.eval(pl.sum_horizontal(sizes)).list.sum().fill_null(0).to_numpy()
+    return found
+
+
+def parquet_writer(path: Path, columns: pa.Schema) -> Any:
+    """A writer of the house's Parquet: zstd 3, text with a dictionary, floats without one."""
+    texts = [field.name for field in columns if pa.types.is_large_string(field.type)]
+    return pq.ParquetWriter(path, columns, compression="zstd", compression_level=3, use_dictionary=texts)
+
+
+def write_parquet(path: Path, frame: pl.DataFrame) -> Part:
+    """Write one Parquet file atomically."""
+    table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+    with atomic_path(path) as beside:
+        with parquet_writer(beside, table.schema) as writer:
+            writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+        digest = file_sha256(beside)
+    return Part(path.name, frame.height, digest)
+
+
+def write_table(folder: Path, name: str, frame: pl.DataFrame, kind: Kind, *, plain: bool = False) -> list[Part]:
+    """Write a table that is in memory; see `TableWriter`."""
+    with TableWriter(folder, name, kind, plain=plain) as writer:
+        writer.add(frame)
+    return writer.parts
+
+
+def are_plain(frames: Sequence[pl.DataFrame]) -> bool:
+    """Whether no message of the frames has any `extra`."""
+    extra = pl.element().struct.field("extra").is_not_null()
+    return not any(
+        frame.select(pl.col(name).list.eval(extra).list.any().any()).item()
+        for frame in frames
+        for name, dtype in frame.schema.items()
+        if dtype == MESSAGES
+    )
+
+
+def check_parts(folder: Path, parts: list[Mapping[str, Any]]) -> None:
+    """Compare the parts of a table with their recorded hashes.
+
+    Raises:
+        DatasetError: a part is missing or its sha256 is not the recorded one, by name.
+    """
+    for part in parts:
+        path = folder / part["file"]
+        if not path.exists():
+            raise DatasetError("part is missing", where=str(path), hint=REMAKE)
+        if file_sha256(path) != part["sha256"]:
+            raise DatasetError("part was changed: its sha256 is not the recorded one", where=str(path), hint=REMAKE)
+
+
+def read_table(dataset: Path, name: str, manifest: Mapping[str, Any]) -> pl.DataFrame:
+    """A table of the dataset, its parts checked against the manifest."""
+    check_parts(dataset / name, manifest["parts"][name])
+    parts = [pl.read_parquet(dataset / name / part["file"], glob=False) for part in manifest["parts"][name]]
+    return pl.concat(parts).cast({PLAIN_MESSAGES: MESSAGES})  # messages have all fields in memory
+
+
+def table_blocks(
+    dataset: Path, name: str, manifest: Mapping[str, Any], columns: Sequence[str], rows: int
+) -> Iterator[pl.DataFrame]:
+    """Some columns of a table, some rows at a time; the parts are not checked again (`check_parts`)."""
+    for part in manifest["parts"][name]:
+        # pre_buffer would keep the whole compressed file in memory
+        with pq.ParquetFile(dataset / name / part["file"], pre_buffer=False) as file:
+            for batch in file.iter_batches(rows, columns=[c for c in columns if c in file.schema_arrow.names]):
+                frame = pl.DataFrame(pl.from_arrow(batch))
+                yield frame.cast({PLAIN_MESSAGES: MESSAGES})
