@@ -25,6 +25,8 @@ from prefkit.minhash import Nearness
 from prefkit.store import folder_beside, read_json, write_json
 from prefkit.tables import table_blocks
 
+IDS, TEXTS = ("pair_id", "prompt_id"), ("prompt", "chosen", "rejected", "tools")
+CLAIMS = ("annotator", "margin", "agreement")
 BYTES_A_PAIR = 400  # what comparing holds for each pair at most, measured (benchmarks/build.py)
 COMPARED_BY = (
     "pair_id",

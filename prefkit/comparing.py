@@ -65,7 +65,7 @@ def compare_pairs(files: Sequence[Path], keys: pl.DataFrame, old: Array, kind: K
     """
     better = claims(keys, old)
     stands = exact_groups(keys, better, exact=how.rules.exact)
-    if how.prompts is None or how.sides is None:
+    if how.prompts is None or how.sides is None or not keys.height:
         prompts = _numbers(keys["key_prompt"].to_numpy())
         return Compared(judge(keys, better, stands, prompts, None, how.rules, old), prompts, prompts)
     asked = _numbers(keys["key_asked"].to_numpy())
@@ -152,6 +152,8 @@ def _relations(
     rows = kept & (stands == np.arange(keys.height))
     numbers = _numbers(scope)
     rows &= np.bincount(numbers[rows], minlength=int(numbers.max(initial=-1)) + 1)[numbers] > 1
+    if not rows.any():
+        return _no_relations(keys.height), False
     with Meeting(
         files, how.sides, rows=rows, scope=scope, rank=rank, processes=processes, scratch=how.scratch, watch=how.watch
     ) as meeting:
@@ -224,7 +226,7 @@ def dedupe_pairs(pairs: pl.DataFrame, kind: Kind, how: Comparing, test_share: fl
         seed: of the split.
 
     Returns:
-        kept in the order of `pairs`, with split; dropped with stage, reason, duplicate_of, contradicts, jaccard and
+        kept in the order of `pairs`, with the split it has or gets; dropped with stage, reason, duplicate_of, contradicts, jaccard and
         cluster_id.
     """
     keys = with_held_out(narrow_pairs(pairs, kind), pairs["prompt_id"], test_share, seed)
@@ -233,7 +235,8 @@ def dedupe_pairs(pairs: pl.DataFrame, kind: Kind, how: Comparing, test_share: fl
         pairs.select("prompt", "chosen", "rejected").write_parquet(path, compression="uncompressed")
         found = compare_pairs([path], keys, np.zeros(pairs.height, np.bool_), kind, how._replace(scratch=Path(folder)))
     columns = told(found.verdicts, pairs["pair_id"].gather, slice(None))
+    columns = columns.drop("split") if "split" in pairs.columns else columns
     gone = columns["reason"].is_not_null()
     whole = pairs.hstack(columns)
     kept = whole.filter(~gone).drop("stage", "reason", "duplicate_of", "contradicts", "jaccard", "cluster_id")
-    return Screened(kept, whole.filter(gone).drop("split"))
+    return Screened(kept, whole.filter(gone))

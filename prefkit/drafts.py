@@ -20,7 +20,7 @@ from prefkit import __version__
 from prefkit.candidates import select_parts
 from prefkit.comparing import with_held_out
 from prefkit.comparisons import compared_pairs
-from prefkit.config import Pipeline, SourceConfig
+from prefkit.config import PairsConfig, Pipeline, SourceConfig
 from prefkit.corrections import Rule, corrected_pairs, rewrite_responses
 from prefkit.decontaminate import Index, decontaminate_pairs
 from prefkit.errors import DatasetError, SourceError, located
@@ -245,7 +245,7 @@ def _write_candidates(
     scratch: Path | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Candidates are decided while they are read: a source may be larger than memory."""
-    rules = selection_rules(how.pipeline)
+    rules = selection_rules(how.pipeline.pairs)
     tallies: list[Tally] = []
 
     def afresh() -> Iterator[pl.DataFrame]:
@@ -271,11 +271,10 @@ def _write_candidates(
     return {name: getattr(found, name) for name in names}, {"candidates": found.report}
 
 
-def selection_rules(pipeline: Pipeline) -> Rules:
+def selection_rules(settings: PairsConfig) -> Rules:
     """The settings of candidates as the values that decide."""
-    settings = pipeline.pairs
     rule, _, sigma = settings.rejected.partition(":")
-    shared = {name: getattr(settings, name) for name in Rules._fields if name in type(settings).model_fields}
+    shared = {name: getattr(settings, name) for name in Rules._fields if name in PairsConfig.model_fields}
     return Rules(**shared | {"rejected": rule, "sigma": float(sigma or 0)})
 
 

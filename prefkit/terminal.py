@@ -39,10 +39,10 @@ def print_build(built: "Built", console: Console) -> None:
     state = "is up to date" if built.unchanged else "checked, nothing written" if built.checked_only else "written"
     if built.added:
         conflicts = built.added["split_conflicts"]
-        told = f", {conflicts} new pairs dropped as split_conflict" if conflicts else ""
+        clash = f", {conflicts} new pairs dropped as split_conflict" if conflicts else ""
         console.print(
             f"{built.added['pairs']} pairs from {', '.join(built.added['sources'])} added to "
-            f"{built.added['pairs_before']} that stay as they were{told}"
+            f"{built.added['pairs_before']} that stay as they were{clash}"
         )
     console.print(
         f"{built.dataset} ({built.kind}) {state}: {c['pairs']} pairs, {c['train']} train and {c['test']} test"

@@ -18,7 +18,7 @@ import oracle
 import polars as pl
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from prefkit.build import Built, build_dataset
@@ -28,7 +28,10 @@ Given = dict[str, Any]
 
 
 def property_of(num_examples: int) -> settings:
+    """Few examples are not made smaller where they fail: that takes minutes, and the slow tests do."""
+    phases = [Phase.explicit, Phase.generate, *([Phase.shrink] if num_examples > 100 else [])]
     return settings(
+        phases=phases,
         deadline=None,
         max_examples=num_examples,
         derandomize=True,
@@ -265,7 +268,7 @@ def invariants(rows: list[Given], chosen: Given) -> None:
         check(build(folder, rows, chosen), len(rows))
 
 
-@property_of(70)
+@property_of(22)
 @given(rows_of(), SETTINGS)
 def test_what_a_build_drops_is_what_the_oracle_drops(rows: list[Given], chosen: Given) -> None:
     invariants(rows, chosen)
@@ -294,7 +297,7 @@ def rebuilt(rows: list[Given], chosen: Given) -> None:
             assert {row["pair_id"] for row in second.kept.values()} == {row["pair_id"] for row in first.kept.values()}
 
 
-@property_of(30)
+@property_of(7)
 @given(rows_of(), SETTINGS.filter(lambda chosen: chosen["contradictions"] != "keep"))
 def test_a_second_build_drops_nothing(rows: list[Given], chosen: Given) -> None:
     rebuilt(rows, chosen)
@@ -324,7 +327,7 @@ def orders(draw: st.DrawFn) -> tuple[list[Given], list[int]]:
     return rows, draw(st.permutations(range(len(rows))))
 
 
-@property_of(30)
+@property_of(7)
 @given(orders(), SETTINGS)
 def test_the_order_of_rows_changes_no_id_no_drop_and_no_split(
     drawn: tuple[list[Given], list[int]], chosen: Given
@@ -364,13 +367,13 @@ def crowd(number: int, num_changes: int, seed: int) -> list[Given]:
 CROWDED: Given = {"near": {}, "contradictions": "drop_both", "cycles": "drop", "cap": None}
 
 
-@pytest.mark.parametrize(("num_changes", "contradictions"), [(2, "drop_both"), (4, "majority"), (4, "keep")])
+@pytest.mark.parametrize(("num_changes", "contradictions"), [(2, "drop_both"), (4, "majority")])
 def test_a_crowd_loses_what_the_oracle_says_or_nearly_and_a_second_build_nothing(
     num_changes: int, contradictions: str, tmp_path: Path
 ) -> None:
     """Here much is near the threshold, so a few may be missed; nothing that goes is a mistake."""
     chosen = CROWDED | {"contradictions": contradictions}
-    rows = crowd(150, num_changes, seed=1)
+    rows = crowd(100, num_changes, seed=1)
     found = build(tmp_path, rows, chosen)
     check_accounts(found, len(rows))
     check_what_drops_say(found)
@@ -403,7 +406,7 @@ def candidate_rows(draw: st.DrawFn) -> list[Given]:
     return rows
 
 
-@property_of(25)
+@property_of(8)
 @given(rows_of(), rows_of(), candidate_rows(), SETTINGS)
 def test_both_equations_hold_for_several_sources(
     one: list[Given], other: list[Given], candidates: list[Given], chosen: Given
@@ -462,8 +465,7 @@ def test_the_demos_of_llama_factory_lose_their_exact_copies(
     assert built.reasons.get("duplicate", 0) == num_copies
     wanted = oracle.dedupe(rows, oracle.Rules())
     found = {number: drop["reason"] for number, drop in enumerate(drops) if drop is not None}
-    extra = {number for number, drop in wanted.dropped.items() if drop.reason != "duplicate"}
-    assert set(found) - extra == {number for number, drop in wanted.dropped.items() if drop.reason == "duplicate"}
+    assert built.reasons == {"duplicate": num_copies}  # and nothing that is nearly the same
     assert found == {number: drop.reason for number, drop in wanted.dropped.items()}
     for number, drop in wanted.dropped.items():
         said = drops[number]
@@ -513,7 +515,7 @@ def test_votes_that_speak_against_each_other_are_counted_in_plain_python(
     policy: str, test_data: Path, pipeline_of: Callable[..., Pipeline]
 ) -> None:
     """Without near-matching every contradiction is a reversal; a fifth of the votes are added the other way round."""
-    rows = votes_of(test_data)
+    rows = votes_of(test_data)[::4]
     turned = [row | {"arg1": row["arg2"], "arg2": row["arg1"]} for row in rows[::5]]
     repeated = [row for number, row in enumerate(rows) if number % 15 == 0]
     won = counted([*rows, *turned, *repeated])
@@ -525,7 +527,7 @@ def test_votes_that_speak_against_each_other_are_counted_in_plain_python(
     num = contradicted(won, policy)
     assert {exact_key(row) for row in lost.iter_rows(named=True)} == (set() if num == 0 else lost_keys(won, policy))
     assert built.counts["pairs"] == len(won) - num
-    assert policy == "keep" or num > 500
+    assert policy == "keep" or num > 100
 
 
 def lost_keys(won: dict[tuple[str, str, str], int], policy: str) -> set[tuple[Any, ...]]:
@@ -560,10 +562,10 @@ def votes_by_oracle(
     return found, Counter(drop.reason for drop in wanted.dropped.values())
 
 
-def test_the_votes_on_two_prompts_are_dropped_as_the_oracle_drops_them(
+def test_the_votes_on_one_prompt_are_dropped_as_the_oracle_drops_them(
     test_data: Path, pipeline_of: Callable[..., Pipeline]
 ) -> None:
-    found, wanted = votes_by_oracle("drop_both", 2, test_data, pipeline_of)
+    found, wanted = votes_by_oracle("drop_both", 1, test_data, pipeline_of)
     assert found == wanted
 
 

@@ -274,12 +274,12 @@ def candidates_of(line: bytes, kind: str) -> list[str | None]:
 
 def check_candidates(tables: Tables, rows: dict[int, bytes]) -> None:
     """candidates = used + unused + rejects; prompts = prompts with a pair + prompts dropped."""
-    found = {number: candidates_of(line, tables.kind) for number, line in rows.items()}
+    found = {number: candidates_of(line, tables.made.kind) for number, line in rows.items()}
     rejected = [number for number, prompts in found.items() for prompt in prompts if prompt is None]
     accepted = [prompt for prompts in found.values() for prompt in prompts if prompt is not None]
     assert sorted(tables.rejects["line"].to_list()) == rejected
     drafted = tables.pairs.height + tables.dropped.filter(pl.col("stage") != "pairs").height
-    assert 2 * drafted + sum(tables.unused.values()) == len(accepted)
+    assert 2 * drafted + sum(tables.made.unused.values()) == len(accepted)
     assert tables.pairs.height + tables.dropped.height == len(set(accepted))
     told = tables.counts
     assert (told.candidates, told.candidate_rejects) == (len(accepted) + len(rejected), len(rejected))
@@ -323,7 +323,7 @@ def check_counts(tables: Tables) -> None:
     assert (counts.pairs, counts.dropped, counts.rejects) == heights
     assert counts.train + counts.test == counts.pairs
     reasons = tables.dropped["reason"].to_list() + tables.rejects["reason"].to_list()
-    assert tables.reasons == {reason: reasons.count(reason) for reason in set(reasons)}
+    assert tables.made.reasons == {reason: reasons.count(reason) for reason in set(reasons)}
     assert all(reasons)
 
 
@@ -362,7 +362,7 @@ def check(case: Case, folder: Path) -> None:
     again = tables_of(pipeline, case.content)
     assert again is not None
     assert all(one.equals(other) for one, other in zip(frames_of(tables), frames_of(again), strict=True))
-    assert (tables.kind, *tables[4:]) == (again.kind, *again[4:])  # files, counts, reasons, unused
+    assert tables.made == again.made
 
 
 @settings(FUZZ, max_examples=200)
@@ -389,7 +389,7 @@ def test_what_is_built_of_any_lines_is_on_disk_as_it_was_made_and_stays(case: Ca
         if tables is None:
             return
         built = build_dataset(pipeline)
-        assert (built.counts, built.reasons) == (tables.counts._asdict(), tables.reasons)
+        assert (built.counts, built.reasons) == (tables.counts._asdict(), tables.made.reasons)
         for name, frame in zip(("pairs", "dropped", "rejects"), frames_of(tables), strict=True):
             found = pl.read_parquet(Path(built.dataset) / name / "part-00000.parquet", glob=False)
             assert found.select(frame.columns).equals(frame)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from prefkit import grams as grams_of_words
 from prefkit.minhash import choose_bands, hashes32, permutations, shingles, signatures
 
-PROPERTY = settings(deadline=None, max_examples=100, derandomize=True, database=None)
+PROPERTY = settings(deadline=None, max_examples=60, derandomize=True, database=None)
 TEXTS = [
     "",
     " \n",

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import sparse
 
+from prefkit.accounts import Counts
 from prefkit.audit.evidence import in_memory
 from prefkit.audit.probe import cross_fit, shallow
 from prefkit.audit.repair import (
@@ -33,7 +34,7 @@ from prefkit.audit.shortcuts import Seen, find_shortcuts, fit_probes, see_pairs
 from prefkit.audit.verdict import Finding
 from prefkit.audits import audit_dataset
 from prefkit.before_after import audit_rows, print_repaired
-from prefkit.build import Counts, build_dataset
+from prefkit.build import build_dataset
 from prefkit.config import Pipeline, load_pipeline
 from prefkit.demo.world import SHORTCUT_OPENER, pretraining_texts, write_world
 from prefkit.errors import CheckError, ConfigError, DatasetError, InputError

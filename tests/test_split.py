@@ -4,8 +4,20 @@ import math
 
 import polars as pl
 
-from prefkit.split import is_test, split_pairs
+from prefkit.comparing import Comparing, dedupe_pairs
+from prefkit.dedupe import Rules
+from prefkit.format import Kind
+from prefkit.split import is_test
 from prefkit.text import with_pair_ids
+
+ALL_STAY = Comparing(None, None, Rules(exact=False, contradictions="keep", cycles="keep"))
+
+
+def split_pairs(frame: pl.DataFrame, kind: Kind, share: float, seed: int) -> pl.DataFrame:
+    """The pairs with their split, compared by nothing but their prompts."""
+    empty = {"annotator": pl.String, "margin": pl.Float64, "agreement": pl.Float64}
+    whole = frame.with_columns(pl.lit(None, dtype).alias(name) for name, dtype in empty.items())
+    return dedupe_pairs(whole, kind, ALL_STAY, share, seed).kept.drop(*empty)
 
 
 def pairs(*prompts: str) -> pl.DataFrame:
@@ -14,7 +26,8 @@ def pairs(*prompts: str) -> pl.DataFrame:
 
 
 def splits(frame: pl.DataFrame, share: float = 0.3, seed: int = 0) -> list[str]:
-    return split_pairs(frame, "text", share, seed)["split"].to_list()
+    found: list[str] = split_pairs(frame, "text", share, seed)["split"].to_list()
+    return found
 
 
 def test_no_prompt_is_on_both_sides() -> None:

@@ -12,6 +12,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from prefkit import tables
 from prefkit.errors import DatasetError, MachineError
 from prefkit.format import FORMAT_VERSION, TABLES, Kind, schema
 from prefkit.locks import give_lock, leave_no_empty_directory, locked, take_lock
