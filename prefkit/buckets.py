@@ -28,8 +28,9 @@ def meeting_rows(bands: Iterable[Array], places: Array, num_texts: int) -> tuple
         num_texts: of a row.
 
     Returns:
-        ascending, distinct, as smaller place << 32 | larger place, uint64. Of a crowd (more than CROWD texts) its
-        members meet the first of them, and each the next one, so that time does not grow with the square.
+        ascending, distinct, as smaller place << 32 | larger place, uint64. In a crowd (more than CROWD texts) each text
+        meets the next one, and the first that is the same text of its row and the first that is the other, so that
+        time does not grow with the square and no direction of preference hides the other.
     """
     bits = np.uint64(int(places.max(initial=0)).bit_length())
     found: list[Array] = [np.empty(0, np.uint64)]
@@ -52,11 +53,19 @@ def _meeting_in_band(keys: Array, places: Array, bits: np.uint64, num_texts: int
     starts = np.flatnonzero(np.concatenate([[True], bucket[1:] != bucket[:-1]])) if len(bucket) else np.empty(0, int)
     sizes = np.diff(np.append(starts, len(bucket)))
     starts, sizes = starts[sizes > 1], sizes[sizes > 1]
-    rows = (packed & ((np.uint64(1) << bits) - np.uint64(1))) // np.uint64(num_texts)
+    texts = packed & ((np.uint64(1) << bits) - np.uint64(1))
+    rows, which = texts // np.uint64(num_texts), texts % np.uint64(num_texts)
     at = np.repeat(starts - offsets_of(sizes)[:-1], sizes) + np.arange(int(sizes.sum()))
     left_in_bucket = np.repeat(starts + sizes, sizes) - at  # members from this one on
     large = np.repeat(sizes > CROWD, sizes)
-    pairs = [_pairs(rows, np.repeat(starts, sizes)[large], at[large])]
+    pairs = [np.empty(0, np.uint64)]
+    if large.any():
+        crowd, heads = at[large], offsets_of(sizes[sizes > CROWD])[:-1]
+        for text in range(num_texts):
+            firsts = np.minimum.reduceat(np.where(which[crowd] == text, crowd, len(rows)), heads)
+            first = np.repeat(firsts, sizes[sizes > CROWD])
+            there = first < len(rows)
+            pairs.append(_pairs(rows, first[there], crowd[there]))
     for step in range(1, CROWD):
         reaches = (left_in_bucket > step) & ~(large & (step > 1))
         at, left_in_bucket, large = at[reaches], left_in_bucket[reaches], large[reaches]
@@ -67,7 +76,7 @@ def _meeting_in_band(keys: Array, places: Array, bits: np.uint64, num_texts: int
 
 
 def _pairs(rows: Array, left: Array, right: Array) -> Array:
-    low, high = rows[left], rows[right]
+    low, high = np.minimum(rows[left], rows[right]), np.maximum(rows[left], rows[right])
     pairs: Array = (low << np.uint64(32) | high)[low != high]
     return pairs
 

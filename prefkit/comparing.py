@@ -66,7 +66,7 @@ def compare_pairs(files: Sequence[Path], keys: pl.DataFrame, old: Array, kind: K
     better = claims(keys, old)
     stands = exact_groups(keys, better, exact=how.rules.exact)
     if how.prompts is None or how.sides is None or not keys.height:
-        prompts = _numbers(keys["key_prompt"].to_numpy())
+        prompts = _numbers(keys["key_asked"].to_numpy())
         return Compared(judge(keys, better, stands, prompts, None, how.rules, old), prompts, prompts)
     asked = _numbers(keys["key_asked"].to_numpy())
     firsts = np.full(int(asked.max(initial=-1)) + 1, keys.height, np.int64)
@@ -226,8 +226,8 @@ def dedupe_pairs(pairs: pl.DataFrame, kind: Kind, how: Comparing, test_share: fl
         seed: of the split.
 
     Returns:
-        kept in the order of `pairs`, with the split it has or gets; dropped with stage, reason, duplicate_of, contradicts, jaccard and
-        cluster_id.
+        kept in the order of `pairs`, with the split it has or gets; dropped with stage, reason, duplicate_of,
+        contradicts, jaccard and cluster_id.
     """
     keys = with_held_out(narrow_pairs(pairs, kind), pairs["prompt_id"], test_share, seed)
     with tempfile.TemporaryDirectory(prefix="prefkit-") as folder:

@@ -174,7 +174,9 @@ def _sorted_out(keys: pl.DataFrame, first: Array, near: Relations | None) -> tup
         return left, right, _Direct(nothing, nothing, np.empty(0))
     num = np.uint64(keys.height)
     exactly = np.isin(near.left.astype(np.uint64) * num + near.right, left.astype(np.uint64) * num + right)
-    swapped = (near.cross >= 0) & (near.cross > near.direct) & ~exactly
+    chosen, rejected = (keys[f"key_{side}"].to_numpy() for side in ("chosen", "rejected"))
+    mirrored = (chosen[near.left] == rejected[near.right]) & (rejected[near.left] == chosen[near.right])
+    swapped = (near.cross >= 0) & ((near.cross > near.direct) | mirrored) & ~exactly
     same = (near.direct >= 0) & ~swapped & ~exactly
     left, right = np.concatenate([left, near.left[swapped]]), np.concatenate([right, near.right[swapped]])
     return left, right, _Direct(near.left[same], near.right[same], near.direct[same])

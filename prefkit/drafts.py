@@ -6,15 +6,17 @@ evaluation item, and has its keys beside it. Drafts lie in DATASET/.drafts/<key>
 hashes all settings that decide them and the bytes of the files, so a changed file is read anew.
 """
 
+import contextlib
 import hashlib
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from prefkit import __version__
 from prefkit.candidates import select_parts
@@ -38,6 +40,7 @@ from prefkit.text import with_pair_ids
 from prefkit.validate import validate_pairs
 
 TABLES = ("pairs", "keys", "dropped", "rejects")
+PARQUET: Mapping[str, Any] = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
 PART_ROWS = 1 << 16  # pairs of a part: what is held at once, and what a process takes from the others
 Seen = Callable[[int, float | None], None]  # rows, and the share of the source that they are, None if unknown
 
@@ -142,8 +145,11 @@ class _Writer:
             if name == "pairs":
                 self.rows.append(whole.height)
             path = self.folder / f"{name}-{self.parts[name]:05d}.parquet"
+            table = whole.to_arrow(compat_level=pl.CompatLevel.oldest())
             with written(path):
-                whole.write_parquet(path, compression="lz4", statistics=False, row_group_size=whole.height)
+                pq.write_table(
+                    table, path, table.num_rows, compression="lz4", use_dictionary=False, write_statistics=False
+                )
             self.parts[name] += 1
             frames.clear()
         self.num_waiting = self.size = 0
@@ -332,4 +338,6 @@ def drafted_source(drafts: Path, source: SourceConfig, how: Drafting, seen: Seen
             beside.replace(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            drafts.rmdir()  # of a build that fails before it has anything
     return draft._replace(folder=folder)

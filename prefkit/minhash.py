@@ -50,10 +50,16 @@ def permutations(num_perm: int) -> Array:
 
 @lru_cache(maxsize=32)
 def choose_bands(threshold: float, num_perm: int, weights: tuple[float, float]) -> tuple[int, int]:
-    """How many bands of how many rows `datasketch.MinHashLSH` takes for a threshold and weights of its two errors."""
+    """How many bands of how many rows `datasketch.MinHashLSH` takes for a threshold and weights of its two errors.
+
+    Where it would take a single band, which it refuses itself, there are two.
+    """
     from datasketch import MinHashLSH
 
-    index = MinHashLSH(threshold=min(threshold, 0.99), num_perm=num_perm, weights=weights)
+    try:
+        index = MinHashLSH(threshold=threshold, num_perm=num_perm, weights=(weights[0], 1 - weights[0]))
+    except ValueError:
+        return 2, num_perm // 2
     return int(index.b), int(index.r)
 
 

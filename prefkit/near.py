@@ -219,7 +219,7 @@ class Meeting:
 
     def _path(self, name: str, number: int) -> Path:
         assert self.folder is not None
-        return self.folder / f"{name}-{number:05d}.npy"
+        return self.folder / f"{name}-{number:05d}"
 
     def _sign(self) -> None:
         calls, numbers = [], []
@@ -237,9 +237,10 @@ class Meeting:
 
     def _bands(self, chosen: Array) -> Iterator[Array]:
         """The keys of each band, of the texts of chosen rows in order."""
-        whole = [np.load(self._path("keys", number), mmap_mode="r") for number in range(len(self.files))]
+        bands = self.nearness.bands()[0]
+        whole = [_mapped(self._path("keys", number), bands) for number in range(len(self.files))]
         taken = [np.repeat(chosen[begin:end][self.rows[begin:end]], self.num_texts) for begin, end in self._spans()]
-        for band in range(self.nearness.bands()[0]):
+        for band in range(bands):
             keys = [np.asarray(file[band])[take] for file, take in zip(whole, taken, strict=True)]
             yield np.concatenate([np.empty(0, np.uint64), *keys])
 
@@ -273,6 +274,11 @@ class Meeting:
         return np.concatenate([*self._all(calls)])
 
 
+def _mapped(path: Path, bands: int) -> Array:
+    size = path.stat().st_size // (8 * bands)
+    return np.memmap(path, np.uint64, "r", shape=(bands, size)) if size else np.empty((bands, 0), np.uint64)
+
+
 # -- what a process does
 
 
@@ -285,7 +291,7 @@ def sign_file(file: TextFile, rows: Array, scope: Array | None, nearness: Nearne
     bands, per_band = nearness.bands()
     chosen = permutations(nearness.num_perm)[:, : bands * per_band]
     num_texts = len(file.columns)
-    keys = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint64, shape=(bands, max(len(rows) * num_texts, 1)))
+    keys = np.empty((bands, len(rows) * num_texts), np.uint64)
     short = np.zeros((len(rows), num_texts), np.bool_)
     for first, texts in texts_of(file, rows):
         for number, name in enumerate(file.columns):
@@ -295,7 +301,8 @@ def sign_file(file: TextFile, rows: Array, scope: Array | None, nearness: Nearne
             if scope is not None:
                 found = found + scope[first : first + texts.height] * np.uint64(0x9E3779B97F4A7C15)
             keys[:, first * num_texts + number : (first + texts.height) * num_texts : num_texts] = found
-    keys.flush()
+    with path.open("wb") as out:  # no mapped file: on a full disk that would end the process
+        out.write(keys.data)
     return short
 
 

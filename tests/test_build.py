@@ -17,7 +17,7 @@ from prefkit.config import Pipeline
 from prefkit.errors import ConfigError, DatasetError, SourceError
 from prefkit.format import FORMAT_VERSION, Kind, schema
 from prefkit.locks import locked
-from prefkit.sources import load_source
+from prefkit.sources import read_source
 from prefkit.store import read_manifest
 
 WriteJsonl = Callable[..., Path]
@@ -473,9 +473,9 @@ def kill_at() -> Iterator[Callable[[int], pytest.MonkeyPatch]]:
     patch.undo()
 
 
-# a draft of each source: three tables, its facts, the folder itself; then three tables, the card, the views and the
-# manifest; then these, all but the manifest, in their places
-@pytest.mark.parametrize("number", range(1, 3 * 5 + 6 + 5 + 1))
+# a draft of each source: its facts, the folder itself; then two files of verdicts and their folder; then three tables,
+# the card, the views and the manifest; then these, all but the manifest, in their places
+@pytest.mark.parametrize("number", range(1, 3 * 2 + 3 + 6 + 5 + 1))
 def test_a_build_that_was_killed_at_any_file_is_finished_by_the_next_one(
     number: int, mixed: Pipeline, tmp_path: Path, kill_at: Callable[[int], pytest.MonkeyPatch]
 ) -> None:
@@ -493,7 +493,7 @@ def test_a_build_that_was_killed_at_any_file_is_finished_by_the_next_one(
 def test_a_build_that_was_stopped_does_not_read_a_source_again_unless_it_changed(
     mixed: Pipeline, tmp_path: Path, kill_at: Callable[[int], pytest.MonkeyPatch]
 ) -> None:
-    patch = kill_at(3 * 5 + 1)
+    patch = kill_at(3 * 2 + 1)
     with pytest.raises(Killed):
         build_dataset(mixed)
     patch.undo()
@@ -579,7 +579,6 @@ SCORED = ("candidates", "comparisons", "pairs")
         ("min_agreement", 0.5, ("comparisons",)),
         ("chosen", "all_above", ("candidates",)),
         ("rejected", "random", ("candidates",)),
-        ("max_pairs_per_prompt", 2, ("candidates",)),
         ("scorers", "zscore", ("candidates",)),
         ("scorers_agree", True, ("candidates",)),
         ("seed", 3, ("candidates",)),
@@ -624,10 +623,10 @@ def test_one_source_that_can_use_a_setting_is_enough(write_jsonl: WriteJsonl, pi
 
 def test_a_row_that_a_reader_loses_breaks_the_equation(small: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     def losing(*given: Any) -> Any:
-        loaded = load_source(*given)
-        return loaded._replace(records=loaded.records.slice(1))
+        for block in read_source(*given):
+            yield block._replace(records=block.records.slice(1))
 
-    monkeypatch.setattr(drafts, "load_source", losing)
+    monkeypatch.setattr(drafts, "read_source", losing)
     with pytest.raises(AssertionError):
         build_dataset(small)
 
@@ -645,7 +644,7 @@ def test_what_a_killed_build_left_on_disk_is_removed_by_the_next_one_and_its_dra
     def fails(*_: Any) -> Any:
         raise SourceError("x")
 
-    monkeypatch.setattr(drafts, "load_source", fails)
+    monkeypatch.setattr(drafts, "read_source", fails)
     with pytest.raises(SourceError):
         build_dataset(small)
     assert [path.name for path in left.iterdir()] == ["0123456789abcdef"]

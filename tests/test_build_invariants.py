@@ -275,7 +275,7 @@ def test_what_a_build_drops_is_what_the_oracle_drops(rows: list[Given], chosen: 
 
 
 @pytest.mark.slow
-@property_of(1500)
+@property_of(600)
 @given(rows_of(), SETTINGS)
 def test_what_a_build_drops_is_what_the_oracle_drops_many_times(rows: list[Given], chosen: Given) -> None:
     invariants(rows, chosen)
@@ -304,7 +304,7 @@ def test_a_second_build_drops_nothing(rows: list[Given], chosen: Given) -> None:
 
 
 @pytest.mark.slow
-@property_of(700)
+@property_of(300)
 @given(rows_of(), SETTINGS.filter(lambda chosen: chosen["contradictions"] != "keep"))
 def test_a_second_build_drops_nothing_many_times(rows: list[Given], chosen: Given) -> None:
     rebuilt(rows, chosen)
@@ -336,7 +336,7 @@ def test_the_order_of_rows_changes_no_id_no_drop_and_no_split(
 
 
 @pytest.mark.slow
-@property_of(700)
+@property_of(300)
 @given(orders(), SETTINGS)
 def test_the_order_of_rows_changes_nothing_many_times(drawn: tuple[list[Given], list[int]], chosen: Given) -> None:
     reordered(drawn[0], chosen, drawn[1])
@@ -381,6 +381,10 @@ def test_a_crowd_loses_what_the_oracle_says_or_nearly_and_a_second_build_nothing
     wanted = oracle.dedupe(found.all_rows(), found.rules)
     lost = Counter(drop.reason for drop in wanted.dropped.values())
     assert len(found.dropped) >= 0.8 * len(wanted.dropped)
+    left = [found.kept[number] for number in sorted(found.kept)]
+    strict = found.rules._replace(threshold=Fraction(9, 10))
+    between = [oracle.likeness(one, two, strict) for at, two in enumerate(left) for one in left[:at]]
+    assert not any(like.is_near or (like.is_against and contradictions != "keep") for like in between)
     assert found.built.reasons.get("contradiction", 0) <= lost["contradiction"]
     assert found.built.reasons.get("contradiction", 0) >= 0.9 * lost["contradiction"]
     again = build(tmp_path, [as_given(row) for row in found.kept.values()], chosen, "again")
@@ -571,8 +575,8 @@ def test_the_votes_on_one_prompt_are_dropped_as_the_oracle_drops_them(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
-def test_all_votes_are_dropped_as_the_oracle_drops_them(
+def test_the_votes_on_six_prompts_are_dropped_as_the_oracle_drops_them(
     policy: str, test_data: Path, pipeline_of: Callable[..., Pipeline]
 ) -> None:
-    found, wanted = votes_by_oracle(policy, 16, test_data, pipeline_of)
+    found, wanted = votes_by_oracle(policy, 6, test_data, pipeline_of)
     assert found == wanted

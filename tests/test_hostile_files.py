@@ -24,7 +24,7 @@ from prefkit import rows, sources
 from prefkit.build import Built, build_dataset
 from prefkit.config import Pipeline
 from prefkit.errors import SourceError
-from prefkit.rows import Chunk, read_chunks
+from prefkit.rows import Chunk, Position, read_chunks
 
 PipelineOf = Callable[..., Pipeline]
 ALL = {"max_reject_share": 1.0}  # any share of rejects: what becomes of a row is what is tested
@@ -1096,8 +1096,8 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     path.write_bytes({".jsonl": distinct(2000), ".jsonl.gz": GZ, ".parquet": PARQUET}[suffix])
     os.utime(path, (1, 1))  # so that a clock of any grain shows a write
 
-    def read_and_change(name: str) -> Iterator[Chunk]:
-        for number, found in enumerate(read_chunks(name)):
+    def read_and_change(name: str, position: Position) -> Iterator[Chunk]:
+        for number, found in enumerate(read_chunks(name, position)):
             if number == 1:
                 change(path)
             yield found

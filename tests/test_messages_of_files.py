@@ -86,7 +86,8 @@ PIPELINES: dict[str, tuple[str | bytes, str]] = {
     "a misspelt section": (
         f"dataset: d\n{SOURCE}splitt: {{seed: 1}}\n",
         "pipeline.yaml:3: unknown key splitt\n"
-        "  expected: one of dataset, kind, sources, pairs, validate, dedupe, split, build, audit, precompute, train\n"
+        "  expected: one of dataset, kind, sources, pairs, validate, dedupe, decontaminate, split, build, audit, "
+        "precompute, train\n"
         "  next: did you mean split?",
     ),
     "a misspelt key": (

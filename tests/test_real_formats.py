@@ -20,7 +20,7 @@ from prefkit.build import Built, build_dataset
 from prefkit.config import Pipeline
 
 PIPELINES = Path(__file__).parent.parent / "pipelines"
-AS_IT_IS = {"exact": False, "contradictions": "keep", "cycles": "keep"}
+AS_IT_IS = {"exact": False, "near_duplicates": None, "contradictions": "keep", "cycles": "keep"}
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -173,7 +173,7 @@ def test_ua_gec_gives_a_pair_for_every_sentence_that_was_corrected(
         for n, row in enumerate(rows, start=1)
         if n not in {*same, *alike, *empty}
     }
-    built = worked_case("ua_gec")
+    built = worked_case("ua_gec", dedupe={"near_duplicates": None})
     assert dropped(built, "identical") == [n for n in same if n not in empty]
     assert dropped(built, "identical_after_folding") == alike
     assert built.counts["pairs"] + len(dropped(built, "meta_phrase", "contradiction", "cycle")) == len(different)

@@ -333,7 +333,8 @@ def opened(write_jsonl: WriteJsonl, pipeline_of: PipelineOf) -> Path:
         row(6, "sure! down", "sure! up"),
         row(7, "yes", "Sure! no"),  # edited
     ]
-    pipeline = pipeline_of({"path": str(write_jsonl("rows.jsonl", rows)), "format": "pairs"})
+    source = {"path": str(write_jsonl("rows.jsonl", rows)), "format": "pairs"}
+    pipeline = pipeline_of(source, dedupe={"near_duplicates": None})  # so that case counts
     build_dataset(pipeline)
     return Path(pipeline.dataset)
 

@@ -35,6 +35,8 @@ def test_a_schema_is_json_schema_with_the_documented_keys() -> None:
         "kind",
         "pipeline",
         "sources",
+        "evals",
+        "additions",
         "counts",
         "reasons",
         "unused",

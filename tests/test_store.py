@@ -44,6 +44,8 @@ def small_dataset(folder: Path, **changes: Any) -> dict[str, Any]:
         "kind": "text",
         "pipeline": {},
         "sources": [{"path": "f", "sha256": "0" * 64, "rows": 3, "format": "pairs"}],
+        "evals": [],
+        "additions": [],
         "counts": dict.fromkeys(counts.split(), 0) | {"rows": 3, "rejects": 3},
         "reasons": {"x": 3},
         "unused": {},
