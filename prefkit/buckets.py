@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 from prefkit.grams import SPARE_BITS, Array, Grams, offsets_of
 from prefkit.minhash import shingles
 
-CROWD = 32  # texts in a bucket, above which they meet its first one and their neighbours only
+CROWDS = (256, 128, 64, 32)  # texts in a bucket, above which not all meet all: the first that time allows
 COMPARED = 2**SPARE_BITS  # pairs of sets compared in one go: their numbers fit the bits that hashes leave free
 _MANY = 1 << 23  # candidates held before those found twice are put together
 
@@ -28,8 +28,8 @@ def meeting_rows(bands: Iterable[Array], places: Array, num_texts: int) -> tuple
         num_texts: of a row.
 
     Returns:
-        ascending, distinct, as smaller place << 32 | larger place, uint64. In a crowd (more than CROWD texts) each text
-        meets the next one, and the first that is the same text of its row and the first that is the other, so that
+        ascending, distinct, as smaller place << 32 | larger place, uint64. In a crowd (more texts than one of CROWDS)
+        each meets the next one, and the first that is the same text of its row and the first that is the other, so that
         time does not grow with the square and no direction of preference hides the other.
     """
     bits = np.uint64(int(places.max(initial=0)).bit_length())
@@ -57,22 +57,32 @@ def _meeting_in_band(keys: Array, places: Array, bits: np.uint64, num_texts: int
     rows, which = texts // np.uint64(num_texts), texts % np.uint64(num_texts)
     at = np.repeat(starts - offsets_of(sizes)[:-1], sizes) + np.arange(int(sizes.sum()))
     left_in_bucket = np.repeat(starts + sizes, sizes) - at  # members from this one on
-    large = np.repeat(sizes > CROWD, sizes)
+    crowd_size = _crowd_size(sizes, len(keys))
+    large = np.repeat(sizes > crowd_size, sizes)
     pairs = [np.empty(0, np.uint64)]
     if large.any():
-        crowd, heads = at[large], offsets_of(sizes[sizes > CROWD])[:-1]
+        crowd, heads = at[large], offsets_of(sizes[sizes > crowd_size])[:-1]
         for text in range(num_texts):
             firsts = np.minimum.reduceat(np.where(which[crowd] == text, crowd, len(rows)), heads)
-            first = np.repeat(firsts, sizes[sizes > CROWD])
+            first = np.repeat(firsts, sizes[sizes > crowd_size])
             there = first < len(rows)
             pairs.append(_pairs(rows, first[there], crowd[there]))
-    for step in range(1, CROWD):
+    for step in range(1, crowd_size):
         reaches = (left_in_bucket > step) & ~(large & (step > 1))
         at, left_in_bucket, large = at[reaches], left_in_bucket[reaches], large[reaches]
         if not len(at):
             break
         pairs.append(_pairs(rows, at, at + step))
-    return np.concatenate(pairs), bool((sizes > CROWD).any())
+    return np.concatenate(pairs), bool((sizes > crowd_size).any())
+
+
+def _crowd_size(sizes: Array, num_texts: int) -> int:
+    """The size of buckets up to which all can meet all, as long as these are some two pairs a text."""
+    for crowd in CROWDS:
+        small = sizes[sizes <= crowd]
+        if int((small * (small - 1) // 2).sum()) <= 2 * num_texts + 1_000_000:
+            return crowd
+    return CROWDS[-1]
 
 
 def _pairs(rows: Array, left: Array, right: Array) -> Array:

@@ -286,9 +286,12 @@ def _kept(state: _State, kind: Kind) -> pl.DataFrame:
 def _dropped(pairs: pl.DataFrame, state: _State) -> pl.DataFrame:
     """The dropped pairs as they were before the repair, in their order, as rows of the dropped table."""
     now = dict(state.pairs.select("origin", "pair_id").iter_rows())
+    twin, repeats = pl.col("twin").replace(now), pl.col("rule").is_in(["duplicate", "near_duplicate"])
     gone = state.gone.with_columns(
-        pl.col("twin").replace(now).alias("duplicate_of"), pl.lit("repair").alias("stage")
-    ).select("stage", "duplicate_of", "jaccard", pair_id="origin", reason="rule")
+        pl.when(repeats).then(twin).alias("duplicate_of"),
+        pl.when(~repeats).then(twin).alias("contradicts"),
+        pl.lit("repair").alias("stage"),
+    ).select("stage", "duplicate_of", "contradicts", "jaccard", pair_id="origin", reason="rule")
     return pairs.drop("split").join(gone, on="pair_id", how="inner", maintain_order="left")
 
 

@@ -51,7 +51,8 @@ def without_opener(pairs: pl.DataFrame, kind: Kind, pipeline: Pipeline, text: st
     how = how_to_compare(pipeline, None, pipeline.build.num_processes())
     unique = dedupe_pairs(valid.kept, kind, how)
     ids = [dict(frame.select("pair_id", "origin").rows()) for frame in (valid.kept, unique.kept)]
-    twin = pl.col("duplicate_of").replace_strict(ids[0] | ids[1], default=None, return_dtype=pl.String).alias("twin")
+    other = pl.coalesce("duplicate_of", "contradicts")
+    twin = other.replace_strict(ids[0] | ids[1], default=None, return_dtype=pl.String).alias("twin")
     met = unique.dropped.select("origin", twin, "jaccard", rule="reason")
     lost = pl.concat([valid.dropped.select("origin", "rule"), met], how="diagonal")
     detail = pl.concat_str("rule", pl.lit(f", once {text!r} is cut off")).alias("detail")

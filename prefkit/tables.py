@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from prefkit.errors import DatasetError
 from prefkit.format import MESSAGES, PLAIN_MESSAGES, ROWS_PER_GROUP, ROWS_PER_PART, Kind, part_name, schema
 from prefkit.sources import file_sha256
-from prefkit.store import REMAKE, atomic_path
+from prefkit.store import REMAKE, atomic_path, written
 
 GROUP_BYTES = 1 << 28  # of text: what a reader of long conversations has to hold
 PART_BYTES = 1 << 32
@@ -62,17 +62,28 @@ class TableWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
+        if error is not None:
+            return self._abandon(error)
+        try:
             self._write_group()
             if not self.parts and self.writer is None:
                 self._open(self._table(pl.DataFrame(schema=self.schema)))
             self._close()
-            for stale in set(self.folder.glob("part-*.parquet")) - {self.folder / part.file for part in self.parts}:
-                stale.unlink()
-        elif self.writer is not None:
+        except BaseException as failed:
+            self._abandon(failed)
+            raise
+        for stale in set(self.folder.glob("part-*.parquet")) - {self.folder / part.file for part in self.parts}:
+            stale.unlink()
+        return None
+
+    def _abandon(self, error: BaseException) -> None:
+        """Leave nothing of the part that was begun."""
+        if self.writer is not None:
             with contextlib.suppress(Exception):
                 self.writer.close()
-            self.stack.__exit__(kind, error, trace)
+            self.writer = None
+        with contextlib.suppress(Exception):
+            self.stack.__exit__(type(error), error, error.__traceback__)
 
     def add(self, frame: pl.DataFrame) -> None:
         """Put rows to the table; columns it does not have are left out, those that the frame lacks are null."""
@@ -99,7 +110,9 @@ class TableWriter:
         self.pending.clear()
         if self.writer is None:
             self._open(table)
-        self.writer.write_table(table, row_group_size=max(self.rows, 1))
+        assert self.path is not None
+        with written(self.path):
+            self.writer.write_table(table, row_group_size=self.rows)
         self.part_rows, self.part_size = self.part_rows + self.rows, self.part_size + self.size
         self.rows = self.size = 0
         if self.part_rows >= ROWS_PER_PART or self.part_size >= PART_BYTES:
@@ -117,7 +130,8 @@ class TableWriter:
     def _close(self) -> None:
         if self.writer is not None:
             assert self.path is not None
-            self.writer.close()
+            with written(self.path):
+                self.writer.close()
             self.stack.close()
             self.parts.append(Part(self.path.name, self.part_rows, file_sha256(self.path)))
             self.writer, self.part_rows, self.part_size = None, 0, 0
