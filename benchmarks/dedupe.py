@@ -257,7 +257,7 @@ OTHERS = ("rensa deduplicator", "rensa LSH", "rensa rho matrix", "gaoya", "text-
 
 
 def _blocks(source: str) -> Iterator[pl.DataFrame]:
-    for batch in pq.ParquetFile(source, pre_buffer=False).iter_batches(BLOCK):
+    for batch in pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20).iter_batches(BLOCK, use_threads=False):
         frame = pl.from_arrow(pa.Table.from_batches([batch]))
         assert isinstance(frame, pl.DataFrame)
         yield frame
@@ -267,11 +267,17 @@ def _write(rows: pl.LazyFrame, settings: Settings) -> None:
     rows.sink_parquet(settings["out"], compression="zstd", compression_level=3)
 
 
-def _write_kept(kept: pl.Series, settings: Settings) -> Figures:
-    """The rows of a mask; put beside the scan, as a semi-join holds what it scans."""
-    beside = kept.alias("kept").to_frame().lazy()
-    rows = pl.concat([pl.scan_parquet(settings["source"]), beside], how="horizontal").filter("kept").drop("kept")
-    _write(rows, settings)
+def _write_kept(kept: np.ndarray[Any, Any], settings: Settings) -> Figures:
+    """The rows of a mask, block by block, as a build writes its tables."""
+    first, writer = 0, None
+    whole = pq.ParquetFile(settings["source"], pre_buffer=False, buffer_size=1 << 20)
+    for batch in whole.iter_batches(BLOCK, use_threads=False):
+        writer = writer or pq.ParquetWriter(settings["out"], batch.schema, compression="zstd", compression_level=3)
+        some = batch.filter(pa.array(kept[first : first + batch.num_rows]))
+        writer.write_table(pa.Table.from_batches([some]))
+        first += batch.num_rows
+    assert writer is not None
+    writer.close()
     return {"kept": int(kept.sum())}
 
 
@@ -303,7 +309,7 @@ def exact_ours(settings: Settings) -> Figures:
 
     keys = _keys(settings)
     places = np.arange(keys.height)
-    return _write_kept(pl.Series(exact_groups(keys, places) == places), settings)
+    return _write_kept(exact_groups(keys, places) == places, settings)
 
 
 def exact_reversals(settings: Settings) -> Figures:
