@@ -52,13 +52,18 @@ class Base(NamedTuple):
         """Its pairs."""
         return sum(part["rows"] for part in self.manifest["parts"]["pairs"])
 
+    def num_lost(self) -> int:
+        """Its drops and rejects."""
+        return sum(part["rows"] for table in ("dropped", "rejects") for part in self.manifest["parts"][table])
+
     def files(self) -> list[Path]:
         """The files of its pairs."""
         return [self.dataset / "pairs" / part["file"] for part in self.manifest["parts"]["pairs"] if part["rows"]]
 
     def is_plain(self) -> bool:
-        """Whether its messages have no `extra` on disk."""
-        return not any("extra" in str(pq.read_schema(file).field("prompt").type) for file in self.files())
+        """Whether its messages have no `extra` on disk; a table of no rows has its columns, too."""
+        files = [self.dataset / "pairs" / part["file"] for part in self.manifest["parts"]["pairs"]]
+        return not any("extra" in str(pq.read_schema(file).field("prompt").type) for file in files)
 
     def blocks(self, table: str, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
         """The rows of a table."""
@@ -174,10 +179,12 @@ def _read_verdicts(folder: Path, rows: int) -> Compared | None:
 
 def assembled(gathered: Gathered, found: Compared) -> Iterator[tuple[str, pl.DataFrame]]:
     """The rows of the tables in their order, each with the name of its table."""
-    base, verdicts = gathered.base, found.verdicts
+    base, verdicts, num_clusters = gathered.base, found.verdicts, 0
     if base is not None:
         for table in ("pairs", "dropped", "rejects"):
             for block in base.blocks(table, _columns(base, table)):
+                if table == "dropped" and block["cluster_id"].count():
+                    num_clusters = max(num_clusters, 1 + int(block["cluster_id"].drop_nulls().to_numpy().max()))
                 yield table, block
     named = np.unique(verdicts.other[verdicts.other >= 0])
     ids = gathered.pair_ids(named)
@@ -194,6 +201,7 @@ def assembled(gathered: Gathered, found: Compared) -> Iterator[tuple[str, pl.Dat
         for file in draft.parts("pairs"):
             pairs = pl.read_parquet(file, glob=False)
             judged = pairs.hstack(told(verdicts, pair_ids, slice(first, first + pairs.height)))
+            judged = judged.with_columns(pl.col("cluster_id") + num_clusters)
             first += pairs.height
             yield "pairs", judged.filter(pl.col("reason").is_null())
             yield "dropped", judged.filter(pl.col("reason").is_not_null())

@@ -161,7 +161,7 @@ def build_dataset(
     kind = resolve_kind(pipeline)
     base = None if rebuild else base_of(dataset, pipeline, kind)
     if base is not None and not added_sources(base, pipeline):
-        return _unchanged(base, pipeline, kind)
+        return _unchanged(base, pipeline, kind, check=check)
     if base is not None:
         names = ", ".join(source.path for source in added_sources(base, pipeline))
         tell(f"adding {names} to the {base.rows} pairs of {dataset}, which stay as they are")
@@ -297,7 +297,10 @@ def _make(
         tell(line)
     index = index_of(evals.items, pipeline.decontaminate.ngram) if pipeline.decontaminate.against else None
     how = Drafting(pipeline, kind, index, evals.files, memory_limit)
-    drafts = [_drafted(source, how, work, tell, watch) for source in sources]
+    drafts: list[Draft] = []
+    for number, source in enumerate(sources):
+        first = sources.index(source)  # a source that is named twice is read once
+        drafts.append(drafts[first] if first < number else _drafted(source, how, work, tell, watch))
     gathered = Gathered(drafts, base, kind)
     comparing = how_to_compare(pipeline, work, pipeline.build.num_processes())
     with watch.staged("comparing pairs"):
@@ -307,6 +310,7 @@ def _make(
     with watch.staged("writing the tables"):
         plain = all(draft.plain for draft in drafts) and (base is None or base.is_plain())
         done, total = 0, gathered.rows() + sum(draft.num_dropped + draft.num_rejects for draft in drafts)
+        total += base.num_lost() if base else 0
         with ExitStack() as stack:
             writers = {
                 name: stack.enter_context(TableWriter(target / name, name, kind, plain=plain))
@@ -319,7 +323,7 @@ def _make(
                 account.add(table, rows)
                 keep(table, rows)
                 done += rows.height
-                watch.look(min(done, total), total)
+                watch.look(done, total)
     made = _account(gathered, sources, account, evals.files)
     made.counts.check()
     report = [*made.told, *([{"prompts": told}] if (told := prompt_report(found, comparing)) else [])]
@@ -387,15 +391,16 @@ def _manifest_file(file: SourceFile, source: SourceConfig) -> dict[str, Any]:
     return {**file._asdict(), "format": source.format}
 
 
-def _unchanged(base: Base, pipeline: Pipeline, kind: Kind) -> Built:
+def _unchanged(base: Base, pipeline: Pipeline, kind: Kind, *, check: bool) -> Built:
     """Nothing to do but what a kill left over, and settings of later steps, which the manifest learns."""
     dataset, manifest = base.dataset, base.manifest
     wanted = {**pipeline.as_manifest(), "kind": kind}
     wanted["sources"] = manifest["pipeline"]["sources"]  # in the order of the tables
-    if manifest["pipeline"] != wanted:
+    if manifest["pipeline"] != wanted and not check:
         with locked(dataset):
             write_json(dataset / MANIFEST, {**manifest, "pipeline": wanted})
-    if left_behind(dataset) and (lock := take_lock(dataset)) is not None:  # of a kill, not of somebody at work
+    # of a kill, not of somebody at work
+    if not check and left_behind(dataset) and (lock := take_lock(dataset)) is not None:
         clear_left_behind(dataset)
         write_views(dataset, kind)
         give_lock(dataset, lock)

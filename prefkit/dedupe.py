@@ -135,8 +135,9 @@ def judge(
     both = stays[direct.left] & stays[direct.right]
     together = components(num, direct.left[both], direct.right[both])
     head = _best(together, better, stays)  # of each row that stays the best of its cluster
-    _cap(prompts, better, stays & (head == np.arange(num)), rules.max_pairs_per_prompt, old, reason)
-    test = _split(keys, prompts, old, reason, stays & (head == np.arange(num)))
+    heads = stays & ((head == np.arange(num)) | old)
+    _cap(prompts, better, heads, rules.max_pairs_per_prompt, old, reason)
+    test = _split(keys, prompts, old, reason, heads)
 
     final = np.where(stays, head, stands)
     final = final[stands]  # copies go where the row that stands for them goes

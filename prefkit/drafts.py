@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import shutil
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -83,6 +84,7 @@ class _Writer:
     def __init__(self, folder: Path, how: Drafting) -> None:
         self.folder, self.how = folder, how
         self.rejected = Rejected()
+        self.lock = threading.Lock()  # candidates are read in one thread and decided in another
         self.restart()
 
     def restart(self) -> None:
@@ -110,17 +112,20 @@ class _Writer:
             kept, lost = clean.kept, [*lost, as_dropped(clean.dropped, how.kind, "decontaminate")]
         split = how.pipeline.split
         keys = with_held_out(narrow_pairs(kept, how.kind), kept["prompt_id"], split.test_share, split.seed)
-        self._put("pairs", kept)
-        self._put("keys", keys)
-        for frame in lost:
-            self._put("dropped", frame)
-        self._write_if(PART_ROWS, how.memory_limit // 16)
+        with self.lock:
+            self._put("pairs", kept)
+            self._put("keys", keys)
+            for frame in lost:
+                self._put("dropped", frame)
+            self._write_if(PART_ROWS, how.memory_limit // 16)
 
     def reject(self, rejects: pl.DataFrame, num_records: int) -> None:
         """Put rejects in, and how many rows beside them became records."""
         self.num_records += num_records
         self.rejected.add(rejects)
-        self._put("rejects", rejects)
+        if rejects.height:
+            with self.lock:
+                self._put("rejects", rejects)
 
     def finish(self) -> None:
         """Write what is left."""

@@ -377,9 +377,12 @@ def part_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
 def canonical_json(value: object) -> str:
     """One text for one value: sorted keys, no spaces, no escapes. What is hashed is always this."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return _ENCODER.encode(value)
 
 
 def reference_key(identity: Mapping[str, object]) -> str:

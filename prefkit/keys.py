@@ -77,6 +77,12 @@ def narrow_pairs(pairs: pl.DataFrame, kind: Kind) -> pl.DataFrame:
     )
 
 
+def key_of(column: str, kind: Kind) -> pl.Expr:
+    """The key of a text or of messages as an expression: uint64, equal where they are after folding."""
+    keys = fold_keys if kind == "text" else _of_messages
+    return pl.col(column).map_batches(lambda texts: pl.Series(keys(texts)), return_dtype=pl.UInt64)
+
+
 def mixed(*parts: Array) -> Array:
     """One key of several, in their order."""
     found = np.zeros(len(parts[0]), np.uint64)

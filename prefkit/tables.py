@@ -106,7 +106,7 @@ class TableWriter:
     def _write_group(self) -> None:
         if not self.rows:
             return
-        table = self._table(pl.concat(self.pending))
+        table = self._table(pl.concat(self.pending, rechunk=True))  # pages of the file would end where chunks do
         self.pending.clear()
         if self.writer is None:
             self._open(table)

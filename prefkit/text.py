@@ -5,7 +5,6 @@ Ids are computed over the EXACT text or messages, never folded: two texts with d
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import polars as pl
@@ -35,21 +34,35 @@ def prompt_id(kind: Kind, prompt: object, tools: str | None = None) -> str:
 
 def with_prompt_ids(frame: pl.DataFrame, kind: Kind) -> pl.DataFrame:
     """Add `prompt_id` to a frame with a `prompt` column, and `tools` if any prompt has some."""
-    ids = [prompt_id(kind, *prompt) for prompt in _exact(frame, "prompt")]
+    (prompts,) = _written(frame, "prompt")
+    ids = [_hashed(kind, prompt, end) for prompt, end in zip(prompts, _ends(frame), strict=True)]
     return frame.with_columns(pl.Series("prompt_id", ids, pl.String))
 
 
 def with_pair_ids(frame: pl.DataFrame, kind: Kind) -> pl.DataFrame:
-    """Add `pair_id` and `prompt_id` to a frame with `prompt`, `chosen` and `rejected`."""
-    ids = [pair_id(kind, *sides) for sides in _exact(frame, "prompt", "chosen", "rejected")]
-    return with_prompt_ids(frame, kind).with_columns(pl.Series("pair_id", ids, pl.String))
+    """Add `pair_id` and `prompt_id` to a frame with `prompt`, `chosen` and `rejected`: each text is written once."""
+    rows = [*zip(*_written(frame, "prompt", "chosen", "rejected"), _ends(frame), strict=True)]
+    pairs = [_hashed(kind, f"{prompt},{chosen},{rejected}", end) for prompt, chosen, rejected, end in rows]
+    prompts = [_hashed(kind, prompt, end) for prompt, *_, end in rows]
+    ids = {"pair_id": pairs, "prompt_id": prompts}
+    return frame.with_columns(pl.Series(name, values, pl.String) for name, values in ids.items())
 
 
-def _exact(frame: pl.DataFrame, *names: str) -> Iterator[tuple[Any, ...]]:
-    """The named texts of each row, messages without fields that they do not have, and the tools."""
-    tools = frame["tools"].to_list() if "tools" in frame.columns else [None] * frame.height
-    texts = [[bare(text) for text in frame[name].to_list()] for name in names]
-    return zip(*texts, tools, strict=True)
+def _hashed(kind: Kind, texts: str, end: str) -> str:
+    """`content_hash` of a kind, of texts that are JSON already, and of tools, if there are any."""
+    return hashlib.sha256(f'["{kind}",{texts}{end}]'.encode()).hexdigest()
+
+
+def _written(frame: pl.DataFrame, *names: str) -> list[list[str]]:
+    """Columns as JSON, messages without fields that they do not have."""
+    return [[canonical_json(bare(text)) for text in frame[name].to_list()] for name in names]
+
+
+def _ends(frame: pl.DataFrame) -> list[str]:
+    """What the tools of each row add to the JSON that is hashed."""
+    if "tools" not in frame.columns or frame["tools"].null_count() == frame.height:
+        return [""] * frame.height
+    return ["" if tools is None else f",{canonical_json(tools)}" for tools in frame["tools"].to_list()]
 
 
 def bare(text: Any) -> Any:
@@ -63,18 +76,9 @@ def flat(column: str, kind: Kind) -> pl.Expr:
     """A text or message column as one string, roles included, so that equal strings mean equal values."""
     if kind == "text":
         return pl.col(column)
-    return _joined(column, lambda text: text)
-
-
-def folded(column: str, kind: Kind) -> pl.Expr:
-    """Like `flat`, each text folded: the duplicate key of a column."""
-    return canonical(pl.col(column)) if kind == "text" else _joined(column, canonical)
-
-
-def _joined(column: str, fold: Callable[[pl.Expr], pl.Expr]) -> pl.Expr:
     role, content, extra = (_escaped(pl.element().struct.field(name)) for name in ("role", "content", "extra"))
     rest = pl.concat_str(pl.lit("\x1f"), extra).fill_null("")
-    return pl.col(column).list.eval(pl.concat_str(role, pl.lit("\x1f"), fold(content), rest)).list.join("\x1e")
+    return pl.col(column).list.eval(pl.concat_str(role, pl.lit("\x1f"), content, rest)).list.join("\x1e")
 
 
 def _escaped(text: pl.Expr) -> pl.Expr:

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 import polars as pl
 
 from prefkit.format import Kind
+from prefkit.keys import key_of
 from prefkit.screen import Screened, screen
-from prefkit.text import VISIBLE, flat, folded, says_nothing, words_of
+from prefkit.text import VISIBLE, flat, says_nothing, words_of
 
 SIDES = ("chosen", "rejected")
 # ours: what an instruction model puts before a text that it was asked to revise; only at the very start, and only where
@@ -75,7 +76,7 @@ def rules(
         **empty,
         **(turns if kind == "chat" else {}),
         "identical": flat("chosen", kind) == flat("rejected", kind),
-        "identical_after_folding": folded("chosen", kind) == folded("rejected", kind),
+        "identical_after_folding": key_of("chosen", kind) == key_of("rejected", kind),
         **({"meta_phrase": _meta_phrase(kind)} if meta_phrases else {}),
         "nul_byte": _any_text("nul", kind),
         "too_long": _any_text("length", kind, max_chars),

@@ -273,7 +273,7 @@ def literals_of(function: str, pick: str) -> Iterator[tuple[str, str]]:
 # where a row loses its place on the road and gets a reason by name: a function ("" for any), and what holds the name
 REASONS = [
     ("rules", "keys"),
-    ("", "_as_dropped"),
+    ("decontaminate_pairs", "lit"),
     ("", "STAGES"),
     ("", "REASONS"),
     ("", "UNUSED"),
@@ -350,7 +350,9 @@ def test_nothing_is_raised_on_purpose_but_errors_of_the_tree() -> None:
 # the place
 
 
-SETTING = re.compile(r"(^|[^\w.])(--[a-z]|(dataset|sources|pairs|validate|dedupe|split|audit|precompute|train)\.\w)")
+SETTING = re.compile(
+    r"(^|[^\w.])(--[a-z]|(dataset|sources|pairs|validate|decontaminate|dedupe|build|split|audit|precompute|train)\.\w)"
+)
 
 
 def names_a_setting(site: Site) -> bool:
