@@ -2,17 +2,18 @@
 
 The data goes down one road, and every step leaves what the next one needs on disk:
 
-    sources -> pairs -> validate -> dedupe -> split -> STORE -> audit, repair
-                                                         |
-                                                         +-> encode -> reference (once) -> gate -> train
-                                                         +-> query, export
+    sources -> pairs -> validate -> decontaminate -> dedupe -> split -> STORE -> audit, repair
+                                                                          |
+                                                                          +-> encode -> reference -> gate -> train
+                                                                          +-> query, export
 
 Words, without input or output: `errors`, `format` (the layout on disk), `records` (what a user may hand us), `text`.
 Pure functions on Polars frames: `screen`, `formats`, `pairs`, `corrections`, `comparisons`, `quality`, `pairing`,
-`selection`, `validate`, `dedupe`, `split`, `audit`.
+`selection`, `grams`, `minhash`, `buckets`, `decontaminate`, `keys`, `validate`, `cycles`, `dedupe`, `split`, `audit`.
 Files: `documents`, `settings`, `config`, `rows`, `checked`, `shapes`, `plans`, `ingest`, `sources`, `detection`,
-`views`, `store`, `locks`, `spill`, `ahead`, `candidates`, `rewriting`, `drafts`, `target`, `build`, `query`, `spans`,
-`show`, `export`, `info`, `schemas`. Below the torch line: `conversations`, `controls`, `encode`, `identity`, `models`,
+`evals`, `views`, `store`, `tables`, `locks`, `spill`, `ahead`, `near`, `comparing`, `candidates`, `rewriting`,
+`rejecting`, `drafts`, `target`, `accounts`, `assembly`, `additions`, `build`, `query`, `spans`, `show`, `export`,
+`info`, `schemas`. Below the torch line: `conversations`, `controls`, `encode`, `identity`, `models`,
 `boundaries`, `judgement`, `audits`, `report`, `openers`, `mending`, `repairs`, `packing`, `attention`, `head`, `logps`,
 `layouts`, `batches`, `budget`, `work`, `processes`, `scoring`, `reference`, `losses`, `schedule`, `gate`, `checkpoint`,
 `run`, `train`. The edge: `terminal`, `sides`, `before_after`, `stopping`, `demo`, `cli`.
