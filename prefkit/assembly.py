@@ -23,11 +23,11 @@ from prefkit.grams import Array
 from prefkit.keys import narrow_pairs
 from prefkit.minhash import Nearness
 from prefkit.store import folder_beside, read_json, write_json
-from prefkit.tables import table_blocks
+from prefkit.tables import compact, table_blocks
 
 IDS, TEXTS = ("pair_id", "prompt_id"), ("prompt", "chosen", "rejected", "tools")
 CLAIMS = ("annotator", "margin", "agreement")
-BYTES_A_PAIR = 400  # what comparing holds for each pair at most, measured (benchmarks/build.py)
+BYTES_A_PAIR = 600  # what comparing holds for each pair at most, measured (benchmarks/build.py)
 COMPARED_BY = (
     "pair_id",
     "prompt_id",
@@ -204,7 +204,7 @@ def assembled(gathered: Gathered, found: Compared) -> Iterator[tuple[str, pl.Dat
             judged = judged.with_columns(pl.col("cluster_id") + num_clusters)
             first += pairs.height
             yield "pairs", judged.filter(pl.col("reason").is_null())
-            yield "dropped", judged.filter(pl.col("reason").is_not_null())
+            yield "dropped", compact(judged.filter(pl.col("reason").is_not_null()))  # they wait for many others
 
 
 def _columns(base: Base, table: str) -> list[str]:

@@ -33,13 +33,17 @@ from prefkit.formats.reading import Family
 from prefkit.locks import give_lock, leave_no_empty_directory, locked, take_lock
 from prefkit.sources import SourceFile, is_chat_source
 from prefkit.store import (
+    BUILDING,
     DRAFTS,
     built_beside,
     claim_directory,
     clear_left_behind,
     clear_scratch,
+    half_swapped,
     left_behind,
+    read_json,
     read_manifest,
+    swap_in,
     write_json,
     write_text,
     write_views,
@@ -156,6 +160,8 @@ def build_dataset(
     dataset = Path(pipeline.dataset)
     claim_directory(dataset)
     refuse_repaired(dataset)
+    if not check:
+        finish_swap(dataset)
     pipeline = resolve_formats(pipeline, tell)
     refuse_without_effect(pipeline)
     kind = resolve_kind(pipeline)
@@ -238,6 +244,17 @@ def refuse_repaired(dataset: Path) -> None:
             expected="a directory that no repair has written",
             hint="choose another --out, or remove it",
         )
+
+
+def finish_swap(dataset: Path) -> None:
+    """Finish a build that was killed when all was made: its additions would else be lost, and the old split with them.
+
+    Raises:
+        DatasetError: another prefkit is writing to it.
+    """
+    if half_swapped(dataset) and "repair" not in read_json(dataset / BUILDING / MANIFEST):
+        with locked(dataset):
+            swap_in(dataset)
 
 
 def refuse_without_effect(pipeline: Pipeline) -> None:

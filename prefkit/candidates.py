@@ -40,6 +40,7 @@ from prefkit.selection import (
     texts_from,
 )
 from prefkit.store import SCRATCH, written
+from prefkit.tables import compact
 
 Read = Callable[[], Iterable[pl.DataFrame]]
 
@@ -193,13 +194,6 @@ class _Ended:
         """Whether a prompt of an earlier batch has come back."""
         self.prompts = [np.concatenate(self.prompts)]
         self.stay_ended = self.stay_ended and pl.Series(self.prompts[0]).n_unique() == self.num_prompts
-
-
-def compact(frame: pl.DataFrame) -> pl.DataFrame:
-    """The same frame in memory of its own: rows gathered from a frame keep all of its texts alive."""
-    copied = pl.from_arrow(frame.to_arrow(compat_level=pl.CompatLevel.oldest()), schema=frame.schema)
-    assert isinstance(copied, pl.DataFrame)
-    return copied
 
 
 # -- prompts whose rows are anywhere

@@ -42,7 +42,7 @@ from prefkit.validate import validate_pairs
 
 TABLES = ("pairs", "keys", "dropped", "rejects")
 PARQUET: Mapping[str, Any] = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
-PART_ROWS = 1 << 16  # pairs of a part: what is held at once, and what a process takes from the others
+PART_ROWS = 1 << 15  # pairs of a part: what is held at once, and what a process takes from the others
 Seen = Callable[[int, float | None], None]  # rows, and the share of the source that they are, None if unknown
 
 

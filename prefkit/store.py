@@ -232,6 +232,17 @@ def built_beside(dataset: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)  # nobody uses half of it, and it takes room
         raise
     (dataset / MANIFEST).unlink(missing_ok=True)
+    swap_in(dataset)
+
+
+def half_swapped(dataset: Path) -> bool:
+    """Whether a kill came after the old manifest went and before the new one came: the new dataset lies there whole."""
+    return (dataset / BUILDING / MANIFEST).exists() and not (dataset / MANIFEST).exists()
+
+
+def swap_in(dataset: Path) -> None:
+    """Put what was built beside a dataset in its place, or the rest of it; the manifest, written last, comes last."""
+    beside = dataset / BUILDING
     shutil.rmtree(dataset / "audit", ignore_errors=True)
     for path in sorted(beside.iterdir(), key=lambda path: path.name == MANIFEST):
         if path.is_dir():

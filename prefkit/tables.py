@@ -150,6 +150,13 @@ def _text_bytes(frame: pl.DataFrame) -> np.ndarray[Any, np.dtype[Any]]:
     return found
 
 
+def compact(frame: pl.DataFrame) -> pl.DataFrame:
+    """The same frame in memory of its own: rows gathered from a frame keep all of its texts alive."""
+    copied = pl.from_arrow(frame.to_arrow(compat_level=pl.CompatLevel.oldest()), schema=frame.schema)
+    assert isinstance(copied, pl.DataFrame)
+    return copied
+
+
 def parquet_writer(path: Path, columns: pa.Schema) -> Any:
     """A writer of the house's Parquet: zstd 3, text with a dictionary, floats without one."""
     texts = [field.name for field in columns if pa.types.is_large_string(field.type)]

@@ -1,6 +1,6 @@
 """Kill a command at random moments and type it again: run as a program by test_kills.py.
 
-    python killer.py COMMAND SEED COUNT FOLDER   (COMMAND: build | audit | repair | precompute | train)
+    python killer.py COMMAND SEED COUNT FOLDER   (COMMAND: build | add | audit | repair | precompute | train)
 
 FOLDER/start holds what the command finds. The command runs in a forked child, so that the moments fall into its work
 and not into imports; the child is killed with SIGKILL after a time drawn from the seed, then the command runs again
@@ -19,6 +19,7 @@ from pathlib import Path
 
 COMMANDS = {
     "build": ["build", "pipeline.yaml"],
+    "add": ["build", "longer.yaml"],
     "audit": ["audit", "dataset"],
     "repair": ["repair", "dataset", "--out", "mended", "--match-length", "--max-dropped", "0.9"],
     "precompute": ["precompute", "pipeline.yaml"],

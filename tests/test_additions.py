@@ -791,3 +791,63 @@ def test_an_addition_to_a_dataset_that_another_process_writes_is_refused(
     with locked(folder), pytest.raises(PrefkitError, match="process"):
         build_dataset(pipeline_of(*sources))
     assert contents(folder) == before
+
+
+# additions that are killed
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing is tidied up."""
+
+
+def die_at_rename(number: int, patch: pytest.MonkeyPatch) -> None:
+    """Die when the n-th file is about to be renamed into its place."""
+    calls = iter(range(1, 100))
+    rename = Path.replace
+
+    def replace(path: Path, target: Path | str) -> Path:
+        if next(calls) == number:
+            patch.setattr(Path, "unlink", lambda *_args, **_options: None)
+            raise Killed
+        return rename(path, target)
+
+    patch.setattr(Path, "replace", replace)
+
+
+# a draft: its facts and its folder; verdicts: their facts and their folder; three tables, the card, the views, the
+# manifest; then these six in their places
+@pytest.mark.parametrize("number", range(1, 2 + 2 + 6 + 6 + 1))
+def test_an_addition_that_was_killed_at_any_file_is_finished_by_the_same_command(
+    number: int, write_jsonl: WriteJsonl, pipeline_of: PipelineOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is no whole build then: an old pair stays although a new one has the better claim."""
+    files = [[scored(P, C, R, 1), *numbered(1, 2)], [scored(P, changed(C), R, 9), *numbered(2, 3)]]
+    sources = [{"path": str(write_jsonl(f"{n}.jsonl", rows)), "format": "pairs"} for n, rows in enumerate(files)]
+    found = []
+    for name in ("unbroken", "killed"):
+        folder = tmp_path / name
+        build_dataset(pipeline_of(sources[0], dataset=str(folder)))
+        pipeline = pipeline_of(*sources, dataset=str(folder))
+        if name == "killed":
+            with monkeypatch.context() as patch:
+                die_at_rename(number, patch)
+                with pytest.raises(Killed):
+                    build_dataset(pipeline)
+        build_dataset(pipeline)
+        found.append(contents(folder))
+    assert found[0] == found[1]
+    assert len(found[0]) == 7
+
+
+def test_a_check_after_a_kill_writes_nothing(
+    write_jsonl: WriteJsonl, pipeline_of: PipelineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [{"path": str(write_jsonl(f"{n}.jsonl", numbered(n))), "format": "pairs"} for n in (1, 2)]
+    folder = Path(build_dataset(pipeline_of(sources[0])).dataset)
+    with monkeypatch.context() as patch:
+        die_at_rename(14, patch)
+        with pytest.raises(Killed):
+            build_dataset(pipeline_of(*sources))
+    before = stamps(folder)
+    assert build_dataset(pipeline_of(*sources), check=True).counts["pairs"] == 2
+    assert stamps(folder) == before

@@ -25,7 +25,7 @@ def prepare(folder: Path, command: str) -> None:
     start.mkdir(parents=True)
     sources = []
     for number in range(4):
-        rows = text_rows({"build": 3000, "audit": 500, "repair": 200}.get(command, 60), seed=number)
+        rows = text_rows({"build": 3000, "add": 3000, "audit": 500, "repair": 200}.get(command, 60), seed=number)
         write_rows(start / f"pairs-{number}.jsonl", rows)
         sources.append({"path": f"pairs-{number}.jsonl", "format": "pairs"})
     settings: dict[str, Any] = {
@@ -43,6 +43,9 @@ def prepare(folder: Path, command: str) -> None:
             "eval_steps": 15,
         },
     }
+    if command == "add":  # two sources to a dataset of two
+        (start / "longer.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+        settings["sources"] = sources[:2]
     (start / "pipeline.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     tiny_llama(start / "model")
     here = Path.cwd()
@@ -58,7 +61,7 @@ def prepare(folder: Path, command: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["build", "audit", "repair", "precompute", "train"])
+@pytest.mark.parametrize("command", ["build", "add", "audit", "repair", "precompute", "train"])
 def test_twenty_kills_and_the_same_command_leave_the_bytes_of_an_unbroken_run(command: str, tmp_path: Path) -> None:
     prepare(tmp_path, command)
     killer = [sys.executable, str(KILLER), command, str(SEED), str(KILLS), str(tmp_path)]
