@@ -198,7 +198,8 @@ def _built(pipeline: Pipeline, made: Made, base: Base | None, watch: Watch, *, c
         added = {
             **made.additions[-1],
             "pairs_before": base.rows,
-            "split_conflicts": made.reasons.get("split_conflict", 0),
+            "split_conflicts": made.reasons.get("split_conflict", 0)
+            - base.manifest["reasons"].get("split_conflict", 0),
         }
     return Built(
         pipeline.dataset,

@@ -74,13 +74,13 @@ def compare_pairs(files: Sequence[Path], keys: pl.DataFrame, old: Array, kind: K
     one_each = np.zeros(keys.height, np.bool_)
     one_each[firsts] = True
     processes = how.processes if keys.height > FEW else 1
-    rank = np.argsort(np.argsort(keys["pair"].to_numpy(), kind="stable"), kind="stable")
+    rank = keys["pair"].to_numpy()  # of the content alone, like the rank of prompts
     how.tell("comparing prompts")
     meeting = Meeting(
         text_files(files, ("prompt",), kind),
         how.prompts,
         rows=one_each,
-        rank=rank,
+        rank=keys["key_asked"].to_numpy(),
         processes=processes,
         scratch=how.scratch,
         watch=how.watch,

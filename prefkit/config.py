@@ -194,7 +194,7 @@ def _section(path: Path_) -> type[BaseModel]:
             fields = {field.alias or key: field for key, field in model.model_fields.items()}
             inside = [fields[step].annotation, *get_args(fields[step].annotation)]
             inner = [a for b in inside for a in (b, *get_args(b))]
-            model = next(a for a in inner if isinstance(a, type) and issubclass(a, BaseModel))
+            model = next((a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)), model)
     return model
 
 

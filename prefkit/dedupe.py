@@ -168,8 +168,8 @@ def _sorted_out(keys: pl.DataFrame, first: Array, near: Relations | None) -> tup
     order = np.argsort(there, kind="stable")
     at = np.minimum(np.searchsorted(there[order], back), max(len(order) - 1, 0))
     found = np.flatnonzero(there[order][at] == back) if len(rows) else rows
-    one, two = rows[found], rows[order[at[found]]]
-    left, right = one[one < two], two[one < two]
+    one, two = rows[found], rows[order[at[found]]]  # the first of several equal ones: each has an edge to one of them
+    left, right = np.unique(np.sort(np.stack([one, two]), axis=0), axis=1) if len(one) else (one, two)
     nothing = np.empty(0, np.int64)
     if near is None:
         return left, right, _Direct(nothing, nothing, np.empty(0))

@@ -9,12 +9,16 @@ other. So rows whose sides both match are found twice as surely as texts are, an
 Rows of different scopes never meet.
 """
 
+import contextlib
 import multiprocessing
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -22,6 +26,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from prefkit.buckets import COMPARED, components, jaccards, meeting_rows, sets_of
+from prefkit.errors import MachineError
 from prefkit.format import MESSAGES, PLAIN_MESSAGES, Kind
 from prefkit.grams import Array, hash_words, joined_words, offsets_of
 from prefkit.minhash import Nearness, band_keys, permutations, signatures
@@ -214,8 +219,16 @@ class Meeting:
         if self.pool is None:
             yield from (function(*values) for function, *values in calls)
         else:
-            waiting = [self.pool.submit(function, *values) for function, *values in calls]
-            yield from (future.result() for future in waiting)
+            with _nothing_to_import():
+                waiting = [self.pool.submit(function, *values) for function, *values in calls]
+            try:
+                yield from (future.result() for future in waiting)
+            except BrokenProcessPool:
+                raise MachineError(
+                    "a process that compares texts was ended from outside, most likely as memory ran out",
+                    where="build.processes",
+                    hint="--set build.processes=1, or make room and type the same command",
+                ) from None
 
     def _path(self, name: str, number: int) -> Path:
         assert self.folder is not None
@@ -272,6 +285,17 @@ class Meeting:
         path = self._path("sets", 0)
         calls = [(compare_sets, path, [s[part] for s in starts], [c[part] for c in counts]) for part in some]
         return np.concatenate([*self._all(calls)])
+
+
+@contextlib.contextmanager
+def _nothing_to_import() -> Iterator[None]:
+    """Processes that start in the block do not run the script again that started them, guarded by __main__ or not."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _mapped(path: Path, bands: int) -> Array:

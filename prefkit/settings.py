@@ -306,7 +306,7 @@ class BuildConfig(Section):
 
     memory_limit: str = Field(
         "4GB",
-        description="what a build holds at once (500MB, 4GB): texts, and 600 bytes a pair; the rest lies on disk",
+        description="what a build holds at once (500MB, 4GB): texts, and some 600 bytes a pair; the rest lies on disk",
     )
     processes: Annotated[int, Field(gt=0, strict=True)] | None = Field(
         None, description="that compare texts; left out: as many as there are cores; they write the same bytes"

@@ -21,7 +21,7 @@ from prefkit.config import Pipeline, SourceConfig, pipeline_from_manifest
 from prefkit.errors import DatasetError, MachineError, PrefkitError, SourceError
 from prefkit.format import Kind
 from prefkit.repairs import repair_dataset
-from prefkit.sources import Block
+from prefkit.sources import Block, read_source
 from prefkit.store import read_manifest
 from prefkit.tables import read_table
 
@@ -147,11 +147,10 @@ def numbered(*numbers: int) -> list[Row]:
 
 def test_only_the_new_file_is_read(grow: Grow, monkeypatch: pytest.MonkeyPatch) -> None:
     paths: list[str] = []
-    reader = drafts.read_source
 
     def watching(source: SourceConfig, kind: Kind) -> Iterator[Block]:
         paths.append(Path(source.path).name)
-        yield from reader(source, kind)
+        yield from read_source(source, kind)
 
     monkeypatch.setattr(drafts, "read_source", watching)
     built = grow(numbered(1, 2), numbered(3), numbered(4))
@@ -386,7 +385,7 @@ def check_rules(
             assert oracle.likeness(row, known[row["contradicts"]], rules).is_against
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_whatever_is_added_the_rules_hold_for_all_pairs(
     seed: int, write_jsonl: WriteJsonl, pipeline_of: PipelineOf
 ) -> None:
@@ -394,7 +393,7 @@ def test_whatever_is_added_the_rules_hold_for_all_pairs(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4, 60))
+@pytest.mark.parametrize("seed", range(2, 60))
 def test_whatever_is_added_the_rules_hold_for_all_pairs_again_and_again(
     seed: int, write_jsonl: WriteJsonl, pipeline_of: PipelineOf
 ) -> None:

@@ -183,6 +183,14 @@ def test_without_exact_the_copies_that_differ_stay_but_one_pair_id_stays_once() 
     assert found.kept["pair_id"].n_unique() == found.kept.height == 2
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 0, 2]])
+def test_without_exact_every_copy_of_a_reversal_is_one(order: list[int]) -> None:
+    rows = [("p", "a", "b"), ("p", "a ", "b"), ("p", "b", "a")]
+    found = dedupe(*[rows[number] for number in order], exact=False)
+    assert kept(found) == []
+    assert {reason for reason, _ in dropped(found).values()} == {"contradiction"}
+
+
 def test_of_a_cycle_without_votes_and_scores_every_pair_goes() -> None:
     rows = [("p", "a", "b"), ("p", "b", "c"), ("p", "c", "a"), ("p", "a", "d"), ("q", "b", "c")]
     found = dedupe(*rows)

@@ -40,8 +40,9 @@ def test_pairs_have_the_columns_of_the_design_in_that_order() -> None:
 
 def test_dropped_rows_say_why_and_keep_every_column_of_a_pair_but_its_split() -> None:
     columns = list(schema("dropped", "text"))
-    assert columns[:5] == ["stage", "reason", "duplicate_of", "jaccard", "cluster_id"]
-    assert set(columns[5:]) == set(PAIR_COLUMNS.split()) - {"split"}
+    why = ["stage", "reason", "duplicate_of", "contradicts", "jaccard", "cluster_id"]
+    assert columns[:9] == [*why, "eval_item", "eval_overlap", "eval_side"]
+    assert set(columns[9:]) == set(PAIR_COLUMNS.split()) - {"split"}
 
 
 def test_rejects_name_source_line_field_reason_and_the_raw_text() -> None:

@@ -1,6 +1,9 @@
 """Near-duplicate texts are those of brute force: no edge is wrong, few are missed, and parts on disk change nothing."""
 
+import os
 import random
+import subprocess
+import sys
 import tracemalloc
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -16,8 +19,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefkit.errors import MachineError
 from prefkit.minhash import Nearness, choose_bands
-from prefkit.near import Near, kept_of, near_in_parts, near_texts
+from prefkit.near import Meeting, Near, kept_of, near_in_parts, near_texts, text_files
 
 PROPERTY = settings(deadline=None, max_examples=40, derandomize=True, database=None)
 SURE = {"num_perm": 512, "weights": (0.001, 0.999)}  # at .8 a pair of similarity .82 is missed once in 2,000
@@ -425,3 +429,36 @@ def test_removal_recall_holds_for_other_samples(seed: int, write_parts: WritePar
     check_edges(near, texts, Nearness())
     removed = int((kept_of(len(texts), near) != np.arange(len(texts))).sum())
     assert 0.985 * to_remove <= removed <= to_remove
+
+
+# processes
+
+
+def test_a_process_that_is_ended_from_outside_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "texts.parquet"
+    pl.DataFrame({"text": ["one two three four five six"] * 4}).write_parquet(path, row_group_size=2)
+    with (
+        Meeting(text_files([path], ("text",)), Nearness(), processes=2, scratch=tmp_path) as meeting,
+        pytest.raises(MachineError) as raised,
+    ):
+        [*meeting._all([(os._exit, 3)])]
+    assert raised.value.as_dict() == {
+        "kind": "MachineError",
+        "message": "a process that compares texts was ended from outside, most likely as memory ran out",
+        "where": "build.processes",
+        "hint": "--set build.processes=1, or make room and type the same command",
+    }
+    assert [file.name for file in tmp_path.iterdir()] == ["texts.parquet"]
+
+
+def test_a_script_without_a_guard_is_not_run_again_by_its_processes(tmp_path: Path) -> None:
+    path, script = tmp_path / "texts.parquet", tmp_path / "script.py"
+    pl.DataFrame({"text": ["one two three four five six", "seven"] * 4}).write_parquet(path, row_group_size=2)
+    script.write_text(
+        "from pathlib import Path\n"
+        "from prefkit.near import near_in_parts\n"
+        "print('ran')\n"
+        f"print(len(near_in_parts([Path({str(path)!r})], 'text', processes=2).left))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.split() == ["ran", "12"]  # twice 4 equal texts, 6 pairs each
