@@ -16,6 +16,7 @@ from prefkit.minhash import shingles
 
 CROWDS = (256, 128, 64, 32)  # texts in a bucket, above which not all meet all: the first that time allows
 COMPARED = 2**SPARE_BITS  # pairs of sets compared in one go: their numbers fit the bits that hashes leave free
+SORTED = 1 << 21  # members of sets compared in one go, about
 _MANY = 1 << 23  # candidates held before those found twice are put together
 
 
@@ -109,8 +110,13 @@ def sets_of(texts: pl.Series, ngram: int) -> Grams:
 def jaccards(hashes: Array, starts: tuple[Array, Array], counts: tuple[Array, Array]) -> Array:
     """The Jaccard similarity of pairs of sets: set k of a side is `hashes[starts[side][k]:][:counts[side][k]]`."""
     found = np.empty(len(starts[0]))
-    for begin in range(0, len(found), COMPARED):
-        some = slice(begin, begin + COMPARED)
+    sizes = np.cumsum(counts[0] + counts[1])
+    begin = 0
+    while begin < len(found):
+        before = int(sizes[begin - 1]) if begin else 0
+        full = int(np.searchsorted(sizes, before + SORTED)) + 1
+        some = slice(begin, min(begin + COMPARED, max(full, begin + 1)))
+        begin = some.stop
         sides = [
             (_gathered(hashes, start[some], count[some]), count[some])
             for start, count in zip(starts, counts, strict=True)

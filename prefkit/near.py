@@ -11,12 +11,15 @@ Rows of different scopes never meet.
 
 import contextlib
 import multiprocessing
+import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, Self
@@ -33,8 +36,8 @@ from prefkit.minhash import Nearness, band_keys, permutations, signatures
 from prefkit.store import SCRATCH, written
 from prefkit.text import asked, words_of
 
-BATCH_ROWS = 2048  # read in one go
-TEXTS = 256  # hashed in one go: more leave the processor's cache
+BATCH_ROWS, BATCH_BYTES = 2048, 1 << 26  # read in one go, at most
+TEXTS, TEXT_BYTES = 256, 1 << 20  # hashed in one go: more leave the processor's cache
 COMPARED_BY_ONE = 64 * COMPARED  # pairs that a process is given in one go
 Watch = Callable[[int, int], None]
 
@@ -172,7 +175,8 @@ class Meeting:
             self.parent.mkdir(parents=True, exist_ok=True)
             self.folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=self.parent))
         if self.processes > 1:
-            self.pool = ProcessPoolExecutor(self.processes, mp_context=multiprocessing.get_context("forkserver"))
+            context = multiprocessing.get_context("forkserver")
+            self.pool = ProcessPoolExecutor(self.processes, mp_context=context, initializer=end_with_parent)
         try:
             self._sign()
         except BaseException:
@@ -306,6 +310,18 @@ def _mapped(path: Path, bands: int) -> Array:
 # -- what a process does
 
 
+def end_with_parent() -> None:
+    """Whoever waits for work in vain, as the process that gave it was killed, ends too."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def sign_file(file: TextFile, rows: Array, scope: Array | None, nearness: Nearness, path: Path) -> Array:
     """Write the band keys of some rows of a file: uint64 (bands, texts), the texts of a row side by side.
 
@@ -351,11 +367,11 @@ def texts_of(file: TextFile, rows: Array) -> Iterator[tuple[int, pl.DataFrame]]:
     """The texts of some rows (ascending) of a file, some at a time, with the number of those before."""
     views = [asked(name, file.kind) if name == "prompt" else words_of(name, file.kind) for name in file.columns]
     done = begin = 0
-    with pq.ParquetFile(
-        file.path, pre_buffer=False, buffer_size=1 << 20
-    ) as whole:  # pre_buffer would keep the compressed file in memory
-        batches = whole.iter_batches(BATCH_ROWS, list(file.groups), list(file.columns), use_threads=False)
-        for batch in batches:
+    # pre_buffer would keep the compressed file in memory
+    with pq.ParquetFile(file.path, pre_buffer=False, buffer_size=1 << 20) as whole:
+        size = sum(whole.metadata.row_group(group).total_byte_size for group in file.groups)
+        height = max(1, min(BATCH_ROWS, BATCH_BYTES * file.rows // max(size, 1)))
+        for batch in whole.iter_batches(height, list(file.groups), list(file.columns), use_threads=False):
             end = begin + batch.num_rows
             wanted = rows[done : np.searchsorted(rows, end)] - begin
             begin = end
@@ -364,7 +380,18 @@ def texts_of(file: TextFile, rows: Array) -> Iterator[tuple[int, pl.DataFrame]]:
             frame = pl.DataFrame(pl.from_arrow(batch))
             frame = frame if len(wanted) == frame.height else frame[wanted]
             texts = frame.cast({PLAIN_MESSAGES: MESSAGES}).select(views)
-            for first in range(0, texts.height, TEXTS):
-                some = texts.slice(first, TEXTS)
-                yield done + first, some
-            done += len(wanted)
+            for some in _pieces(texts):
+                yield done, some
+                done += some.height
+
+
+def _pieces(texts: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """Some rows at a time: as many as stay in the processor's cache, and of giant ones one."""
+    sizes = np.cumsum(texts.select(pl.sum_horizontal(pl.all().str.len_bytes().fill_null(0))).to_series().to_numpy())
+    begin = 0
+    while begin < texts.height:
+        before = int(sizes[begin - 1]) if begin else 0
+        full = int(np.searchsorted(sizes, before + TEXT_BYTES, side="right"))
+        end = min(begin + TEXTS, max(full, begin + 1))
+        yield texts.slice(begin, end - begin)
+        begin = end

@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import tracemalloc
@@ -9,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from time import process_time
+from time import monotonic, process_time, sleep
 from typing import Any
 
 import numpy as np
@@ -462,3 +463,36 @@ def test_a_script_without_a_guard_is_not_run_again_by_its_processes(tmp_path: Pa
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.split() == ["ran", "12"]  # twice 4 equal texts, 6 pairs each
+
+
+def test_processes_end_with_the_one_that_was_killed(tmp_path: Path) -> None:
+    path, script = tmp_path / "texts.parquet", tmp_path / "script.py"
+    pl.DataFrame({"text": ["one two three four five six", "seven"] * 4}).write_parquet(path, row_group_size=2)
+    script.write_text(
+        "import os, signal\n"
+        "from pathlib import Path\n"
+        "from prefkit.minhash import Nearness\n"
+        "from prefkit.near import Meeting, text_files\n"
+        f"files = text_files([Path({str(path)!r})], ('text',))\n"
+        f"with Meeting(files, Nearness(), processes=2, scratch=Path({str(tmp_path)!r})) as meeting:\n"
+        "    print(*meeting.pool._processes, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, script], stdout=subprocess.PIPE, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == -signal.SIGKILL
+    workers = [int(number) for number in done.stdout.split()]
+    assert len(workers) == 2
+    waited = monotonic() + 20
+    while any(Path(f"/proc/{number}").exists() for number in workers) and monotonic() < waited:
+        sleep(0.05)
+    assert not any(Path(f"/proc/{number}").exists() for number in workers)
+
+
+def test_giant_texts_are_compared_in_bounded_memory() -> None:
+    texts = series([" ".join(f"v{place + step}" for step in range(20_000)) for place in range(40)])
+    tracemalloc.start()
+    found = near_texts(texts)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found.left) == 40 * 39 // 2
+    assert peak < 150_000_000
