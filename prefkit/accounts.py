@@ -65,6 +65,7 @@ class Account:
         self.test = 0
         self.prompts: dict[str, list[Array]] = {"pairs": [], "dropped": []}
         self.corrections: list[pl.DataFrame] = []
+        self.clusters: set[int] = set()  # of near-duplicates
 
     def add(self, table: str, rows: pl.DataFrame) -> None:
         """Take rows of pairs, dropped or rejects into account."""
@@ -76,6 +77,8 @@ class Account:
         candidates = rows.filter(pl.col("method") == "best_of_n")
         self.of_candidates[table] += candidates.height
         self.prompts[table].append(_numbers(candidates["prompt_id"]))
+        if table == "dropped":
+            self.clusters.update(rows.filter(reason="near_duplicate")["cluster_id"].drop_nulls().unique())
         if table == "pairs":
             self.test += rows.filter(pl.col("split") == "test").height
             apart = rows.filter(pl.col("edit_distance").is_not_null())

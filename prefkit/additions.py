@@ -4,7 +4,7 @@ Comes in: a pipeline and the directory it writes. Goes out: the dataset that lie
 pipeline's sources, byte for byte, and otherwise alike; and the sources that it does not hold.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,43 +19,74 @@ from prefkit.store import newer_format, read_manifest
 from prefkit.tables import check_parts
 
 
-def base_of(dataset: Path, pipeline: Pipeline, kind: Kind) -> Base | None:
-    """The finished dataset that lies there, if it is of the same settings and of some or all of the same sources."""
+def base_of(dataset: Path, pipeline: Pipeline, kind: Kind, tell: Callable[[str], None]) -> Base | None:
+    """The finished dataset that lies there, if it is of the same settings and of some or all of the same sources.
+
+    Where it is not, a person is told why all is built anew.
+    """
     if not (dataset / MANIFEST).exists():
         return None
     try:
         manifest = read_manifest(dataset)
         for name, parts in manifest["parts"].items():
             check_parts(dataset / name, parts)
-    except DatasetError:
+    except DatasetError as error:
         if newer_format(dataset):
             raise
-        return None  # torn or damaged: it is built anew
-    wanted = {**pipeline.as_manifest(), "kind": kind}
-    built_by = (manifest.get("format_version"), manifest.get("prefkit_version"))
-    if built_by != (FORMAT_VERSION, __version__) or not _same_data_settings(manifest["pipeline"], wanted):
+        tell(f"building {dataset} anew: {error.where} {error.message}")
         return None
+    why = _why_anew(manifest, {**pipeline.as_manifest(), "kind": kind}, pipeline)
+    if why is None:
+        return Base(dataset, manifest)
+    tell(f"building {dataset} anew, nothing is added to what it holds: {why}")
+    return None
+
+
+def _why_anew(manifest: Mapping[str, Any], wanted: Mapping[str, Any], pipeline: Pipeline) -> str | None:
+    """What keeps a dataset from being added to; None where nothing does."""
+    if (manifest["format_version"], manifest["prefkit_version"]) != (FORMAT_VERSION, __version__):
+        return f"it is of prefkit {manifest['prefkit_version']}"
+    if changed := _changed(manifest["pipeline"], wanted):
+        return f"{changed} changed"
     earlier = manifest["pipeline"]["sources"]
-    if not all(wanted["sources"].count(source) >= earlier.count(source) for source in earlier):
-        return None
-    base = Base(dataset, manifest)
-    files = [path for source in earlier_sources(base, pipeline) for path in files_of(source)]
+    for source in earlier:
+        if wanted["sources"].count(source) < earlier.count(source):
+            return f"the source {source['path']} changed or is gone"
+    files = [path for source in earlier_sources(manifest, pipeline) for path in files_of(source)]
     evals = [path for one in pipeline.decontaminate.against for path in expand(one.path)]
-    same = _unchanged(manifest["sources"], files) and _unchanged(manifest["evals"], evals)
-    return base if same else None
+    return _changed_file(manifest["sources"], files) or _changed_file(manifest["evals"], evals)
 
 
-def _unchanged(recorded: Sequence[Mapping[str, Any]], files: Sequence[str]) -> bool:
-    """Whether files are those that a manifest names, byte for byte."""
-    return [(file["path"], file["sha256"]) for file in recorded] == [(path, source_sha256(path)) for path in files]
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """The first setting that makes other tables of the same sources: later steps, memory and processes do not."""
+    others = ("sources", "build", "audit", "precompute", "train")
+    for key in sorted({*old, *new} - {*others}):
+        one, other = old.get(key), new.get(key)
+        if one != other:
+            inner = (
+                [k for k in one if one[k] != other.get(k)] if isinstance(one, dict) and isinstance(other, dict) else []
+            )
+            return ".".join([key, *inner[:1]])
+    return None
 
 
-def earlier_sources(base: Base, pipeline: Pipeline) -> list[SourceConfig]:
-    """The sources of the pipeline that the base was built of, in its order."""
+def _changed_file(recorded: Sequence[Mapping[str, Any]], files: Sequence[str]) -> str | None:
+    """The first file that is not as a manifest has it, byte for byte, or that it does not have at all."""
+    known = {file["path"]: file["sha256"] for file in recorded}
+    for path in files:
+        if path not in known:
+            return f"{path} is a new file of a source that it holds"
+        if known[path] != source_sha256(path):
+            return f"{path} changed"
+    gone = sorted({*known} - {*files})
+    return f"{gone[0]} is gone" if gone or len(recorded) != len(files) else None
+
+
+def earlier_sources(manifest: Mapping[str, Any], pipeline: Pipeline) -> list[SourceConfig]:
+    """The sources of the pipeline that a dataset was built of, in its order."""
     by_settings = [(source.model_dump(mode="json"), source) for source in pipeline.sources]
     return [
-        next(source for settings, source in by_settings if settings == one)
-        for one in base.manifest["pipeline"]["sources"]
+        next(source for settings, source in by_settings if settings == one) for one in manifest["pipeline"]["sources"]
     ]
 
 
@@ -69,9 +100,3 @@ def added_sources(base: Base, pipeline: Pipeline) -> list[SourceConfig]:
         else:
             new.append(source)
     return new
-
-
-def _same_data_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether two pipelines build the same tables of the same sources: later steps and memory do not touch them."""
-    others = ("sources", "build", "audit", "precompute", "train")
-    return {k: v for k, v in old.items() if k not in others} == {k: v for k, v in new.items() if k not in others}

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from prefkit.comparing import Compared, Comparing, compare_pairs, told
 from prefkit.config import Pipeline
-from prefkit.dedupe import KEPT, NEAR_DUPLICATE, Rules, Verdicts
+from prefkit.dedupe import KEPT, Rules, Verdicts
 from prefkit.drafts import PART_ROWS, Draft
 from prefkit.errors import DatasetError, MachineError
 from prefkit.format import Kind, canonical_json, schema
@@ -28,16 +28,6 @@ from prefkit.tables import compact, table_blocks
 IDS, TEXTS = ("pair_id", "prompt_id"), ("prompt", "chosen", "rejected", "tools")
 CLAIMS = ("annotator", "margin", "agreement")
 BYTES_A_PAIR = 600  # what comparing holds for each pair at most, measured (benchmarks/build.py)
-COMPARED_BY = (
-    "pair_id",
-    "prompt_id",
-    "prompt",
-    "chosen",
-    "rejected",
-    "tools",
-    "split",
-    *("annotator", "margin", "agreement"),
-)
 LUMP = 0.2  # ours: a prompt cluster with more of the pairs makes the split uneven
 
 
@@ -154,7 +144,7 @@ def compared(gathered: Gathered, how: Comparing, keep_in: Path, memory_limit: in
         pl.DataFrame({**columns, "prompts": found.prompts, "asked": found.asked}).write_parquet(
             beside / "verdicts.parquet"
         )
-        write_json(beside / "verdicts.json", {"rows": gathered.rows()})
+        write_json(beside / "verdicts.json", {"rows": gathered.rows(), "crowded": found.crowded})
     return found
 
 
@@ -168,13 +158,14 @@ def _verdicts_key(gathered: Gathered, how: Comparing) -> str:
 
 def _read_verdicts(folder: Path, rows: int) -> Compared | None:
     try:
-        if read_json(folder / "verdicts.json")["rows"] != rows:
+        facts = read_json(folder / "verdicts.json")
+        if facts["rows"] != rows:
             return None
         found = pl.read_parquet(folder / "verdicts.parquet", glob=False)
     except (DatasetError, OSError, KeyError, pl.exceptions.PolarsError):
         return None
     columns = [found[name].to_numpy() for name in Verdicts._fields]
-    return Compared(Verdicts(*columns), found["prompts"].to_numpy(), found["asked"].to_numpy())
+    return Compared(Verdicts(*columns), found["prompts"].to_numpy(), found["asked"].to_numpy(), facts["crowded"])
 
 
 def assembled(gathered: Gathered, found: Compared) -> Iterator[tuple[str, pl.DataFrame]]:
@@ -211,7 +202,7 @@ def _columns(base: Base, table: str) -> list[str]:
     return [*schema(table, base.manifest["kind"])]
 
 
-def prompt_report(found: Compared, how: Comparing) -> dict[str, Any]:
+def prompt_report(found: Compared, how: Comparing, test_share: float, num_clusters: int) -> dict[str, Any]:
     """How the pairs lie in prompt clusters, and advice where one of them holds too many; empty without any pair."""
     kept = found.verdicts.reason == KEPT
     if not kept.any() or how.prompts is None:
@@ -220,15 +211,28 @@ def prompt_report(found: Compared, how: Comparing) -> dict[str, Any]:
     largest = int(sizes.argmax())
     share = int(sizes[largest]) / int(kept.sum())
     num_prompts = len(np.unique(found.asked[kept & (found.prompts == largest)]))
-    advice = (
-        f"{num_prompts} prompts that are nearly the same hold {share:.0%} of the pairs, so all of these are train or "
-        "all are test. If they are different questions in one frame, set dedupe.near_duplicates.threshold higher, or "
-        "dedupe.near_duplicates to null"
-    )
-    near = found.verdicts.cluster[found.verdicts.reason == NEAR_DUPLICATE]
+    advice = []
+    if share > LUMP and num_prompts > 1:
+        advice.append(
+            f"{num_prompts} prompts that are nearly the same hold {share:.0%} of the pairs, so all of these are train "
+            "or all are test. If they are different questions in one frame, set dedupe.near_duplicates.threshold "
+            "higher, or dedupe.near_duplicates to null"
+        )
+    elif share > LUMP and len(sizes) > 1:
+        advice.append(f"one prompt holds {share:.0%} of the pairs, so all of these are train or all are test")
+    if test_share > 0 and not found.verdicts.test[kept].any():
+        advice.append(
+            f"no pair is held out: none of the {int((sizes > 0).sum())} clusters of prompts fell to test; a larger "
+            "split.test_share or another split.seed holds some out"
+        )
+    if found.crowded:
+        advice.append(
+            "hundreds of texts are so alike that not all were compared with all: near-duplicates at the threshold may "
+            "be left"
+        )
     return {
         "num_prompt_clusters": int((sizes > 0).sum()),
         "largest_prompt_cluster": int(sizes[largest]),
-        "num_near_duplicate_clusters": len(np.unique(near)),
-        "advice": [advice] if share > LUMP and num_prompts > 1 else [],
+        "num_near_duplicate_clusters": num_clusters,
+        "advice": advice,
     }

@@ -21,7 +21,7 @@ from prefkit import __version__
 from prefkit.accounts import Account, Counts, OfSources
 from prefkit.additions import added_sources, base_of
 from prefkit.assembly import Base, Gathered, assembled, compared, how_to_compare, prompt_report
-from prefkit.config import PairsConfig, Pipeline, SourceConfig
+from prefkit.config import DecontaminateConfig, PairsConfig, Pipeline, SourceConfig
 from prefkit.decontaminate import index_of
 from prefkit.detection import with_formats
 from prefkit.drafts import Draft, Drafting, drafted_source, files_of, kept_draft
@@ -165,7 +165,8 @@ def build_dataset(
     pipeline = resolve_formats(pipeline, tell)
     refuse_without_effect(pipeline)
     kind = resolve_kind(pipeline)
-    base = None if rebuild else base_of(dataset, pipeline, kind)
+    seen = _stamp(dataset)
+    base = None if rebuild else base_of(dataset, pipeline, kind, tell)
     if base is not None and not added_sources(base, pipeline):
         return _unchanged(base, pipeline, kind, check=check)
     if base is not None:
@@ -180,15 +181,26 @@ def build_dataset(
     existed = dataset.exists()
     try:
         with locked(dataset):
-            clear_scratch(dataset)
-            with built_beside(dataset) as beside:
-                made = _make(pipeline, kind, base, dataset / DRAFTS, beside, tell, watch)
-            write_views(dataset, kind)
+            if as_before := _stamp(dataset) == seen:
+                clear_scratch(dataset)
+                with built_beside(dataset) as beside:
+                    made = _make(pipeline, kind, base, dataset / DRAFTS, beside, tell, watch)
+                write_views(dataset, kind)
     except PrefkitError:
         if not existed:
             leave_no_empty_directory(dataset)
         raise
+    if not as_before:  # another prefkit has written it since
+        return build_dataset(pipeline, rebuild=rebuild, tell=tell, watch=watch)
     return _built(pipeline, made, base, watch)
+
+
+def _stamp(dataset: Path) -> bytes | None:
+    """The manifest as it is, None where there is none."""
+    try:
+        return (dataset / MANIFEST).read_bytes()
+    except OSError:
+        return None
 
 
 def _built(pipeline: Pipeline, made: Made, base: Base | None, watch: Watch, *, checked_only: bool = False) -> Built:
@@ -253,9 +265,12 @@ def finish_swap(dataset: Path) -> None:
     Raises:
         DatasetError: another prefkit is writing to it.
     """
-    if half_swapped(dataset) and "repair" not in read_json(dataset / BUILDING / MANIFEST):
-        with locked(dataset):
+    if not half_swapped(dataset) or "repair" in (manifest := read_json(dataset / BUILDING / MANIFEST)):
+        return
+    with locked(dataset):
+        if half_swapped(dataset):
             swap_in(dataset)
+            write_views(dataset, manifest["kind"])
 
 
 def refuse_without_effect(pipeline: Pipeline) -> None:
@@ -266,6 +281,15 @@ def refuse_without_effect(pipeline: Pipeline) -> None:
     Raises:
         ConfigError: by the name of the key.
     """
+    clean, usual = pipeline.decontaminate, DecontaminateConfig()
+    for key in ("ngram", "max_overlap"):
+        if not clean.against and getattr(clean, key) != getattr(usual, key):
+            raise ConfigError(
+                "has no effect: there is nothing to compare with",
+                where=f"decontaminate.{key}",
+                expected="evaluation files in decontaminate.against",
+                hint="name some, or leave the key out",
+            )
     families = {FORMATS[str(source.format)].family for source in pipeline.sources}
     defaults = PairsConfig()
     for key in USED_BY:
@@ -344,7 +368,11 @@ def _make(
                 watch.look(done, total)
     made = _account(gathered, sources, account, evals.files)
     made.counts.check()
-    report = [*made.told, *([{"prompts": told}] if (told := prompt_report(found, comparing)) else [])]
+    share = pipeline.split.test_share
+    report = [
+        *made.told,
+        *([{"prompts": told}] if (told := prompt_report(found, comparing, share, len(account.clusters))) else []),
+    ]
     made = made._replace(told=report)
     if target is not None:
         _write_papers(target, pipeline, made, {name: writer.parts for name, writer in writers.items()})

@@ -6,6 +6,7 @@ once for their signatures and once for what is verified; what is held is some hu
 
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from prefkit.format import Kind
 from prefkit.grams import Array
 from prefkit.keys import mixed, narrow_pairs
 from prefkit.minhash import Nearness
-from prefkit.near import Meeting, TextFile, text_files
+from prefkit.near import Meeting, TextFile, processes_of, text_files
 from prefkit.screen import Screened
 from prefkit.split import is_test
 
@@ -40,11 +41,15 @@ class Comparing(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """Verdicts, the prompt cluster of each pair, and the prompt itself as a number."""
+    """Verdicts, the prompt cluster of each pair, and the prompt itself as a number.
+
+    `crowded`: so many texts were so alike that not all were compared with all.
+    """
 
     verdicts: Verdicts
     prompts: Array
     asked: Array
+    crowded: bool
 
 
 def with_held_out(keys: pl.DataFrame, prompt_ids: pl.Series, test_share: float, seed: int) -> pl.DataFrame:
@@ -67,26 +72,23 @@ def compare_pairs(files: Sequence[Path], keys: pl.DataFrame, old: Array, kind: K
     stands = exact_groups(keys, better, exact=how.rules.exact)
     if how.prompts is None or how.sides is None or not keys.height:
         prompts = _numbers(keys["key_asked"].to_numpy())
-        return Compared(judge(keys, better, stands, prompts, None, how.rules, old), prompts, prompts)
+        return Compared(judge(keys, better, stands, prompts, None, how.rules, old), prompts, prompts, crowded=False)
     asked = _numbers(keys["key_asked"].to_numpy())
     firsts = np.full(int(asked.max(initial=-1)) + 1, keys.height, np.int64)
     np.minimum.at(firsts, asked, np.arange(keys.height))
     one_each = np.zeros(keys.height, np.bool_)
     one_each[firsts] = True
-    processes = how.processes if keys.height > FEW else 1
     rank = keys["pair"].to_numpy()  # of the content alone, like the rank of prompts
     how.tell("comparing prompts")
-    meeting = Meeting(
-        text_files(files, ("prompt",), kind),
-        how.prompts,
-        rows=one_each,
-        rank=keys["key_asked"].to_numpy(),
-        processes=processes,
-        scratch=how.scratch,
-        watch=how.watch,
-    )
+    questions = text_files(files, ("prompt",), kind)
     sides = text_files(files, ("chosen", "rejected"), kind)
-    with meeting:
+    by_content = keys["key_asked"].to_numpy()
+    with (
+        processes_of(min(how.processes, len(questions)) if keys.height > FEW else 1) as pool,
+        Meeting(
+            questions, how.prompts, rows=one_each, rank=by_content, pool=pool, scratch=how.scratch, watch=how.watch
+        ) as meeting,
+    ):
         links, relations = _no_links(), _no_relations(keys.height)
         kept = np.ones(keys.height, np.bool_)
         while True:
@@ -97,7 +99,7 @@ def compare_pairs(files: Sequence[Path], keys: pl.DataFrame, old: Array, kind: K
             links, new_links = _added(links, asked[met.left[enough]], asked[met.right[enough]])
             prompts = components(len(firsts), *links)[asked]
             how.tell("comparing pairs")
-            found, side_crowded = _relations(sides, keys, stands, prompts, kept, rank, processes, how)
+            found, side_crowded = _relations(sides, keys, stands, prompts, kept, rank, pool, how)
             relations, new = _united(relations, found, keys.height)
             verdicts = judge(keys, better, stands, prompts, relations, how.rules, old)
             now = verdicts.reason == KEPT
@@ -105,7 +107,7 @@ def compare_pairs(files: Sequence[Path], keys: pl.DataFrame, old: Array, kind: K
             if not (met.crowded or side_crowded) or not (new_links or new) or bool((now == kept).all()):
                 break
             kept = now
-    return Compared(_all_measured(verdicts, sides, how), prompts, asked)
+    return Compared(_all_measured(verdicts, sides, how), prompts, asked, met.crowded or side_crowded)
 
 
 def _numbers(keys: Array) -> Array:
@@ -143,7 +145,7 @@ def _relations(
     prompts: Array,
     kept: Array,
     rank: Array,
-    processes: int,
+    pool: ProcessPoolExecutor | None,
     how: Comparing,
 ) -> tuple[Relations, bool]:
     """Which pairs of one prompt cluster and setting match, directly or crosswise; whether a bucket was crowded."""
@@ -155,7 +157,7 @@ def _relations(
     if not rows.any():
         return _no_relations(keys.height), False
     with Meeting(
-        files, how.sides, rows=rows, scope=scope, rank=rank, processes=processes, scratch=how.scratch, watch=how.watch
+        files, how.sides, rows=rows, scope=scope, rank=rank, pool=pool, scratch=how.scratch, watch=how.watch
     ) as meeting:
         met = meeting.meet()
         short = meeting.short

@@ -16,9 +16,18 @@ from pydantic import BaseModel, ValidationError
 from prefkit.errors import ConfigError, InputError
 from prefkit.format import MANIFEST
 from prefkit.records import LONE_SURROGATE
-from prefkit.settings import PairsConfig, Pipeline, PrecomputeConfig, RewriteRule, SourceConfig, TrainConfig
+from prefkit.settings import (
+    DecontaminateConfig,
+    PairsConfig,
+    Pipeline,
+    PrecomputeConfig,
+    RewriteRule,
+    SourceConfig,
+    TrainConfig,
+)
 
 __all__ = [
+    "DecontaminateConfig",
     "PairsConfig",
     "Pipeline",
     "PrecomputeConfig",

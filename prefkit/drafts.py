@@ -126,6 +126,17 @@ class _Writer:
         if rejects.height:
             with self.lock:
                 self._put("rejects", rejects)
+                self._write_if(PART_ROWS, self.how.memory_limit // 16)
+
+    def forget_rejects(self) -> None:
+        """Another reading of the source begins; its pairs are not there before it ends."""
+        with self.lock:
+            self.rejected.forget()
+            self.num_records = 0
+            self.waiting["rejects"].clear()
+            for path in self.folder.glob("rejects-*.parquet"):
+                path.unlink()
+            self.parts["rejects"] = self.counts["rejects"] = 0
 
     def finish(self) -> None:
         """Write what is left."""
@@ -152,9 +163,7 @@ class _Writer:
             path = self.folder / f"{name}-{self.parts[name]:05d}.parquet"
             table = whole.to_arrow(compat_level=pl.CompatLevel.oldest())
             with written(path):
-                pq.write_table(
-                    table, path, table.num_rows, compression="lz4", use_dictionary=False, write_statistics=False
-                )
+                pq.write_table(table, path, max(table.num_rows, 1), **PARQUET)
             self.parts[name] += 1
             frames.clear()
         self.num_waiting = self.size = 0
@@ -260,12 +269,7 @@ def _write_candidates(
     tallies: list[Tally] = []
 
     def afresh() -> Iterator[pl.DataFrame]:
-        writer.rejected.forget()
-        writer.num_records = 0
-        writer.waiting["rejects"].clear()
-        for path in writer.folder.glob("rejects-*.parquet"):
-            path.unlink()
-        writer.parts["rejects"] = writer.counts["rejects"] = 0
+        writer.forget_rejects()
         yield from read()
 
     for part in select_parts(afresh, how.kind, source.direction, rules, how.memory_limit, scratch):

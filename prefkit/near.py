@@ -110,7 +110,11 @@ def near_in_parts(
     scratch: Path | None = None,
 ) -> Near:
     """`near_texts` of a column of Parquet files, whose rows are numbered through, in bounded memory."""
-    with Meeting(text_files(files, (column,)), nearness, processes=processes, scratch=scratch) as meeting:
+    texts = text_files(files, (column,))
+    with (
+        processes_of(min(processes, len(texts))) as pool,
+        Meeting(texts, nearness, pool=pool, scratch=scratch) as meeting,
+    ):
         met = meeting.meet()
     enough = met.similar[:, 0] >= nearness.threshold
     return Near(met.left[enough], met.right[enough], met.similar[enough, 0])
@@ -124,6 +128,20 @@ def kept_of(num_rows: int, near: Near) -> Array:
     return first[component]
 
 
+@contextlib.contextmanager
+def processes_of(number: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Some processes that end with the block; None where one is enough. They start when there is work for them."""
+    if number < 2:
+        yield None
+        return
+    context = multiprocessing.get_context("forkserver")
+    pool = ProcessPoolExecutor(number, mp_context=context, initializer=end_with_parent)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 class Meeting:
     """The texts of some files with their signatures, ready to be compared; temporary files go at the end.
 
@@ -133,7 +151,7 @@ class Meeting:
         rows: bool a row, which take part; None: all.
         scope: uint64 a row: rows of different scopes never meet; None: all may.
         rank: a number a row, by which the first of a crowd is chosen; None: the row's own.
-        processes: that share the work.
+        pool: processes that share the work (`processes_of`); None: this one alone.
         scratch: folder for temporary files; the system's own if None.
         watch: told how many rows have signatures, of how many.
 
@@ -149,7 +167,7 @@ class Meeting:
         rows: Array | None = None,
         scope: Array | None = None,
         rank: Array | None = None,
-        processes: int = 1,
+        pool: ProcessPoolExecutor | None = None,
         scratch: Path | None = None,
         watch: Watch = lambda _done, _total: None,
     ) -> None:
@@ -165,18 +183,14 @@ class Meeting:
         self.place = np.zeros(num_rows, np.int64)
         self.place[self.by_place] = np.arange(len(order))
         self.short = np.zeros((num_rows, self.num_texts), np.bool_)  # texts of fewer words than an n-gram has
-        self.processes = min(processes, max(len(files), 1))
         self.parent = scratch or Path(tempfile.gettempdir())
         self.folder: Path | None = None
-        self.pool: ProcessPoolExecutor | None = None
+        self.pool = pool
 
     def __enter__(self) -> Self:
         with written(self.parent):
             self.parent.mkdir(parents=True, exist_ok=True)
             self.folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=self.parent))
-        if self.processes > 1:
-            context = multiprocessing.get_context("forkserver")
-            self.pool = ProcessPoolExecutor(self.processes, mp_context=context, initializer=end_with_parent)
         try:
             self._sign()
         except BaseException:
@@ -185,8 +199,6 @@ class Meeting:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(cancel_futures=True)
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -198,6 +210,9 @@ class Meeting:
         texts = (texts[:, None] + np.arange(self.num_texts)).ravel()
         pairs, crowded = meeting_rows(self._bands(chosen), texts, self.num_texts)
         left, right = self.by_place[pairs >> np.uint64(32)], self.by_place[pairs & np.uint64(2**32 - 1)]
+        if self.scope is not None:  # keys of bands are hashes
+            one_scope = self.scope[left] == self.scope[right]
+            left, right = left[one_scope], right[one_scope]
         return self.compare(np.minimum(left, right), np.maximum(left, right))._replace(crowded=crowded)
 
     def compare(self, left: Array, right: Array) -> Met:
@@ -366,6 +381,8 @@ def compare_sets(path: Path, starts: tuple[Array, Array], counts: tuple[Array, A
 def texts_of(file: TextFile, rows: Array) -> Iterator[tuple[int, pl.DataFrame]]:
     """The texts of some rows (ascending) of a file, some at a time, with the number of those before."""
     views = [asked(name, file.kind) if name == "prompt" else words_of(name, file.kind) for name in file.columns]
+    if not len(rows):
+        return
     done = begin = 0
     # pre_buffer would keep the compressed file in memory
     with pq.ParquetFile(file.path, pre_buffer=False, buffer_size=1 << 20) as whole:

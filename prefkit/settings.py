@@ -260,7 +260,11 @@ class NearDuplicatesConfig(Section):
 class DedupeConfig(Section):
     """What counts as the same pair twice, and what happens to pairs that contradict each other."""
 
-    exact: bool = Field(True, description="drop pairs equal after folding Unicode (NFC) and white space")
+    exact: bool = Field(
+        True,
+        description="drop pairs equal after folding Unicode (NFC) and white space; false: near_duplicates drops them, "
+        "under its own name",
+    )
     near_duplicates: NearDuplicatesConfig | None = Field(
         NearDuplicatesConfig(),
         description="drop pairs that are nearly the same, and hold prompts that are on one side of the split; null: "
@@ -306,7 +310,8 @@ class BuildConfig(Section):
 
     memory_limit: str = Field(
         "4GB",
-        description="what a build holds at once (500MB, 4GB): texts, and some 600 bytes a pair; the rest lies on disk",
+        description="what a build holds at once (500MB, 4GB): texts, and some 600 bytes a pair; the rest lies on disk; "
+        "Python itself needs some 250MB more, and each further process 200MB",
     )
     processes: Annotated[int, Field(gt=0, strict=True)] | None = Field(
         None, description="that compare texts; left out: as many as there are cores; they write the same bytes"
@@ -323,7 +328,9 @@ class BuildConfig(Section):
 
     def num_processes(self) -> int:
         """How many processes compare texts."""
-        return self.processes or len(os.sched_getaffinity(0))
+        return self.processes or (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        )
 
 
 class SplitConfig(Section):

@@ -15,6 +15,7 @@ import yaml
 from command import Prefkit
 from polars.testing import assert_frame_equal
 
+from prefkit import build as build_module
 from prefkit import drafts
 from prefkit.build import Built, build_dataset
 from prefkit.config import Pipeline, SourceConfig, pipeline_from_manifest
@@ -634,26 +635,59 @@ def test_what_is_damaged_or_of_another_version_is_built_anew(
 
 
 @pytest.mark.parametrize(
-    "sections",
+    ("sections", "name"),
     [
-        {"split": {"seed": 1}},
-        {"split": {"test_share": 0.2}},
-        {"dedupe": {"contradictions": "keep"}},
-        {"dedupe": {"near_duplicates": None}},
-        {"dedupe": {"near_duplicates": {"threshold": 0.9}}},
-        {"validate": {"max_chars": 50}},
-        {"pairs": {"max_pairs_per_prompt": 3}},
-        {"decontaminate": {"ngram": 9}},
-        {"kind": "chat"},
+        ({"split": {"seed": 1}}, "split.seed"),
+        ({"split": {"test_share": 0.2}}, "split.test_share"),
+        ({"dedupe": {"contradictions": "keep"}}, "dedupe.contradictions"),
+        ({"dedupe": {"near_duplicates": None}}, "dedupe.near_duplicates"),
+        ({"dedupe": {"near_duplicates": {"threshold": 0.9}}}, "dedupe.near_duplicates"),
+        ({"validate": {"max_chars": 50}}, "validate.max_chars"),
+        ({"pairs": {"max_pairs_per_prompt": 3}}, "pairs.max_pairs_per_prompt"),
+        ({"kind": "chat"}, "kind"),
     ],
 )
 def test_under_other_settings_of_the_data_all_is_built_anew(
-    sections: dict[str, Any], write_jsonl: WriteJsonl, pipeline_of: PipelineOf
+    sections: dict[str, Any], name: str, write_jsonl: WriteJsonl, pipeline_of: PipelineOf
 ) -> None:
     sources = [{"path": str(write_jsonl(f"{n}.jsonl", numbered(n))), "format": "pairs"} for n in (1, 2)]
-    build_dataset(pipeline_of(sources[0]))
-    built = build_dataset(pipeline_of(*sources, **sections), check=True)
+    dataset = build_dataset(pipeline_of(sources[0])).dataset
+    said: list[str] = []
+    built = build_dataset(pipeline_of(*sources, **sections), check=True, tell=said.append)
     assert (built.added, built.unchanged, built.counts["pairs"]) == (None, False, 2)
+    assert said[0] == f"building {dataset} anew, nothing is added to what it holds: {name} changed"
+
+
+def test_what_another_build_wrote_meanwhile_is_what_is_added_to(
+    write_jsonl: WriteJsonl, pipeline_of: PipelineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dataset is looked at before it is locked, and hashing it may take minutes."""
+    sources = [{"path": str(write_jsonl(f"{n}.jsonl", numbered(n))), "format": "pairs"} for n in (1, 2, 3)]
+    build_dataset(pipeline_of(sources[0]))
+    look, others = build_module.base_of, [pipeline_of(*sources[:2])]
+
+    def slow(*given: Any) -> Any:
+        found = look(*given)
+        if others:
+            build_dataset(others.pop())
+        return found
+
+    monkeypatch.setattr(build_module, "base_of", slow)
+    built = build_dataset(pipeline_of(*sources))
+    assert built.added == {"sources": [sources[2]["path"]], "pairs": 1, "pairs_before": 2, "split_conflicts": 0}
+    assert built.counts["pairs"] == 3
+
+
+def test_split_conflicts_of_an_earlier_addition_are_not_told_again(
+    conflict: list[list[Row]], write_jsonl: WriteJsonl, pipeline_of: PipelineOf
+) -> None:
+    rows = [*conflict, numbered(77)]
+    sources = [{"path": str(write_jsonl(f"{n}.jsonl", some)), "format": "pairs"} for n, some in enumerate(rows)]
+    for number in range(1, len(sources) + 1):
+        built = build_dataset(pipeline_of(*sources[:number]))
+    assert built.reasons["split_conflict"] > 0
+    assert built.added is not None
+    assert built.added["split_conflicts"] == 0
 
 
 def test_a_changed_a_removed_or_a_rewritten_source_is_built_anew(

@@ -415,3 +415,20 @@ def test_a_build_uses_as_many_processes_as_it_is_told_or_as_there_are_cores(load
 
     assert load({}, "build.processes=3").build.num_processes() == 3
     assert load().build.num_processes() == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(("key", "value"), [("ngram", 9), ("max_overlap", 0.4)])
+def test_a_setting_of_decontamination_without_evaluations_is_refused(
+    key: str, value: Any, write_jsonl: WriteJsonl, pipeline_of: PipelineOf
+) -> None:
+    rows = [{"prompt": "p", "chosen": "c", "rejected": "r"}]
+    source = {"path": str(write_jsonl("rows.jsonl", rows)), "format": "pairs"}
+    with pytest.raises(ConfigError) as raised:
+        build_dataset(pipeline_of(source, decontaminate={key: value}))
+    assert raised.value.as_dict() == {
+        "kind": "ConfigError",
+        "message": "has no effect: there is nothing to compare with",
+        "where": f"decontaminate.{key}",
+        "expected": "evaluation files in decontaminate.against",
+        "hint": "name some, or leave the key out",
+    }

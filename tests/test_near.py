@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from prefkit.errors import MachineError
 from prefkit.minhash import Nearness, choose_bands
-from prefkit.near import Meeting, Near, kept_of, near_in_parts, near_texts, text_files
+from prefkit.near import Meeting, Near, kept_of, near_in_parts, near_texts, processes_of, text_files
 
 PROPERTY = settings(deadline=None, max_examples=40, derandomize=True, database=None)
 SURE = {"num_perm": 512, "weights": (0.001, 0.999)}  # at .8 a pair of similarity .82 is missed once in 2,000
@@ -439,7 +439,8 @@ def test_a_process_that_is_ended_from_outside_is_an_error_that_says_what_to_do(t
     path = tmp_path / "texts.parquet"
     pl.DataFrame({"text": ["one two three four five six"] * 4}).write_parquet(path, row_group_size=2)
     with (
-        Meeting(text_files([path], ("text",)), Nearness(), processes=2, scratch=tmp_path) as meeting,
+        processes_of(2) as pool,
+        Meeting(text_files([path], ("text",)), Nearness(), pool=pool, scratch=tmp_path) as meeting,
         pytest.raises(MachineError) as raised,
     ):
         [*meeting._all([(os._exit, 3)])]
@@ -472,10 +473,10 @@ def test_processes_end_with_the_one_that_was_killed(tmp_path: Path) -> None:
         "import os, signal\n"
         "from pathlib import Path\n"
         "from prefkit.minhash import Nearness\n"
-        "from prefkit.near import Meeting, text_files\n"
+        "from prefkit.near import Meeting, processes_of, text_files\n"
         f"files = text_files([Path({str(path)!r})], ('text',))\n"
-        f"with Meeting(files, Nearness(), processes=2, scratch=Path({str(tmp_path)!r})) as meeting:\n"
-        "    print(*meeting.pool._processes, flush=True)\n"
+        f"with processes_of(2) as pool, Meeting(files, Nearness(), pool=pool, scratch=Path({str(tmp_path)!r})):\n"
+        "    print(*pool._processes, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, script], stdout=subprocess.PIPE, text=True, check=False, cwd=tmp_path)
