@@ -15,8 +15,8 @@ import yaml
 from command import Prefkit
 from polars.testing import assert_frame_equal
 
-from prefkit import build as build_module
 from prefkit import drafts
+from prefkit.additions import base_of
 from prefkit.build import Built, build_dataset
 from prefkit.config import Pipeline, SourceConfig, pipeline_from_manifest
 from prefkit.errors import DatasetError, MachineError, PrefkitError, SourceError
@@ -664,7 +664,7 @@ def test_what_another_build_wrote_meanwhile_is_what_is_added_to(
     """The dataset is looked at before it is locked, and hashing it may take minutes."""
     sources = [{"path": str(write_jsonl(f"{n}.jsonl", numbered(n))), "format": "pairs"} for n in (1, 2, 3)]
     build_dataset(pipeline_of(sources[0]))
-    look, others = build_module.base_of, [pipeline_of(*sources[:2])]
+    look, others = base_of, [pipeline_of(*sources[:2])]
 
     def slow(*given: Any) -> Any:
         found = look(*given)
@@ -672,7 +672,7 @@ def test_what_another_build_wrote_meanwhile_is_what_is_added_to(
             build_dataset(others.pop())
         return found
 
-    monkeypatch.setattr(build_module, "base_of", slow)
+    monkeypatch.setattr("prefkit.build.base_of", slow)
     built = build_dataset(pipeline_of(*sources))
     assert built.added == {"sources": [sources[2]["path"]], "pairs": 1, "pairs_before": 2, "split_conflicts": 0}
     assert built.counts["pairs"] == 3
@@ -684,7 +684,7 @@ def test_split_conflicts_of_an_earlier_addition_are_not_told_again(
     rows = [*conflict, numbered(77)]
     sources = [{"path": str(write_jsonl(f"{n}.jsonl", some)), "format": "pairs"} for n, some in enumerate(rows)]
     for number in range(1, len(sources) + 1):
-        built = build_dataset(pipeline_of(*sources[:number]))
+        built = build_dataset(pipeline_of(*sources[:number], split=SPLIT))
     assert built.reasons["split_conflict"] > 0
     assert built.added is not None
     assert built.added["split_conflicts"] == 0
