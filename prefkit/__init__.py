@@ -11,12 +11,13 @@ Words, without input or output: `errors`, `format` (the layout on disk), `record
 Pure functions on Polars frames: `screen`, `formats`, `pairs`, `corrections`, `comparisons`, `quality`, `pairing`,
 `selection`, `grams`, `minhash`, `buckets`, `decontaminate`, `keys`, `validate`, `cycles`, `dedupe`, `split`, `audit`.
 Files: `documents`, `settings`, `config`, `rows`, `checked`, `shapes`, `plans`, `ingest`, `sources`, `detection`,
-`evals`, `views`, `store`, `tables`, `locks`, `spill`, `ahead`, `near`, `comparing`, `candidates`, `rewriting`,
-`rejecting`, `drafts`, `target`, `accounts`, `assembly`, `additions`, `build`, `query`, `spans`, `show`, `export`,
-`info`, `schemas`. Below the torch line: `conversations`, `controls`, `encode`, `identity`, `models`,
-`boundaries`, `judgement`, `audits`, `report`, `openers`, `mending`, `repairs`, `packing`, `attention`, `head`, `logps`,
-`layouts`, `batches`, `budget`, `work`, `processes`, `scoring`, `reference`, `losses`, `schedule`, `gate`, `checkpoint`,
-`run`, `train`. The edge: `terminal`, `sides`, `before_after`, `stopping`, `demo`, `cli`.
+`evals`, `views`, `store`, `tables`, `locks`, `spill`, `ahead`, `workers`, `near`, `comparing`, `candidates`,
+`rewriting`, `rejecting`, `drafts`, `target`, `accounts`, `assembly`, `additions`, `papers`, `resolving`, `build`,
+`query`, `spans`, `show`, `export`, `info`, `schemas`. Below the torch line: `conversations`, `controls`, `encode`,
+`identity`, `models`, `boundaries`, `judgement`, `audits`, `report`, `openers`, `mending`, `repairs`, `packing`,
+`attention`, `head`, `logps`, `layouts`, `batches`, `budget`, `work`, `processes`, `scoring`, `reference`, `losses`,
+`schedule`, `gate`, `checkpoint`, `run`, `train`. The edge: `terminal`, `sides`, `before_after`, `stopping`, `demo`,
+`cli`.
 
 Each command is one function here, imported on first use so that `import prefkit` stays light.
 """

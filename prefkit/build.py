@@ -17,21 +17,19 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from prefkit import __version__
 from prefkit.accounts import Account, Counts, OfSources
 from prefkit.additions import added_sources, base_of
 from prefkit.assembly import Base, Gathered, assembled, compared, how_to_compare, prompt_report
-from prefkit.config import DecontaminateConfig, PairsConfig, Pipeline, SourceConfig
+from prefkit.config import Pipeline, SourceConfig
 from prefkit.decontaminate import index_of
-from prefkit.detection import with_formats
 from prefkit.drafts import Draft, Drafting, drafted_source, files_of, kept_draft
-from prefkit.errors import ConfigError, DatasetError, PrefkitError
+from prefkit.errors import DatasetError, PrefkitError
 from prefkit.evals import read_evals
-from prefkit.format import CARD, FORMAT_VERSION, MANIFEST, VIEWS, Kind, schema
-from prefkit.formats import FORMATS
-from prefkit.formats.reading import Family
+from prefkit.format import MANIFEST, Kind, schema
 from prefkit.locks import give_lock, leave_no_empty_directory, locked, take_lock
-from prefkit.sources import SourceFile, is_chat_source
+from prefkit.papers import Made, write_papers
+from prefkit.resolving import refuse_without_effect, resolve_formats, resolve_kind
+from prefkit.sources import SourceFile
 from prefkit.store import (
     BUILDING,
     DRAFTS,
@@ -45,22 +43,12 @@ from prefkit.store import (
     read_manifest,
     swap_in,
     write_json,
-    write_text,
     write_views,
 )
 from prefkit.tables import TableWriter
-from prefkit.views import views_sql
 
 Tell = Callable[[str], None]
 TABLES = ("pairs", "dropped", "rejects")
-# who can use what a pipeline says of pairs; length_cap and max_pairs_per_prompt are for all
-SCORED: Sequence[Family] = ("candidates", "comparisons", "pairs")
-OF_CANDIDATES = ("chosen", "rejected", "scorers", "scorers_agree", "seed")
-USED_BY: Mapping[str, Sequence[Family]] = {
-    **dict.fromkeys(OF_CANDIDATES, SCORED[:1]),
-    **dict.fromkeys(("min_margin", "max_margin", "min_chosen_score"), SCORED),
-    "min_agreement": ("comparisons",),
-}
 
 
 class Watch:
@@ -85,23 +73,6 @@ class Watch:
         finally:
             kind = name.partition(" ")[0]
             self.seconds[kind] = self.seconds.get(kind, 0.0) + time.monotonic() - started
-
-
-class Made(NamedTuple):
-    """What a build made, but for the rows.
-
-    `sources`: settings, as the rows lie in the tables; `told`: what sources, corrections and prompts have to say.
-    """
-
-    kind: Kind
-    sources: list[dict[str, Any]]
-    files: list[dict[str, Any]]
-    evals: list[dict[str, Any]]
-    additions: list[dict[str, Any]]
-    counts: Counts
-    reasons: dict[str, int]
-    unused: dict[str, int]
-    told: list[dict[str, Any]]
 
 
 class Tables(NamedTuple):
@@ -227,19 +198,6 @@ def _built(pipeline: Pipeline, made: Made, base: Base | None, watch: Watch, *, c
     )
 
 
-def resolve_formats(pipeline: Pipeline, tell: Tell = lambda _text: None) -> Pipeline:
-    """The pipeline with the format of every source; one that it leaves out is found by the first rows, and told.
-
-    Raises:
-        SourceError: none or several fit.
-    """
-    found = with_formats(pipeline.sources, pipeline.validate_.max_reject_share)
-    for source, why in found:
-        if why:
-            tell(f"{source.path}: format {source.format}, as {why}")
-    return pipeline.model_copy(update={"sources": [source for source, _ in found]})
-
-
 def refuse_repaired(dataset: Path) -> None:
     """Refuse to build over a repaired dataset: its repair would be lost without a word.
 
@@ -271,41 +229,6 @@ def finish_swap(dataset: Path) -> None:
         if half_swapped(dataset):
             swap_in(dataset)
             write_views(dataset, manifest["kind"])
-
-
-def refuse_without_effect(pipeline: Pipeline) -> None:
-    """Refuse what a pipeline says of pairs where none of its sources, whose formats are known, can use it.
-
-    What is said as it is by default does no harm, and stands in every manifest.
-
-    Raises:
-        ConfigError: by the name of the key.
-    """
-    clean, usual = pipeline.decontaminate, DecontaminateConfig()
-    for key in ("ngram", "max_overlap"):
-        if not clean.against and getattr(clean, key) != getattr(usual, key):
-            raise ConfigError(
-                "has no effect: there is nothing to compare with",
-                where=f"decontaminate.{key}",
-                expected="evaluation files in decontaminate.against",
-                hint="name some, or leave the key out",
-            )
-    families = {FORMATS[str(source.format)].family for source in pipeline.sources}
-    defaults = PairsConfig()
-    for key in USED_BY:
-        if getattr(pipeline.pairs, key) != getattr(defaults, key) and not families & set(USED_BY[key]):
-            what = " or ".join(USED_BY[key])
-            raise ConfigError(
-                f"has no effect: no source holds {what}",
-                where=f"pairs.{key}",
-                expected=f"a source of {what}",
-                hint="leave the key out; prefkit formats says what each format holds",
-            )
-
-
-def resolve_kind(pipeline: Pipeline) -> Kind:
-    """The pipeline's own kind, or what its sources hold: chat if one begins with messages or transcripts, else text."""
-    return pipeline.kind or ("chat" if any(is_chat_source(source) for source in pipeline.sources) else "text")
 
 
 def make_tables(pipeline: Pipeline, kind: Kind) -> Tables:
@@ -375,7 +298,7 @@ def _make(
     ]
     made = made._replace(told=report)
     if target is not None:
-        _write_papers(target, pipeline, made, {name: writer.parts for name, writer in writers.items()})
+        write_papers(target, pipeline, made, {name: writer.parts for name, writer in writers.items()})
     return made
 
 
@@ -453,41 +376,4 @@ def _unchanged(base: Base, pipeline: Pipeline, kind: Kind, *, check: bool) -> Bu
     counts, reasons, unused, report = (manifest[name] for name in ("counts", "reasons", "unused", "report"))
     return Built(
         pipeline.dataset, kind, counts, _most_first(reasons), _most_first(unused), report, True, False, None, {}
-    )
-
-
-def _write_papers(folder: Path, pipeline: Pipeline, made: Made, parts: Mapping[str, Sequence[Any]]) -> None:
-    """Card, views and, last, the manifest."""
-    write_text(folder / CARD, dataset_card(made))
-    write_text(folder / VIEWS, views_sql(made.kind, parts.keys()))
-    settings = {**pipeline.as_manifest(), "kind": made.kind, "sources": made.sources}
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "prefkit_version": __version__,
-        "kind": made.kind,
-        "pipeline": settings,
-        "sources": made.files,
-        "evals": made.evals,
-        "additions": made.additions,
-        "counts": made.counts._asdict(),
-        "reasons": made.reasons,
-        "unused": made.unused,
-        "report": made.told,
-        "parts": {name: [part._asdict() for part in listed] for name, listed in parts.items()},
-    }
-    write_json(folder / MANIFEST, manifest)
-
-
-def dataset_card(made: Made) -> str:
-    """The README.md inside the dataset: what it holds, in counts, and where it came from."""
-    counts = made.counts
-    sources = "".join(f"| {file['path']} | {file['format']} | {file['rows']} |\n" for file in made.files)
-    reasons = "".join(f"| {reason} | {count} |\n" for reason, count in made.reasons.items())
-    return (
-        f"# Preference pairs ({made.kind})\n\n"
-        f"{counts.pairs} pairs ({counts.train} train, {counts.test} test), built by prefkit {__version__}.\n\n"
-        f"| source | format | rows |\n|---|---|---|\n{sources}\n"
-        f"| dropped or rejected because | rows |\n|---|---|\n{reasons}\n"
-        "`pairs/` holds the pairs, `dropped/` and `rejects/` everything that was left out and why, `manifest.json`\n"
-        "the settings and the hash of every file. `views.sql` gives DuckDB a view a table, run from this directory.\n"
     )

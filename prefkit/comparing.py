@@ -19,9 +19,10 @@ from prefkit.format import Kind
 from prefkit.grams import Array
 from prefkit.keys import mixed, narrow_pairs
 from prefkit.minhash import Nearness
-from prefkit.near import Meeting, TextFile, processes_of, text_files
+from prefkit.near import Meeting, TextFile, text_files
 from prefkit.screen import Screened
 from prefkit.split import is_test
+from prefkit.workers import processes_of
 
 FEW = 20_000  # pairs that are not worth a second process
 Tell = Callable[[str], None]

@@ -9,32 +9,24 @@ other. So rows whose sides both match are found twice as surely as texts are, an
 Rows of different scopes never meet.
 """
 
-import contextlib
-import multiprocessing
-import os
 import shutil
-import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
 from prefkit.buckets import COMPARED, components, jaccards, meeting_rows, sets_of
-from prefkit.errors import MachineError
 from prefkit.format import MESSAGES, PLAIN_MESSAGES, Kind
 from prefkit.grams import Array, hash_words, joined_words, offsets_of
 from prefkit.minhash import Nearness, band_keys, permutations, signatures
 from prefkit.store import SCRATCH, written
 from prefkit.text import asked, words_of
+from prefkit.workers import done_by, processes_of
 
 BATCH_ROWS, BATCH_BYTES = 2048, 1 << 26  # read in one go, at most
 TEXTS, TEXT_BYTES = 256, 1 << 20  # hashed in one go: more leave the processor's cache
@@ -128,20 +120,6 @@ def kept_of(num_rows: int, near: Near) -> Array:
     return first[component]
 
 
-@contextlib.contextmanager
-def processes_of(number: int) -> Iterator[ProcessPoolExecutor | None]:
-    """Some processes that end with the block; None where one is enough. They start when there is work for them."""
-    if number < 2:
-        yield None
-        return
-    context = multiprocessing.get_context("forkserver")
-    pool = ProcessPoolExecutor(number, mp_context=context, initializer=end_with_parent)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 class Meeting:
     """The texts of some files with their signatures, ready to be compared; temporary files go at the end.
 
@@ -151,7 +129,7 @@ class Meeting:
         rows: bool a row, which take part; None: all.
         scope: uint64 a row: rows of different scopes never meet; None: all may.
         rank: a number a row, by which the first of a crowd is chosen; None: the row's own.
-        pool: processes that share the work (`processes_of`); None: this one alone.
+        pool: processes that share the work (`workers.processes_of`); None: this one alone.
         scratch: folder for temporary files; the system's own if None.
         watch: told how many rows have signatures, of how many.
 
@@ -233,22 +211,6 @@ class Meeting:
     def _spans(self) -> Iterator[tuple[int, int]]:
         return zip(self.firsts[:-1].tolist(), self.firsts[1:].tolist(), strict=True)
 
-    def _all(self, calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        """The results of calls in their order."""
-        if self.pool is None:
-            yield from (function(*values) for function, *values in calls)
-        else:
-            with _nothing_to_import():
-                waiting = [self.pool.submit(function, *values) for function, *values in calls]
-            try:
-                yield from (future.result() for future in waiting)
-            except BrokenProcessPool:
-                raise MachineError(
-                    "a process that compares texts was ended from outside, most likely as memory ran out",
-                    where="build.processes",
-                    hint="--set build.processes=1, or make room and type the same command",
-                ) from None
-
     def _path(self, name: str, number: int) -> Path:
         assert self.folder is not None
         return self.folder / f"{name}-{number:05d}"
@@ -262,7 +224,7 @@ class Meeting:
             numbers.append(begin + rows)
         done = 0
         with written(self.parent):
-            for rows, short in zip(numbers, self._all(calls), strict=True):
+            for rows, short in zip(numbers, done_by(self.pool, calls), strict=True):
                 self.short[rows] = short
                 done += len(rows)
                 self.watch(done, len(self.by_place))
@@ -292,7 +254,7 @@ class Meeting:
         ]
         sizes = []
         with written(self.parent), self._path("sets", 0).open("wb") as whole:
-            for (*_, path), counts in zip(calls, self._all(calls), strict=True):
+            for (*_, path), counts in zip(calls, done_by(self.pool, calls), strict=True):
                 sizes.append(counts)
                 with path.open("rb") as part:
                     shutil.copyfileobj(part, whole, 1 << 20)
@@ -303,18 +265,7 @@ class Meeting:
         some = [slice(begin, begin + COMPARED_BY_ONE) for begin in range(0, len(starts[0]), COMPARED_BY_ONE)]
         path = self._path("sets", 0)
         calls = [(compare_sets, path, [s[part] for s in starts], [c[part] for c in counts]) for part in some]
-        return np.concatenate([*self._all(calls)])
-
-
-@contextlib.contextmanager
-def _nothing_to_import() -> Iterator[None]:
-    """Processes that start in the block do not run the script again that started them, guarded by __main__ or not."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+        return np.concatenate([*done_by(self.pool, calls)])
 
 
 def _mapped(path: Path, bands: int) -> Array:
@@ -323,18 +274,6 @@ def _mapped(path: Path, bands: int) -> Array:
 
 
 # -- what a process does
-
-
-def end_with_parent() -> None:
-    """Whoever waits for work in vain, as the process that gave it was killed, ends too."""
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def sign_file(file: TextFile, rows: Array, scope: Array | None, nearness: Nearness, path: Path) -> Array:

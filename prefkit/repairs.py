@@ -17,7 +17,6 @@ import polars as pl
 from prefkit import __version__
 from prefkit.accounts import Counts
 from prefkit.audits import audit_dataset
-from prefkit.build import Made, dataset_card
 from prefkit.config import Pipeline, pipeline_from_manifest
 from prefkit.corrections import correction_report
 from prefkit.errors import ConfigError, DatasetError, PrefkitError
@@ -34,6 +33,7 @@ from prefkit.format import (
 from prefkit.judgement import Audited
 from prefkit.locks import leave_no_empty_directory, locked
 from prefkit.mending import Mended, Step, Wanted, mend_pairs
+from prefkit.papers import Made, dataset_card
 from prefkit.sources import file_sha256
 from prefkit.store import (
     BUILDING,

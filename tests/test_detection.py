@@ -9,11 +9,11 @@ import polars as pl
 import pytest
 from command import Prefkit
 
-from prefkit.build import resolve_formats
 from prefkit.config import Pipeline
 from prefkit.detection import detect_format, fitting
 from prefkit.errors import SourceError
 from prefkit.formats import FORMATS
+from prefkit.resolving import resolve_formats
 
 ROWS: dict[str, dict[str, Any]] = {
     "trl": {"prompt": "p", "chosen": "c", "rejected": "r"},

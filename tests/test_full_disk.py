@@ -243,6 +243,7 @@ def test_a_build_on_a_disk_that_is_full_at_any_page_ends_with_3_and_goes_on_when
     assert named(places, ".drafts", "pairs/part", "manifest.json") == []
 
 
+@pytest.mark.slow
 def test_a_build_without_room_for_another_name_ends_with_3_and_goes_on_when_there_is(
     prefkit: Prefkit, disk: Disk, settings: Any
 ) -> None:
@@ -250,6 +251,7 @@ def test_a_build_without_room_for_another_name_ends_with_3_and_goes_on_when_ther
     assert len(places) > 10
 
 
+@pytest.mark.slow
 def test_a_build_of_changed_sources_on_a_full_disk_leaves_the_old_dataset_or_says_unfinished(
     prefkit: Prefkit, disk: Disk, settings: Any
 ) -> None:

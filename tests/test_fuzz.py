@@ -15,9 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prefkit.build import Tables, build_dataset, make_tables, resolve_kind
+from prefkit.build import Tables, build_dataset, make_tables
 from prefkit.config import Pipeline
 from prefkit.errors import SourceError
+from prefkit.resolving import resolve_kind
 
 FUZZ = settings(
     deadline=None,

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from prefkit.errors import MachineError
 from prefkit.minhash import Nearness, choose_bands
-from prefkit.near import Meeting, Near, kept_of, near_in_parts, near_texts, processes_of, text_files
+from prefkit.near import Near, kept_of, near_in_parts, near_texts
+from prefkit.workers import done_by, processes_of
 
 PROPERTY = settings(deadline=None, max_examples=40, derandomize=True, database=None)
 SURE = {"num_perm": 512, "weights": (0.001, 0.999)}  # at .8 a pair of similarity .82 is missed once in 2,000
@@ -435,22 +436,15 @@ def test_removal_recall_holds_for_other_samples(seed: int, write_parts: WritePar
 # processes
 
 
-def test_a_process_that_is_ended_from_outside_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
-    path = tmp_path / "texts.parquet"
-    pl.DataFrame({"text": ["one two three four five six"] * 4}).write_parquet(path, row_group_size=2)
-    with (
-        processes_of(2) as pool,
-        Meeting(text_files([path], ("text",)), Nearness(), pool=pool, scratch=tmp_path) as meeting,
-        pytest.raises(MachineError) as raised,
-    ):
-        [*meeting._all([(os._exit, 3)])]
+def test_a_process_that_is_ended_from_outside_is_an_error_that_says_what_to_do() -> None:
+    with processes_of(2) as pool, pytest.raises(MachineError) as raised:
+        [*done_by(pool, [(os._exit, 3)])]
     assert raised.value.as_dict() == {
         "kind": "MachineError",
         "message": "a process that compares texts was ended from outside, most likely as memory ran out",
         "where": "build.processes",
         "hint": "--set build.processes=1, or make room and type the same command",
     }
-    assert [file.name for file in tmp_path.iterdir()] == ["texts.parquet"]
 
 
 def test_a_script_without_a_guard_is_not_run_again_by_its_processes(tmp_path: Path) -> None:
@@ -473,7 +467,8 @@ def test_processes_end_with_the_one_that_was_killed(tmp_path: Path) -> None:
         "import os, signal\n"
         "from pathlib import Path\n"
         "from prefkit.minhash import Nearness\n"
-        "from prefkit.near import Meeting, processes_of, text_files\n"
+        "from prefkit.near import Meeting, text_files\n"
+        "from prefkit.workers import processes_of\n"
         f"files = text_files([Path({str(path)!r})], ('text',))\n"
         f"with processes_of(2) as pool, Meeting(files, Nearness(), pool=pool, scratch=Path({str(tmp_path)!r})):\n"
         "    print(*pool._processes, flush=True)\n"

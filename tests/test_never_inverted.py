@@ -22,9 +22,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prefkit.build import build_dataset, make_tables, resolve_kind
+from prefkit.build import build_dataset, make_tables
 from prefkit.config import Pipeline
 from prefkit.formats import FORMATS
+from prefkit.resolving import resolve_kind
 
 HOSTILE = settings(
     deadline=None,
