@@ -54,8 +54,7 @@ def hash_words(texts: pl.Series, *, marks: bool = True, unspaced: bool = False) 
     unsettled = np.flatnonzero(kinds >= UNSETTLED)
     if len(unsettled):
         rows = np.unique(np.searchsorted(offsets, unsettled, side="right") - 1)
-        raw, offsets = _bytes_of(texts.clone().scatter(rows, [fold(text) for text in texts.gather(rows)]))
-        kinds = _kinds(raw, unspaced=unspaced) & ~np.uint8(UNSETTLED)
+        raw, kinds, offsets = _refolded(texts.gather(rows).to_list(), rows, raw, kinds, offsets, unspaced=unspaced)
     if not marks:
         kinds = np.where(kinds == MARK, np.uint8(SPACE), kinds)
     starts, ends = _spans(raw, kinds, offsets)
@@ -263,13 +262,33 @@ def offsets_of(lengths: Array) -> Array:
 
 def _bytes_of(texts: pl.Series) -> tuple[Array, Array]:
     """The UTF-8 of all texts, ASCII letters in lower case, and where each begins; `_CHUNK` bytes follow the last."""
-    array = texts.fill_null("").rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
+    whole = texts.fill_null("") if texts.null_count() else texts  # each call of Polars costs a block of texts some time
+    array = whole.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
     _, places, data = array.buffers()
     offsets = np.frombuffer(places, dtype=np.int64)[array.offset : array.offset + len(texts) + 1]
     first, last = int(offsets[0]), int(offsets[-1])
     inside = b"" if data is None else memoryview(data)[first:last]
     lower = b"".join([inside, bytes(_CHUNK)]).translate(_LOWER)
     return np.frombuffer(lower, dtype=np.uint8), offsets - first
+
+
+def _refolded(
+    texts: Sequence[str], rows: Array, raw: Array, kinds: Array, offsets: Array, *, unspaced: bool
+) -> tuple[Array, Array, Array]:
+    """Bytes, kinds and offsets of all texts, those of some rows (their texts are given) folded by Python."""
+    folded = [fold(text).encode() for text in texts]
+    new = np.frombuffer(b"".join([*folded, bytes(_CHUNK)]), dtype=np.uint8)
+    new_kinds = _kinds(new, unspaced=unspaced) & ~np.uint8(UNSETTLED)
+    lengths = np.diff(offsets)
+    lengths[rows] = [len(text) for text in folded]
+    ends = np.cumsum(lengths[rows])
+    raw_parts, kind_parts, done = [], [], 0
+    places = zip(offsets[rows], offsets[rows + 1], ends - lengths[rows], ends, strict=True)
+    for begin, end, first, last in places:
+        raw_parts += [raw[done:begin], new[first:last]]
+        kind_parts += [kinds[done:begin], new_kinds[first:last]]
+        done = end
+    return np.concatenate([*raw_parts, raw[done:]]), np.concatenate([*kind_parts, kinds[done:]]), offsets_of(lengths)
 
 
 def _kinds(raw: Array, *, unspaced: bool) -> Array:
