@@ -9,8 +9,8 @@ same on every machine, and stored nowhere.
 """
 
 import unicodedata
-from collections.abc import Sequence
-from functools import cache, lru_cache
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,7 +50,7 @@ def hash_words(texts: pl.Series, *, marks: bool = True, unspaced: bool = False) 
         unspaced: each character of a script that puts no space between words is a word by itself, a sign.
     """
     raw, offsets = _bytes_of(texts)
-    kinds = _kinds(raw, unspaced=unspaced)
+    raw, kinds = _kinds(raw, unspaced=unspaced)
     unsettled = np.flatnonzero(kinds >= UNSETTLED)
     if len(unsettled):
         rows = np.unique(np.searchsorted(offsets, unsettled, side="right") - 1)
@@ -278,7 +278,7 @@ def _refolded(
     """Bytes, kinds and offsets of all texts, those of some rows (their texts are given) folded by Python."""
     folded = [fold(text).encode() for text in texts]
     new = np.frombuffer(b"".join([*folded, bytes(_CHUNK)]), dtype=np.uint8)
-    new_kinds = _kinds(new, unspaced=unspaced) & ~np.uint8(UNSETTLED)
+    new_kinds = _kinds(new, unspaced=unspaced)[1] & ~np.uint8(UNSETTLED)
     lengths = np.diff(offsets)
     lengths[rows] = [len(text) for text in folded]
     ends = np.cumsum(lengths[rows])
@@ -291,20 +291,39 @@ def _refolded(
     return np.concatenate([*raw_parts, raw[done:]]), np.concatenate([*kind_parts, kinds[done:]]), offsets_of(lengths)
 
 
-def _kinds(raw: Array, *, unspaced: bool) -> Array:
-    """The kind of the character that each byte is of, the `_CHUNK` bytes behind the last text left out."""
+def _kinds(raw: Array, *, unspaced: bool) -> tuple[Array, Array]:
+    """The bytes with what folds to as many bytes folded, and the kind of the character that each is of.
+
+    The `_CHUNK` bytes behind the last text have no kind.
+    """
     kinds = np.frombuffer(raw[:-_CHUNK].tobytes().translate(_kinds_of_ascii()), dtype=np.uint8)
     if not len(raw) or raw.max() < _HIGH:
-        return kinds
+        return raw, kinds
     kinds = kinds.copy()
     leads = np.flatnonzero(raw[:-_CHUNK] >= 0xC0)
     sizes = 2 + (raw[leads] >= 0xE0) + (raw[leads] >= 0xF0)
-    found = _kinds_of_points(code_points(raw, leads), unspaced=unspaced)
+    points = code_points(raw, leads)
+    folded = _looked_up(points, np.uint32, _simply_folded)
+    found = _looked_up(folded, np.uint8, partial(_kind_of, unspaced=unspaced))
     kinds[leads] = found
     for place in (1, 2, 3):
         longer = sizes > place
         kinds[leads[longer] + place] = found[longer]
-    return kinds
+    return _written(raw, leads, sizes, points, folded), kinds
+
+
+def _written(raw: Array, leads: Array, sizes: Array, points: Array, folded: Array) -> Array:
+    """Bytes with other characters of as many bytes in the places of some."""
+    changed = np.flatnonzero(folded != points)
+    if not len(changed):
+        return raw
+    raw, at, size, left = raw.copy(), leads[changed], sizes[changed], folded[changed]
+    for place in (3, 2, 1):
+        longer = size > place
+        raw[at[longer] + place] = 0x80 | (left[longer] & 0x3F)
+        left = np.where(longer, left >> 6, left)
+    raw[at] = np.array([0, 0, 0xC0, 0xE0, 0xF0], dtype=np.uint32)[size] | left
+    return raw
 
 
 def code_points(raw: Array, leads: Array) -> Array:
@@ -317,12 +336,29 @@ def code_points(raw: Array, leads: Array) -> Array:
     return points
 
 
-def _kinds_of_points(points: Array, *, unspaced: bool) -> Array:
-    seen = np.zeros(int(points.max()) + 1, dtype=np.uint8)
+def _looked_up(points: Array, dtype: type[np.generic], look: Callable[[int], int]) -> Array:
+    """What a function says of each code point, asked once for each that there is."""
+    seen = np.zeros(int(points.max()) + 1, dtype=dtype)
     seen[points] = 1
     distinct = np.flatnonzero(seen)
-    seen[distinct] = [_kind_of(point, unspaced=unspaced) for point in distinct.tolist()]
+    seen[distinct] = [look(point) for point in distinct.tolist()]
     return seen[points]
+
+
+@lru_cache(maxsize=100_000)
+def _simply_folded(point: int) -> int:
+    """What a character folds to if that is one settled character of as many bytes; else itself."""
+    character = chr(point)
+    folded = character.casefold()
+    simple = (
+        len(folded) == 1
+        and len(folded.encode()) == len(character.encode())
+        and _kind_of(ord(folded)) < UNSETTLED
+        and unicodedata.is_normalized("NFC", character)
+        and not unicodedata.combining(character)
+        and point not in composing()
+    )
+    return ord(folded) if simple else point
 
 
 @cache
