@@ -1,7 +1,8 @@
 """Pairs that lie in files are compared with each other: prompts become clusters, pairs verdicts.
 
-Comes in: Parquet files of draft pairs and their keys. Goes out: `dedupe.Verdicts`. The texts are read twice at most,
-once for their signatures and once for what is verified; what is held is some hundred bytes a pair.
+Comes in: Parquet files of draft pairs and their keys. Goes out: `dedupe.Verdicts`. Texts are read once for
+their signatures and once for what is verified, and again where a crowd has to meet again or a chain has to be measured;
+what is held is some hundred bytes a pair.
 """
 
 import tempfile
@@ -120,10 +121,11 @@ def _no_links() -> tuple[Array, Array]:
 
 
 def _added(links: tuple[Array, Array], left: Array, right: Array) -> tuple[tuple[Array, Array], bool]:
-    """Links with more of them; whether any is new."""
-    both = np.stack([np.concatenate([links[0], left]), np.concatenate([links[1], right])])
-    distinct = np.unique(np.sort(both, axis=0), axis=1)
-    return (distinct[0], distinct[1]), distinct.shape[1] > len(links[0])
+    """Links with more of them, each once; whether any is new."""
+    one, two = np.concatenate([links[0], left]), np.concatenate([links[1], right])
+    low, high = np.minimum(one, two), np.maximum(one, two)
+    _, at = np.unique(low * (int(high.max(initial=0)) + 1) + high, return_index=True)
+    return (low[at], high[at]), len(at) > len(links[0])
 
 
 def _no_relations(num: int) -> Relations:

@@ -63,7 +63,7 @@ class Tally(NamedTuple):
 def select_pairs(records: pl.DataFrame, kind: Kind, direction: Direction, rules: Rules = Rules()) -> Selected:  # noqa: B008  immutable
     """The pairs of a source whose records are in memory: the plain function that candidates.py equals in every part.
 
-    A build goes through `candidates.select_candidates`, which needs no more memory than it is given.
+    A build goes through `candidates.select_parts`, which needs no more memory than it is given.
 
     Args:
         records: prompt, response, score, model, source, source_row and, where there are any, tools, scorer, rater; one

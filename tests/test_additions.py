@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 import yaml
 from command import Prefkit
+from dying import Killed, die_at_rename
 from polars.testing import assert_frame_equal
 
 from prefkit import drafts
@@ -827,24 +828,6 @@ def test_an_addition_to_a_dataset_that_another_process_writes_is_refused(
 
 
 # additions that are killed
-
-
-class Killed(BaseException):
-    """Stands for the end of the process: nothing is tidied up."""
-
-
-def die_at_rename(number: int, patch: pytest.MonkeyPatch) -> None:
-    """Die when the n-th file is about to be renamed into its place."""
-    calls = iter(range(1, 100))
-    rename = Path.replace
-
-    def replace(path: Path, target: Path | str) -> Path:
-        if next(calls) == number:
-            patch.setattr(Path, "unlink", lambda *_args, **_options: None)
-            raise Killed
-        return rename(path, target)
-
-    patch.setattr(Path, "replace", replace)
 
 
 # a draft: its facts and its folder; verdicts: their facts and their folder; three tables, the card, the views, the

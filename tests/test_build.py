@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from dying import Killed, die_at_rename
 
 from prefkit import __version__, candidates, drafts
 from prefkit.build import Built, build_dataset
@@ -447,26 +448,13 @@ def test_a_directory_of_somebody_else_is_left_alone(small: Pipeline) -> None:
     assert contents(folder) == {"thesis.tex": b"mine"}
 
 
-class Killed(BaseException):
-    """Stands for the end of the process: nothing is tidied up."""
-
-
 @pytest.fixture
 def kill_at() -> Iterator[Callable[[int], pytest.MonkeyPatch]]:
     """Die when the n-th file is about to be renamed into its place."""
     patch = pytest.MonkeyPatch()
 
     def arm(number: int) -> pytest.MonkeyPatch:
-        calls = iter(range(1, 100))
-        rename = Path.replace
-
-        def replace(path: Path, target: Path | str) -> Path:
-            if next(calls) == number:
-                patch.setattr(Path, "unlink", lambda *_args, **_options: None)
-                raise Killed
-            return rename(path, target)
-
-        patch.setattr(Path, "replace", replace)
+        die_at_rename(number, patch)
         return patch
 
     yield arm

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from command import Prefkit
+from dying import Killed
 
 from prefkit import assembly, candidates, comparing, drafts, ingest, near, rows, tables
 from prefkit.accounts import Account, Counts, OfSources
@@ -229,10 +230,6 @@ def test_rejects_that_are_read_while_a_part_is_written_are_not_lost(
 
 
 # what a stopped build had done
-
-
-class Killed(BaseException):
-    """Stands for the end of the process: nothing is tidied up."""
 
 
 def killed_in(patch: Patch, module: Any, name: str, build: Callable[[], Built]) -> None:
