@@ -228,7 +228,7 @@ def built_beside(dataset: Path) -> Iterator[Path]:
     beside.mkdir()
     try:
         yield beside
-    except Exception:
+    except BaseException:  # Ctrl-C too
         shutil.rmtree(beside, ignore_errors=True)  # nobody uses half of it, and it takes room
         raise
     (dataset / MANIFEST).unlink(missing_ok=True)

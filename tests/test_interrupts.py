@@ -436,14 +436,14 @@ def sources(folder: Path) -> Path:
     return folder
 
 
-def unbroken_build(sources: Path, prefkit: Prefkit, tmp_path: Path) -> dict[str, bytes]:
+def beside(sources: Path, tmp_path: Path) -> Path:
+    """A folder of the same files, for a build that nobody interrupts."""
     other = tmp_path / "other"
     other.mkdir()
     for path in sources.iterdir():
         if path.is_file():
             (other / path.name).symlink_to(path)
-    done(prefkit(*BUILD, folder=other))
-    return tables(other / DATASET)
+    return other
 
 
 @pytest.mark.slow
@@ -463,28 +463,34 @@ def test_a_build_that_is_interrupted_does_not_read_again_what_it_has_read(
     assert "first.jsonl was read before the build was stopped" in again.err
     assert "reading first.jsonl" not in again.err
     assert "reading second.jsonl" in again.err
-    assert different(tables(dataset), unbroken_build(sources, prefkit, tmp_path)) == []
+    other = beside(sources, tmp_path)
+    done(prefkit(*BUILD, folder=other))
+    assert different(tables(dataset), tables(other / DATASET)) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["validating", "writing"])
-def test_a_rebuild_that_is_interrupted_leaves_the_old_dataset_or_an_unfinished_one(
-    moment: str, sources: Path, prefkit: Prefkit, tmp_path: Path
+@pytest.mark.parametrize("words", [(), ("--rebuild",)], ids=["adds", "rebuilds"])
+@pytest.mark.parametrize("moment", ["comparing", "writing"])
+def test_a_build_over_a_dataset_that_is_interrupted_leaves_the_old_one_or_an_unfinished_one(
+    moment: str, words: tuple[str, ...], sources: Path, prefkit: Prefkit, tmp_path: Path
 ) -> None:
-    dataset = sources / DATASET
+    dataset, command = sources / DATASET, (*BUILD, *words)
     write_pipeline(sources, "first.jsonl")
     done(prefkit(*BUILD))
+    other = beside(sources, tmp_path)
+    done(prefkit(*BUILD, folder=other))
     old = tables(dataset)
     write_pipeline(sources, "first.jsonl", "second.jsonl")
-    asked = prefkit(*BUILD)
-    if moment == "validating":
-        asked.until(lambda: "validating" in asked.err(), "the reading is over")
+    read = ["second", "first"][: 1 + len(words)]  # what is added to is not read again
+    asked = prefkit(*command)
+    if moment == "comparing":
+        asked.until(lambda: len(list((dataset / ".drafts").glob("[!.]*"))) == len(read), "the reading is over")
     else:
-        asked.until((dataset / ".building").exists, "the tables are written")
+        asked.until((dataset / ".building" / "pairs").exists, "the tables are begun")
     asked.signal(signal.SIGINT)
     ended = asked.ended()
     if ended.code:  # else the signal found no more than the last lines of output to do
-        assert_interrupted(ended, BUILD)
+        assert_interrupted(ended, command)
         info = prefkit("info", DATASET, "--json").ended()
         if info.code == 0:
             there = tables(dataset)
@@ -496,10 +502,11 @@ def test_a_rebuild_that_is_interrupted_leaves_the_old_dataset_or_an_unfinished_o
                 "DatasetError",
                 True,
             )
-    again = done(prefkit(*BUILD))
-    for name in ("first", "second") if ended.code else ():
+    again = done(prefkit(*command))
+    for name in read if ended.code else ():
         assert f"{name}.jsonl was read before the build was stopped" in again.err
-    assert different(tables(dataset), unbroken_build(sources, prefkit, tmp_path)) == []
+    done(prefkit(*command, folder=other))
+    assert different(tables(dataset), tables(other / DATASET)) == []
 
 
 @pytest.mark.slow
