@@ -149,7 +149,12 @@ class Run(_Document):
     changes: list[dict[str, Any]] = Field([], description="of settings, by --go-on: step, settings (before and after)")
     steps: int | None = None
     loss: float | None = Field(None, description="of the last logged step")
-    eval: dict[str, float] | None = None
+    eval: dict[str, float] | None = Field(None, description="of the final model, on the test split")
+    num_processes: int | None = Field(None, description="that the run began with")
+    saved: Literal["model", "adapter", "merged"] | None = Field(None, description="what model/ holds")
+    best: dict[str, Any] | None = Field(None, description="of train.best_metric: metric, value, step")
+    stopped_early: bool = Field(False, description="by train.early_stopping_patience")
+    warnings: list[dict[str, Any]] = Field([], description="what training told about the data: step, name, text")
 
 
 class FindingEntry(_Document):

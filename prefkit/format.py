@@ -16,7 +16,8 @@
       audit/audit.json                 the verdict, the findings, what to do
       reference/<key>/                 reference.json (last), plan.parquet (first), part-00000.parquet, dropped.parquet,
                                        chat_template.jinja in a chat dataset
-      runs/<n>/                        run.json, steps.parquet, steps.jsonl (live), pair_dynamics/, checkpoints/, model/
+      runs/<n>/                        run.json, steps.parquet and perf.parquet (live: .jsonl), pair_dynamics/,
+                                       checkpoints/, best/, trackers/, model/
 
 `schemas/FORMAT.md` and `schemas/*.json` are generated from this module and from `records.py`.
 """
@@ -50,8 +51,12 @@ RUNS = "runs"
 RUN_JSON = "run.json"
 STEPS = "steps.parquet"
 STEPS_LIVE = "steps.jsonl"
+PERF = "perf.parquet"
+PERF_LIVE = "perf.jsonl"
 DYNAMICS = "pair_dynamics"
 CHECKPOINTS = "checkpoints"
+BEST = "best"
+TRACKERS = "trackers"
 MODEL = "model"
 
 ROWS_PER_GROUP = 50_000  # 10k-50k: a filtered DuckDB scan is 8 ms against 124 ms, and the file is no larger
@@ -309,15 +314,23 @@ REFERENCE_DROPPED_COLUMNS = (
     Column("reason", pl.String, "why encoding dropped it: prompt_too_long | identical_after_truncation | ..."),
 )
 
-SIDE_METRICS = (
-    "loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/accuracies",
-    "rewards/margins",
-    "logps/chosen",
-    "logps/rejected",
-)
+# with TRL's names where TRL has one; log-probs and log-ratios (policy - reference) are of whole completions, in nats
+SIDE_METRICS: Mapping[str, str] = {
+    "loss": "weighted mean of the losses",
+    "rewards/chosen": "beta * log-ratio of chosen",
+    "rewards/rejected": "likewise",
+    "rewards/accuracies": "share of pairs whose margin is above 0",
+    "rewards/margins": "rewards/chosen - rewards/rejected",
+    "logps/chosen": "log-prob under the policy",
+    "logps/rejected": "likewise",
+    "nll/chosen": "negative log-likelihood of chosen, a token: what sft_weight weighs",
+    "drift/chosen": "log-ratio of chosen: below 0 it has become less likely than under the reference",
+    "drift/rejected": "likewise",
+    "drift/displaced": "share of pairs whose margin is above 0 while chosen has become less likely",
+    "kl/chosen": "exp(d) - 1 - d of a token's log-ratio d, a token of chosen: an estimate of KL(reference || policy), "
+    "unbiased where the reference has written the text",
+    "kl/rejected": "likewise",
+}
 
 STEPS_COLUMNS = (
     Column("step", pl.Int64, "optimiser updates already made, so the first row is 0"),
@@ -325,11 +338,24 @@ STEPS_COLUMNS = (
     Column("num_pairs", pl.Int64, "pairs in this step's batch, null on the last row"),
     Column("learning_rate", pl.Float64, "rate of this step's update, null on the last row"),
     Column("grad_norm", pl.Float64, "gradient norm before clipping, null on the last row"),
-    *(Column(name, pl.Float64, "mean over this step's batch, before its update") for name in SIDE_METRICS),
+    Column("beta", pl.Float64, "beta of this step's loss and rewards"),
+    *(
+        Column(name, pl.Float64, f"{doc}; mean over this step's batch, before its update")
+        for name, doc in SIDE_METRICS.items()
+    ),
     *(
         Column(f"eval_{name}", pl.Float64, "the same over the test split, null where not evaluated")
         for name in SIDE_METRICS
     ),
+)
+
+PERF_COLUMNS = (
+    Column("step", pl.Int64, "the update that was measured, as in steps"),
+    Column("seconds", pl.Float64, "wall-clock time of the update, without evaluations and checkpoints"),
+    Column("num_tokens", pl.Int64, "prompt + chosen + rejected tokens of its pairs, all processes"),
+    Column("tokens_per_second", pl.Float64, "num_tokens / seconds"),
+    Column("mfu", pl.Float64, "model FLOPs / (seconds x peak of all devices), 0..1; null where the peak is not known"),
+    Column("peak_memory", pl.Int64, "bytes, of the process that has needed most so far: device memory, or RAM"),
 )
 
 DYNAMICS_COLUMNS = (
@@ -354,6 +380,7 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
     "plan": PLAN,
     "reference_dropped": REFERENCE_DROPPED_COLUMNS,
     "steps": STEPS_COLUMNS,
+    "perf": PERF_COLUMNS,
     "pair_dynamics": DYNAMICS_COLUMNS,
 }
 

@@ -21,6 +21,7 @@ VIEW_FILES: Mapping[str, tuple[str, str, str | None]] = {
     "pair_scores": ("pair_scores", "audit/pair_scores.parquet", None),
     "reference": ("reference", "reference/*/part-*.parquet", "key"),
     "steps": ("steps", "runs/*/steps.parquet", "run"),
+    "perf": ("perf", "runs/*/perf.parquet", "run"),
     "pair_dynamics": ("pair_dynamics", "runs/*/pair_dynamics/part-*.parquet", "run"),
 }
 SQL_TYPES: Mapping[type[pl.DataType], str] = {
@@ -64,7 +65,11 @@ def view_sql(view: str, kind: Kind, files: Sequence[str]) -> str:
     root = VIEW_FILES[view][1].partition("/")[0]
     below = VIEW_FILES[view][1].split("/*/", 1)[1].replace(".", "[.]").replace("*", "[^/]*")
     key_sql = f"regexp_extract(filename, '(?:^|/){root}/([^/]+)/{below}$', 1) AS {directory}"
-    return f"CREATE OR REPLACE VIEW {view} AS SELECT {key_sql}, {names} FROM read_parquet({listed}, filename=true);"
+    read = f"read_parquet({listed}, filename=true, union_by_name=true)"
+    # runs of earlier releases lack columns: an empty row of all of them, united by name, gives nulls there
+    nulls = ", ".join(f'CAST(NULL AS {sql_type(dtype)}) AS "{name}"' for name, dtype in columns.items())
+    rows = f"(SELECT {nulls}, NULL::VARCHAR AS filename WHERE false UNION ALL BY NAME SELECT * FROM {read})"
+    return f"CREATE OR REPLACE VIEW {view} AS SELECT {key_sql}, {names} FROM {rows};"
 
 
 def views_sql(kind: Kind, present: Collection[str]) -> str:
