@@ -96,7 +96,7 @@ def micro_batches(numbers: Iterable[int], lengths: Sequence[int], limits: Limits
     """
     batches: list[list[int]] = []
     held = 0
-    for number in sorted(numbers, key=lambda row: (-lengths[row], row)):
+    for number in longest_first(numbers, lengths):
         tokens = held + lengths[number]
         over = limits.tokens is not None and tokens > limits.tokens
         if not batches or over or len(batches[-1]) == limits.pairs:
@@ -107,17 +107,42 @@ def micro_batches(numbers: Iterable[int], lengths: Sequence[int], limits: Limits
     return batches
 
 
-def step_batches(
-    lengths: Sequence[int], settings: TrainConfig, limits: Limits
-) -> Iterator[tuple[float, list[list[int]]]]:
-    """For every update: passes already made, and its micro-batches as row numbers. Endless.
+def dealt(numbers: Iterable[int], lengths: Sequence[int], limits: Limits, processes: int = 1) -> list[list[list[int]]]:
+    """Rows dealt out among processes, of every process as its micro-batches.
 
-    Its pairs are the next ones of the permutation, whatever their lengths; only their arrangement follows `lengths`.
+    The longest row first, each to whoever has the fewest tokens so far, so that nobody waits long for the others.
+
+    Args:
+        numbers: rows.
+        lengths: prompt + chosen + rejected tokens of every row.
+        limits: of a micro-batch.
+        processes: how many there are; one that is left without a row has no micro-batch.
+
+    Example: `dealt([0, 1, 2], [3, 9, 5], Limits(2, None), 2)` is `[[[1]], [[2, 0]]]`.
     """
-    num_pairs, size = len(lengths), settings.batch_size * settings.gradient_accumulation_steps
+    hands: list[list[int]] = [[] for _ in range(processes)]
+    held = [0] * processes
+    for number in longest_first(numbers, lengths):
+        least = held.index(min(held))
+        hands[least].append(number)
+        held[least] += lengths[number]
+    return [micro_batches(hand, lengths, limits) for hand in hands]
+
+
+def longest_first(numbers: Iterable[int], lengths: Sequence[int]) -> list[int]:
+    """Rows by length, by row number where they are equal."""
+    return sorted(numbers, key=lambda row: (-lengths[row], row))
+
+
+def step_rows(num_pairs: int, settings: TrainConfig) -> Iterator[tuple[float, list[int]]]:
+    """For every update: passes already made, and the numbers of its rows. Endless.
+
+    They are the next ones of the permutation, whatever their lengths and however many processes share them.
+    """
+    size = settings.batch_size * settings.gradient_accumulation_steps
     for epoch, order in enumerate(pair_order(num_pairs, settings.seed)):
         for start in range(0, num_pairs, size):
-            yield epoch + start / num_pairs, micro_batches(order[start : start + size], lengths, limits)
+            yield epoch + start / num_pairs, order[start : start + size]
 
 
 def epochs_made(updates: int, num_pairs: int, settings: TrainConfig) -> float:
@@ -125,3 +150,8 @@ def epochs_made(updates: int, num_pairs: int, settings: TrainConfig) -> float:
     size = settings.batch_size * settings.gradient_accumulation_steps
     an_epoch = math.ceil(num_pairs / size)
     return updates // an_epoch + min(1.0, updates % an_epoch * size / num_pairs)
+
+
+def beta_at(step: int, total: int, settings: TrainConfig) -> float:
+    """To be taken over."""
+    return settings.beta
