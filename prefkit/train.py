@@ -40,7 +40,7 @@ from prefkit.identity import identity_sha256
 from prefkit.layouts import choose_layout
 from prefkit.locks import give_lock, take_lock
 from prefkit.logps import CompletionLogps
-from prefkit.losses import LOSSES, weighted_mean
+from prefkit.losses import Objective, pair_losses, weighted_mean
 from prefkit.models import check_fits, checkpoint_activations, load_model, load_tokenizer, pick_device
 from prefkit.processes import num_processes
 from prefkit.run import Trained, begin_run, claimed_run, data_sha256, finish_run, micro_batch_tokens
@@ -323,11 +323,10 @@ def score_pairs(policy: Any, rows: pl.DataFrame, settings: TrainConfig) -> tuple
     reference = rows.select("ref_chosen_logps", "ref_rejected_logps").to_torch(dtype=pl.Float32).to(device)
     chosen_logratios = scored.chosen_logps - reference[:, 0]
     rejected_logratios = scored.rejected_logps - reference[:, 1]
-    loss = LOSSES[settings.loss]
     counts = rows.select("num_chosen_tokens", "num_rejected_tokens").to_torch(dtype=pl.Float32).to(device)
-    lengths = counts if loss.token_averaged else torch.ones_like(counts)
-    losses = loss.function(
-        chosen_logratios / lengths[:, 0], rejected_logratios / lengths[:, 1], settings.beta, settings.label_smoothing
+    objective = Objective(settings.loss, settings.label_smoothing, settings.dpop_lambda, settings.sft_weight)
+    losses = pair_losses(
+        scored.chosen_logps, scored.rejected_logps, *reference.unbind(1), *counts.unbind(1), settings.beta, objective
     )
     metrics = Metrics(
         losses,
