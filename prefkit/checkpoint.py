@@ -47,14 +47,20 @@ def save_checkpoint(
     run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, team: Team = ALONE
 ) -> None:
     """Write checkpoints/step-<step>/ whole or not at all; every process of the team must call."""
-    weights = whole_weights(model, team)
-    names = {parameter: name for name, parameter in trained_weights(model).items()}
+    with team.together():
+        weights, state = whole_weights(model, team), _whole_state(model, optimizer, team)
+    team.on_main(lambda: _write_checkpoint(run, step, weights, state))
+
+
+def _whole_state(model: nn.Module, optimizer: torch.optim.Optimizer, team: Team) -> dict[str, dict[str, Any]]:
+    """What the optimiser knows of each weight, by name."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in trained_weights(model).items()}
     state: dict[str, dict[str, Any]] = {}
     for parameter, values in optimizer.state.items():
         state[names[parameter]] = {
             key: _kept(value, team) if isinstance(value, Tensor) else value for key, value in values.items()
         }
-    team.on_main(lambda: _write_checkpoint(run, step, weights, state))
+    return state
 
 
 def _write_checkpoint(run: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -86,7 +92,8 @@ def _random_states() -> dict[str, Any]:
 
 def save_best(run: Path, step: int, model: nn.Module, team: Team = ALONE) -> None:
     """Write best/step-<step>/; every process of the team must call."""
-    weights = whole_weights(model, team)
+    with team.together():
+        weights = whole_weights(model, team)
 
     def write() -> None:
         with folder_beside(run / BEST / f"step-{step:06d}") as beside:

@@ -11,9 +11,9 @@ from prefkit.layouts import choose_layout
 from prefkit.logps import CompletionLogps, Layout
 from prefkit.losses import Objective
 from prefkit.models import check_fits, checkpoint_activations, load_model, load_tokenizer, pick_device
-from prefkit.schedule import make_optimizer
 from prefkit.processes import Team
 from prefkit.run import Final
+from prefkit.schedule import make_optimizer
 from prefkit.sharding import is_shared_out, shared_out, whole, whole_in_each
 from prefkit.updates import Trainee
 
@@ -31,9 +31,7 @@ def agreed_policy(pipeline: Pipeline, folder: str, identity: Mapping[str, Any], 
     return found[0]
 
 
-def load_policy(
-    pipeline: Pipeline, folder: str, identity: Mapping[str, Any], device: torch.device
-) -> CompletionLogps:
+def load_policy(pipeline: Pipeline, folder: str, identity: Mapping[str, Any], device: torch.device) -> CompletionLogps:
     """The policy in the reference's regime, in the layout that it can be shown right in.
 
     Raises:
@@ -72,8 +70,12 @@ def make_trainee(scorer: CompletionLogps, settings: TrainConfig, folder: str, te
 
 def final_model(scorer: CompletionLogps, team: Team) -> Final:
     """The trained model as it is saved; every process must ask."""
-    state = None
-    if is_shared_out(scorer):
-        gathered = {name: whole(value) for name, value in scorer.model.state_dict().items()}
-        state = {name: value.cpu() for name, value in gathered.items()} if team.is_main else None
+    state: dict[str, Any] = {}
+    if not is_shared_out(scorer):
+        return Final(scorer.model, None)
+    with team.together():
+        for name, value in scorer.model.state_dict().items():
+            gathered = whole(value)  # one at a time: a device may not hold them all
+            if team.is_main:
+                state[name] = gathered.cpu()
     return Final(scorer.model, state)

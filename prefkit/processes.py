@@ -29,6 +29,8 @@ GONE = (
     "Socket closed",
 )
 
+ALONE_WITH = "alone_with"  # attribute of an error that only one process has: its rank, or None where that does not matter
+
 
 def process_rank() -> int:
     """The number of this process among those that were started together; 0 alone."""
@@ -96,7 +98,7 @@ class Team(NamedTuple):
             if self.size == 1:
                 raise
             if not is_gone(error):
-                error.__dict__["alone"] = self.rank
+                setattr(error, ALONE_WITH, self.rank)
                 raise
             lost = self.lost()
             named = " and ".join(
@@ -107,7 +109,7 @@ class Team(NamedTuple):
                 hint="the same command goes on from the last checkpoint or part; the lines above may say why it ended",
             )
             if self.rank == min(set(range(self.size)) - set(lost), default=self.rank):
-                gone.__dict__["alone"] = None  # of those that are left the first one speaks
+                setattr(gone, ALONE_WITH, None)  # of those that are left the first one speaks
             raise gone from None
 
     def lost(self) -> list[int]:

@@ -151,7 +151,3 @@ def epochs_made(updates: int, num_pairs: int, settings: TrainConfig) -> float:
     an_epoch = math.ceil(num_pairs / size)
     return updates // an_epoch + min(1.0, updates % an_epoch * size / num_pairs)
 
-
-def beta_at(step: int, total: int, settings: TrainConfig) -> float:
-    """To be taken over."""
-    return settings.beta

@@ -6,6 +6,7 @@ tokenised and no reference model is loaded here. Several processes (accelerate l
 """
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -135,7 +136,8 @@ def _loop(
     total, model, limits = num_updates(len(job.lengths), settings), trainee.scorer.model, job.limits
     logs: list[RunLog] = []  # of process 0
     team.on_main(lambda: logs.append(RunLog(run, start, closed=every is not None and start % every == 0)))
-    best = team.on_main(lambda: best_of(settings.best_metric, logs[0].rows)) if settings.best_metric else None
+    metric = settings.best_metric
+    best = None if metric is None else team.on_main(lambda: best_of(metric, logs[0].rows))
 
     def save(made: int, *, due: bool) -> None:
         team.on_main(lambda: logs[0].write(close=due))
@@ -158,7 +160,7 @@ def _loop(
         rows = team.on_main(lambda order=order: train[order])  # type: ignore[index,misc]
         lengths = [job.lengths[number] for number in order]
         rate = learning_rate_at(step, total, settings)
-        made, limits = _updated(trainee, rows, lengths, limits, step, rate, beta, tell, stop)
+        made, limits = _updated(trainee, rows, lengths, limits, step, rate, beta, tell)
         row = {
             "step": step,
             "epoch": epoch,
@@ -171,17 +173,12 @@ def _loop(
         }
         logged = step % settings.logging_steps == 0 or bool(evaluated)
 
-        def log(row: Mapping[str, Any] = row, rows: pl.DataFrame = rows, made: Made = made, kept: bool = logged) -> None:
-            logs[0].saw(row["step"], rows["pair_id"].to_list(), made.metrics, row["beta"])
-            if kept:
-                logs[0].add(row)
-
-        team.on_main(log)
+        team.on_main(functools.partial(_log, logs, row, rows, made, kept=logged))
         due = every is not None and (step + 1) % every == 0 and step + 1 < total
         if due:
             save(step + 1, due=True)
         watch(step + 1, total, row)
-        if made.stopped and step + 1 < total:
+        if any(team.on_each(stop)) and step + 1 < total:
             if not due:
                 save(step + 1, due=False)
             raise Interrupted(f"stopped after {step + 1} of {total} updates; a checkpoint is written", where=str(run))
@@ -201,6 +198,12 @@ def _loop(
     if best.step != step:
         load_best(run, best.step, model)
     return end._replace(evaluated=best.evaluated, best=best.told())
+
+
+def _log(logs: list[RunLog], row: Mapping[str, Any], rows: pl.DataFrame, made: Made, *, kept: bool) -> None:
+    logs[0].saw(row["step"], rows["pair_id"].to_list(), made.metrics, row["beta"])
+    if kept:
+        logs[0].add(row)
 
 
 def _judged(best: Best | None, step: int, evaluated: Mapping[str, Any], trainee: Trainee, run: Path) -> Best | None:
@@ -227,7 +230,6 @@ def _updated(
     rate: float,
     beta: float,
     tell: Tell,
-    stop: Callable[[], bool],
 ) -> tuple[Made, Limits]:
     """An update, and the limits it fitted into memory with: where it does not fit, micro-batches are halved.
 
@@ -237,7 +239,7 @@ def _updated(
     while True:
         shares = dealt(range(len(lengths)), lengths, limits, trainee.team.size)
         try:
-            return update(trainee, rows, shares, step, rate, beta, stop), limits
+            return update(trainee, rows, shares, step, rate, beta), limits
         except (RuntimeError, MemoryError) as error:
             largest = max((batch for share in shares for batch in share), key=len)
             if not is_out_of_memory(error) or trainee.team.size > 1 or len(largest) == 1:

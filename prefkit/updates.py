@@ -6,7 +6,7 @@ gradient is that of the weighted mean of all losses. What is measured comes back
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -50,7 +50,6 @@ class Made(NamedTuple):
 
     metrics: Metrics
     grad_norm: float
-    stopped: bool  # some process was asked to
 
 
 def update(
@@ -60,7 +59,6 @@ def update(
     step: int,
     learning_rate: float,
     beta: float,
-    stop: Callable[[], bool] = lambda: False,
 ) -> Made:
     """One optimiser update over all rows.
 
@@ -71,18 +69,16 @@ def update(
         step: updates made before, for the message.
         learning_rate: of this update.
         beta: of this update.
-        stop: asked when all is computed.
 
     Raises:
         CheckError: a loss or the gradient is not a finite number; no weight has changed.
     """
-    found = accumulate(trainee, rows, shares, beta)
-    each = trainee.team.on_each(lambda: (found, stop()))
-    metrics = in_order(shares, [own for own, _ in each])
+    with trainee.team.together():
+        found = accumulate(trainee, rows, shares, beta)
+    metrics = in_order(shares, trainee.team.on_each(lambda: found))
     if not bool(metrics.losses.isfinite().all()):
         raise CheckError(f"the loss is not finite at step {step}", expected="a number", hint=SMALLER_STEP)
-    norm = apply_gradient(trainee, step, learning_rate)
-    return Made(metrics, norm, any(stopped for _, stopped in each))
+    return Made(metrics, apply_gradient(trainee, step, learning_rate))
 
 
 def accumulate(
@@ -104,7 +100,7 @@ def accumulate(
             losses, metrics = score_pairs(trainee.policy, part, trainee.objective, beta)
             weights = metrics.weights.to(losses.device, losses.dtype)
             # the processes' gradients are averaged, ours are parts of a sum
-            (weighted_mean(losses, weights, total) * trainee.team.size).backward()
+            torch.autograd.backward(weighted_mean(losses, weights, total) * trainee.team.size)
         if number < len(own):
             found.append(metrics)
     return joined(found) if found else None
@@ -113,7 +109,7 @@ def accumulate(
 def _silent(policy: nn.Module) -> contextlib.AbstractContextManager[None]:
     """A backward that tells the other processes nothing yet; shared weights give their gradient away at once."""
     no_sync = getattr(policy, "no_sync", contextlib.nullcontext)
-    return no_sync()  # type: ignore[no-any-return]
+    return no_sync()
 
 
 def apply_gradient(trainee: Trainee, step: int, learning_rate: float) -> float:
@@ -123,7 +119,8 @@ def apply_gradient(trainee: Trainee, step: int, learning_rate: float) -> float:
         CheckError: it is not finite.
     """
     limit = trainee.max_grad_norm if trainee.max_grad_norm is not None else math.inf
-    norm = float(whole(nn.utils.clip_grad_norm_(trainee.policy.parameters(), limit)))
+    with trainee.team.together():
+        norm = float(whole(nn.utils.clip_grad_norm_(trainee.policy.parameters(), limit)))
     if not math.isfinite(norm):
         raise CheckError(f"the gradient is not finite at step {step}", expected="a number", hint=SMALLER_STEP)
     for group in trainee.optimizer.param_groups:
@@ -195,7 +192,7 @@ def evaluate(trainee: Trainee, rows: pl.DataFrame, beta: float, limits: Limits) 
     shares = dealt(range(rows.height), lengths, limits, trainee.team.size)
     own = shares[trainee.team.rank]
     most = max(len(share) for share in shares) if trainee.in_step else len(own)
-    with torch.no_grad():
+    with torch.no_grad(), trainee.team.together():
         found = [
             score_pairs(trainee.scorer, rows[list(batch)], trainee.objective, beta)[1]
             for batch in [*own, *[[0]] * (most - len(own))]
