@@ -42,6 +42,7 @@ from prefkit.locks import give_lock, take_lock
 from prefkit.logps import CompletionLogps
 from prefkit.losses import Objective, pair_losses, weighted_mean
 from prefkit.models import check_fits, checkpoint_activations, load_model, load_tokenizer, pick_device
+from prefkit.optimizers import make_optimizer
 from prefkit.processes import num_processes
 from prefkit.run import Trained, begin_run, claimed_run, data_sha256, finish_run, micro_batch_tokens
 from prefkit.schedule import (
@@ -49,7 +50,6 @@ from prefkit.schedule import (
     epochs_made,
     learning_rate_at,
     limits_of,
-    make_optimizer,
     micro_batches,
     num_updates,
     step_batches,
@@ -326,7 +326,14 @@ def score_pairs(policy: Any, rows: pl.DataFrame, settings: TrainConfig) -> tuple
     counts = rows.select("num_chosen_tokens", "num_rejected_tokens").to_torch(dtype=pl.Float32).to(device)
     objective = Objective(settings.loss, settings.label_smoothing, settings.dpop_lambda, settings.sft_weight)
     losses = pair_losses(
-        scored.chosen_logps, scored.rejected_logps, *reference.unbind(1), *counts.unbind(1), settings.beta, objective
+        scored.chosen_logps,
+        scored.rejected_logps,
+        reference[:, 0],
+        reference[:, 1],
+        counts[:, 0],
+        counts[:, 1],
+        settings.beta,
+        objective,
     )
     metrics = Metrics(
         losses,
