@@ -4,6 +4,7 @@ Where TRL is not followed, and why, is tested as well: it takes label_smoothing 
 its sft term averages over the tokens of the batch, ours over pairs.
 """
 
+import importlib
 from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -45,8 +46,7 @@ def drawn(seed: int, pairs: int, width: int = 12) -> Drawn:
 
 def theirs(inputs: Drawn, loss: str, beta: float, label_smoothing: float = 0.0) -> Tensor:
     """The loss that DPOTrainer computes of a batch: its method, with a trainer and a model that hold no more."""
-    from trl import DPOTrainer
-
+    trainer_of: Any = importlib.import_module("trl").DPOTrainer
     logps, pairs = inputs.token_logps, len(inputs.references) // 2
     rest = {name: torch.zeros(logps.shape) for name in ("entropy", "mean_logits")}
     outputs = SimpleNamespace(log_probs=logps, is_top1=torch.zeros(logps.shape, dtype=torch.bool), **rest)
@@ -74,7 +74,7 @@ def theirs(inputs: Drawn, loss: str, beta: float, label_smoothing: float = 0.0) 
         "ref_chosen_logps": inputs.references[:pairs],
         "ref_rejected_logps": inputs.references[pairs:],
     }
-    found: Tensor = DPOTrainer._compute_loss(trainer, lambda **_inputs: outputs, batch, False)
+    found: Tensor = trainer_of._compute_loss(trainer, lambda **_inputs: outputs, batch, False)
     return found
 
 
