@@ -17,8 +17,9 @@ from prefkit.budget import CPU_BATCH_TOKENS, measure_budget
 from prefkit.config import TrainConfig
 from prefkit.layouts import choose_layout
 from prefkit.logps import CompletionLogps
+from prefkit.optimizers import make_optimizer
 from prefkit.processes import Team
-from prefkit.schedule import limits_of, make_optimizer, micro_batches
+from prefkit.schedule import limits_of, micro_batches
 from prefkit.scoring import assemble_part, score_batches
 from prefkit.tables import write_parquet
 from prefkit.train import update

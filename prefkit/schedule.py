@@ -1,4 +1,4 @@
-"""When and how fast: the order of the pairs, the updates, their learning rate, and the optimiser that makes them.
+"""When and how fast: the order of the pairs, the updates, their learning rate and their beta.
 
 All of it is a function of the settings, the pairs' lengths and the step alone, so a resumed run needs no more than its
 step to go on. Which pairs an update sees has nothing to do with their lengths; how they are passed through the model
@@ -6,31 +6,12 @@ has, and changes an update no more than float rounding does.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from prefkit.config import TrainConfig
-
-OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
-    "adamw": torch.optim.AdamW,
-    "rmsprop": torch.optim.RMSprop,
-}
-
-
-def make_optimizer(policy: torch.nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW or RMSprop (the DPO paper's, with torch's own smoothing of .99).
-
-    Weight decay is on matrices only, as is usual: norms and biases are vectors.
-    """
-    parameters = [p for p in policy.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return OPTIMIZERS[settings.optimizer](groups, lr=settings.learning_rate)
 
 
 def learning_rate_at(step: int, total: int, settings: TrainConfig) -> float:
@@ -49,6 +30,22 @@ def learning_rate_at(step: int, total: int, settings: TrainConfig) -> float:
         if settings.lr_scheduler_type == "linear"
         else peak * (1 + math.cos(math.pi * progress)) / 2
     )
+
+
+def beta_at(step: int, total: int, settings: TrainConfig) -> float:
+    """Beta of the update made after `step` updates: beta at the first, beta_end at the last, linear or cosine between.
+
+    The rewards of an evaluation after `step` updates are in the same beta; after the last update it stays beta_end, and
+    a run of one update makes it with beta.
+
+    Example: beta .1, beta_end .5, linear, total 3 gives .1, .3, .5.
+    """
+    if settings.beta_end is None:
+        return settings.beta
+    progress = min(1.0, step / max(1, total - 1))
+    if settings.beta_schedule == "cosine":
+        progress = (1 - math.cos(math.pi * progress)) / 2
+    return settings.beta * (1 - progress) + settings.beta_end * progress
 
 
 def num_updates(num_pairs: int, settings: TrainConfig) -> int:

@@ -257,8 +257,10 @@ def test_values_and_gradients_are_finite_however_far_the_policy_has_gone(name: s
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_are_one_a_pair_in_float32(name: str, dtype: torch.dtype) -> None:
-    zeros = [torch.zeros(3, dtype=dtype)] * 4
-    loss = pair_losses(*zeros, torch.ones(3), torch.ones(3), 0.1, Objective(name, label_smoothing=0.1))
+    zeros = torch.zeros(3, dtype=dtype)
+    loss = pair_losses(
+        zeros, zeros, zeros, zeros, torch.ones(3), torch.ones(3), 0.1, Objective(name, label_smoothing=0.1)
+    )
     assert loss.shape == (3,)
     assert loss.dtype == torch.float32
 

@@ -4,6 +4,7 @@ Where TRL is not followed, and why, is tested as well: it takes label_smoothing 
 its sft term averages over the tokens of the batch, ours over pairs.
 """
 
+import importlib
 from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -45,8 +46,7 @@ def drawn(seed: int, pairs: int, width: int = 12) -> Drawn:
 
 def theirs(inputs: Drawn, loss: str, beta: float, label_smoothing: float = 0.0) -> Tensor:
     """The loss that DPOTrainer computes of a batch: its method, with a trainer and a model that hold no more."""
-    from trl import DPOTrainer
-
+    trainer_of: Any = importlib.import_module("trl").DPOTrainer
     logps, pairs = inputs.token_logps, len(inputs.references) // 2
     rest = {name: torch.zeros(logps.shape) for name in ("entropy", "mean_logits")}
     outputs = SimpleNamespace(log_probs=logps, is_top1=torch.zeros(logps.shape, dtype=torch.bool), **rest)
@@ -74,13 +74,15 @@ def theirs(inputs: Drawn, loss: str, beta: float, label_smoothing: float = 0.0) 
         "ref_chosen_logps": inputs.references[:pairs],
         "ref_rejected_logps": inputs.references[pairs:],
     }
-    found: Tensor = DPOTrainer._compute_loss(trainer, lambda **_inputs: outputs, batch, False)
+    found: Tensor = trainer_of._compute_loss(trainer, lambda **_inputs: outputs, batch, False)
     return found
 
 
 def ours(inputs: Drawn, objective: Objective, beta: float) -> Tensor:
-    sums = inputs.token_logps.sum(1).chunk(2)
-    return pair_losses(*sums, *inputs.references.chunk(2), *inputs.counts.chunk(2), beta, objective)
+    (chosen, rejected), (ref_chosen, ref_rejected), (num_chosen, num_rejected) = (
+        values.chunk(2) for values in (inputs.token_logps.sum(1), inputs.references, inputs.counts)
+    )
+    return pair_losses(chosen, rejected, ref_chosen, ref_rejected, num_chosen, num_rejected, beta, objective)
 
 
 def agree(found: Tensor, expected: Tensor, inputs: Drawn) -> None:
@@ -131,7 +133,7 @@ def test_the_sft_term_is_that_of_trl_where_all_completions_are_as_long() -> None
 def test_trl_weighs_the_tokens_of_a_batch_alike_and_ours_its_pairs() -> None:
     inputs = drawn(3, 6)
     chosen, counts = inputs.token_logps.detach().chunk(2)[0].sum(1), inputs.counts.chunk(2)[0]
-    assert counts.unique().numel() > 1
+    assert len(set(counts.tolist())) > 1
     assert theirs(inputs, "sft", 0.1).item() == pytest.approx(float(-chosen.sum() / counts.sum()), rel=1e-6)
     term = ours(inputs, Objective(sft_weight=1.0), 0.1) - ours(inputs, Objective(), 0.1)
     assert term.mean().item() == pytest.approx(float(-(chosen / counts).mean()), rel=1e-5)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from prefkit.config import TrainConfig
 from prefkit.schedule import (
     Limits,
+    beta_at,
     epochs_made,
     learning_rate_at,
     limits_of,
@@ -41,6 +42,38 @@ def test_the_learning_rate_by_hand(kind: str, warmup: int, expected: list[float]
     settings = TrainConfig.model_validate(values)
     rates = [learning_rate_at(step, 4, settings) for step in range(4)]
     assert rates == pytest.approx([2e-3 * share for share in expected])
+
+
+@pytest.mark.parametrize(
+    ("kind", "total", "expected"),
+    [
+        # the last value is of the evaluation after all updates
+        ("linear", 3, [0.1, 0.3, 0.5, 0.5]),
+        ("linear", 5, [0.1, 0.2, 0.3, 0.4, 0.5, 0.5]),
+        # (1 - cos(pi / 4)) / 2 = (2 - sqrt 2) / 4 of the way, then half of it
+        ("cosine", 5, [0.1, 0.3 - 0.1 * math.sqrt(2), 0.3, 0.3 + 0.1 * math.sqrt(2), 0.5, 0.5]),
+        ("cosine", 3, [0.1, 0.3, 0.5, 0.5]),
+        ("linear", 2, [0.1, 0.5, 0.5]),
+        ("linear", 1, [0.1, 0.5]),
+        ("cosine", 1, [0.1, 0.5]),
+    ],
+)
+def test_beta_by_hand(kind: str, total: int, expected: list[float]) -> None:
+    settings = TrainConfig.model_validate({"beta": 0.1, "beta_end": 0.5, "beta_schedule": kind})
+    assert [beta_at(step, total, settings) for step in range(total + 1)] == pytest.approx(expected, abs=1e-12)
+    turned = TrainConfig.model_validate({"beta": 0.5, "beta_end": 0.1, "beta_schedule": kind})
+    assert [beta_at(step, total, turned) for step in range(total + 1)] == pytest.approx([0.6 - b for b in expected])
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+@pytest.mark.parametrize(("beta", "end"), [(0.1, 0.7), (0.3, 0.1), (1e-3, 5.0)])
+def test_beta_begins_and_ends_at_what_is_set_to_the_bit(kind: str, beta: float, end: float) -> None:
+    settings = TrainConfig.model_validate({"beta": beta, "beta_end": end, "beta_schedule": kind})
+    assert [beta_at(step, 7, settings) for step in (0, 6, 7)] == [beta, end, end]
+
+
+def test_beta_stays_where_no_end_is_set() -> None:
+    assert {beta_at(step, 9, TrainConfig(beta=0.3)) for step in range(10)} == {0.3}
 
 
 @pytest.mark.parametrize(
