@@ -29,6 +29,7 @@ from prefkit.format import (
     part_name,
     schema,
 )
+from prefkit.optimizers import load_state
 from prefkit.processes import ALONE, Team
 from prefkit.sharding import share_of, whole
 from prefkit.store import folder_beside, read_json, write_json, write_text, written
@@ -209,7 +210,7 @@ def _put_state(named: Mapping[str, Mapping[str, Any]], model: nn.Module, optimiz
             key: share_of(value, parameter) if isinstance(value, Tensor) and value.shape == parameter.shape else value
             for key, value in values.items()
         }
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    load_state(optimizer, {"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from prefkit.identity import identity_sha256
 from prefkit.locks import give_lock, take_lock
 from prefkit.logps import CompletionLogps, Layout
 from prefkit.models import load_tokenizer, pick_device
+from prefkit.optimizers import check_optimizer
 from prefkit.processes import Team
 from prefkit.run import End, Final, Trained, begin_run, claimed_run, data_sha256, finish_run, micro_batch_tokens
 from prefkit.schedule import Limits, limits_of
@@ -99,6 +100,7 @@ def claim_job(
     """Read and check all that needs no model, and claim the run directory."""
     settings, dataset = pipeline.train, Path(pipeline.dataset)
     folder = require_model(settings.model or pipeline.precompute.model, "train.model")
+    check_optimizer(settings)
     manifest = read_manifest(dataset)
     tokenizer = load_tokenizer(folder)
     policy = policy_of(Path(folder), tokenizer, pipeline.precompute, manifest["kind"])

@@ -11,9 +11,9 @@ from prefkit.layouts import choose_layout
 from prefkit.logps import CompletionLogps, Layout
 from prefkit.losses import Objective
 from prefkit.models import check_fits, checkpoint_activations, load_model, load_tokenizer, pick_device
+from prefkit.optimizers import make_optimizer
 from prefkit.processes import Team
 from prefkit.run import Final
-from prefkit.schedule import make_optimizer
 from prefkit.sharding import is_shared_out, shared_out, whole, whole_in_each
 from prefkit.updates import Trainee
 

@@ -29,7 +29,9 @@ GONE = (
     "Socket closed",
 )
 
-ALONE_WITH = "alone_with"  # attribute of an error that only one process has: its rank, or None where that does not matter
+ALONE_WITH = (
+    "alone_with"  # attribute of an error that only one process has: its rank, or None where that does not matter
+)
 
 
 def process_rank() -> int:

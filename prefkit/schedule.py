@@ -147,4 +147,3 @@ def epochs_made(updates: int, num_pairs: int, settings: TrainConfig) -> float:
     size = settings.batch_size * settings.gradient_accumulation_steps
     an_epoch = math.ceil(num_pairs / size)
     return updates // an_epoch + min(1.0, updates % an_epoch * size / num_pairs)
-

@@ -6,7 +6,6 @@ tokenised and no reference model is loaded here. Several processes (accelerate l
 """
 
 import contextlib
-import functools
 import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import polars as pl
 import torch
 
-from prefkit.best import Best, best_of
+from prefkit.best import best_of
 from prefkit.checkpoint import (
     load_best,
     load_checkpoint,
@@ -29,12 +28,12 @@ from prefkit.errors import DatasetError, Interrupted, is_out_of_memory, located
 from prefkit.job import Claimed, Job, claim_job
 from prefkit.logps import CompletionLogps
 from prefkit.metrics import summarise
+from prefkit.perf import Clock, peak_flops, perf_row, update_flops, work_of
 from prefkit.policy import agreed_policy, final_model, make_trainee
 from prefkit.processes import Team, join_team
 from prefkit.run import End, Trained
 from prefkit.run_log import RunLog
 from prefkit.schedule import (
-    Limits,
     beta_at,
     dealt,
     epochs_made,
@@ -102,7 +101,8 @@ def train_dpo(
             tell(f"going on from step {start} of {job.run}" + "".join(f"\n  changed: {line}" for line in job.changed))
         team.on_main(lambda: own[0].begin(scorer.layout, team, figures, start))
         with located(job.run):
-            end = _loop(trainee, job, own[0].data.train if own else None, settings, start, tell, watch, stop)
+            loop = _Loop(trainee, job, own[0].data.train if own else None, settings, start, tell)
+            end = loop.go(watch, stop)
             final = final_model(scorer, team)
             return team.on_main(lambda: own[0].finish(final, end))
 
@@ -121,46 +121,74 @@ def _refuse_fewer(job: Job, start: int, settings: TrainConfig) -> None:
         raise DatasetError(message, where=job.run, hint="a larger train.max_steps or train.epochs")
 
 
-def _loop(
-    trainee: Trainee,
-    job: Job,
-    train: pl.DataFrame | None,
-    settings: TrainConfig,
-    start: int,
-    tell: Tell,
-    watch: Watch,
-    stop: Callable[[], bool],
-) -> End:
+class _Loop:
     """Update after update, an evaluation now and then; process 0 has the rows (`train`) and writes the log."""
-    team, run, every = trainee.team, Path(job.run), settings.save_steps
-    total, model, limits = num_updates(len(job.lengths), settings), trainee.scorer.model, job.limits
-    logs: list[RunLog] = []  # of process 0
-    team.on_main(lambda: logs.append(RunLog(run, start, closed=every is not None and start % every == 0)))
-    metric = settings.best_metric
-    best = None if metric is None else team.on_main(lambda: best_of(metric, logs[0].rows))
 
-    def save(made: int, *, due: bool) -> None:
-        team.on_main(lambda: logs[0].write(close=due))
-        save_checkpoint(run, made, model, trainee.optimizer, team)
-        team.on_main(lambda: prune_checkpoints(run, every, settings.save_total_limit))
-        if best is not None and best.step is not None:
-            kept = best.step
-            team.on_main(lambda: prune_best(run, kept))  # a resume from here needs no other
+    def __init__(
+        self, trainee: Trainee, job: Job, train: pl.DataFrame | None, settings: TrainConfig, start: int, tell: Tell
+    ) -> None:
+        self.trainee, self.job, self.train, self.settings, self.tell = trainee, job, train, settings, tell
+        self.team, self.run, self.start = trainee.team, Path(job.run), start
+        self.model, self.limits = trainee.scorer.model, job.limits
+        self.total, self.every = num_updates(len(job.lengths), settings), settings.save_steps
+        device = trainee.scorer.device
+        self.clock, peak = Clock(device), peak_flops(device, trainee.scorer.dtype, settings.peak_tflops)
+        self.peak = None if peak is None else peak * self.team.size
+        closed = self.every is not None and start % self.every == 0
+        self.logs: list[RunLog] = []  # of process 0
+        self.team.on_main(lambda: self.logs.append(RunLog(self.run, start, closed=closed)))
+        metric = settings.best_metric
+        self.best = None if metric is None else self.team.on_main(lambda: best_of(metric, self.logs[0].rows))
 
-    for step, (epoch, numbers) in enumerate(
-        itertools.islice(step_rows(len(job.lengths), settings), start, None), start
-    ):
-        beta, evaluated = beta_at(step, total, settings), {}
-        if step == total or (settings.eval_steps and step and step % settings.eval_steps == 0):
-            evaluated = evaluate(trainee, job.test, beta, limits)
-            best = _judged(best, step, evaluated, trainee, run)
-        if step == total or _waited(best, settings):
-            break
-        order = longest_first(numbers, job.lengths)
-        rows = team.on_main(lambda order=order: train[order])  # type: ignore[index,misc]
-        lengths = [job.lengths[number] for number in order]
-        rate = learning_rate_at(step, total, settings)
-        made, limits = _updated(trainee, rows, lengths, limits, step, rate, beta, tell)
+    def go(self, watch: Watch, stop: Callable[[], bool]) -> End:
+        """All updates from `start` on, and the last evaluation."""
+        updates = step_rows(len(self.job.lengths), self.settings)
+        for step, (epoch, numbers) in enumerate(itertools.islice(updates, self.start, None), self.start):
+            beta = beta_at(step, self.total, self.settings)
+            evaluated = self.evaluated(step, beta)
+            if step == self.total or self.waited:
+                return self.end(step, beta, evaluated)
+            row = self.update(step, epoch, numbers, beta, evaluated)
+            made, due = step + 1, self.every is not None and (step + 1) % self.every == 0 and step + 1 < self.total
+            if due:
+                self.save(made, due=True)
+            watch(made, self.total, row)
+            if any(self.team.on_each(stop)) and made < self.total:
+                if not due:
+                    self.save(made, due=False)
+                message = f"stopped after {made} of {self.total} updates; a checkpoint is written"
+                raise Interrupted(message, where=str(self.run))
+        raise AssertionError("there is always another update")
+
+    def evaluated(self, step: int, beta: float) -> dict[str, float]:
+        """The eval_ metrics where an evaluation is due; the weights are kept where it is the best."""
+        every = self.settings.eval_steps
+        if step < self.total and not (every and step and step % every == 0):
+            return {}
+        found = evaluate(self.trainee, self.job.test, beta, self.limits)
+        if self.best is not None:
+            self.best = self.best.after(step, found)
+            if self.best.step == step:
+                save_best(self.run, step, self.model, self.team)
+        return found
+
+    @property
+    def waited(self) -> bool:
+        """Whether there has been no better evaluation for as long as train.early_stopping_patience."""
+        patience = self.settings.early_stopping_patience
+        return self.best is not None and patience is not None and self.best.since >= patience
+
+    def update(
+        self, step: int, epoch: float, numbers: list[int], beta: float, evaluated: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """Make one update and log it; returns its row."""
+        order = longest_first(numbers, self.job.lengths)
+        rows: pl.DataFrame = self.team.on_main(lambda: self.train[order])  # type: ignore[index]
+        rate = learning_rate_at(step, self.total, self.settings)
+        self.clock.begin()
+        made = self.made(rows, [self.job.lengths[number] for number in order], step, rate, beta)
+        seconds, work = self.clock.seconds(), work_of(rows)
+        perf = perf_row(step, seconds, work, update_flops(self.model, *work), self.peak, made.memory)
         row = {
             "step": step,
             "epoch": epoch,
@@ -171,82 +199,62 @@ def _loop(
             **summarise(made.metrics, beta),
             **evaluated,
         }
-        logged = step % settings.logging_steps == 0 or bool(evaluated)
 
-        team.on_main(functools.partial(_log, logs, row, rows, made, kept=logged))
-        due = every is not None and (step + 1) % every == 0 and step + 1 < total
-        if due:
-            save(step + 1, due=True)
-        watch(step + 1, total, row)
-        if any(team.on_each(stop)) and step + 1 < total:
-            if not due:
-                save(step + 1, due=False)
-            raise Interrupted(f"stopped after {step + 1} of {total} updates; a checkpoint is written", where=str(run))
+        def log() -> None:
+            self.logs[0].saw(step, rows["pair_id"].to_list(), made.metrics, beta)
+            if step % self.settings.logging_steps == 0 or evaluated:
+                self.logs[0].add(row, perf)
 
-    epoch = epochs_made(step, len(job.lengths), settings)
-    last = {"step": step, "epoch": epoch, "beta": beta, **evaluated}
+        self.team.on_main(log)
+        return row
 
-    def close() -> End:
-        logs[0].add(last)
-        logs[0].write(close=True)
-        losses = [row["loss"] for row in logs[0].rows if "loss" in row]
-        return End(step, losses[0], losses[-1], evaluated, None, step < total)
+    def made(self, rows: pl.DataFrame, lengths: list[int], step: int, rate: float, beta: float) -> Made:
+        """An update; where it does not fit into memory, with micro-batches of half as much.
 
-    end = team.on_main(close)
-    if best is None or best.step is None:
-        return end
-    if best.step != step:
-        load_best(run, best.step, model)
-    return end._replace(evaluated=best.evaluated, best=best.told())
+        Nothing has changed by then: weights change when all gradients are there. Of several processes one cannot do so
+        by itself, the others wait for it: there the run ends.
+        """
+        while True:
+            shares = dealt(range(len(lengths)), lengths, self.limits, self.team.size)
+            try:
+                return update(self.trainee, rows, shares, step, rate, beta)
+            except (RuntimeError, MemoryError) as error:
+                largest = max((batch for share in shares for batch in share), key=len)
+                if not is_out_of_memory(error) or self.team.size > 1 or len(largest) == 1:
+                    raise
+            # only here: inside the except block the error would keep what the failed pass holds
+            self.trainee.optimizer.zero_grad()
+            self.limits = self.limits._replace(tokens=max(1, sum(lengths[number] for number in largest) // 2))
+            if self.trainee.scorer.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.tell(f"out of memory at step {step}: from here on {self.limits.tokens} tokens a micro-batch")
 
+    def save(self, made: int, *, due: bool) -> None:
+        """A checkpoint after so many updates."""
+        self.team.on_main(lambda: self.logs[0].write(close=due))
+        save_checkpoint(self.run, made, self.model, self.trainee.optimizer, self.team)
 
-def _log(logs: list[RunLog], row: Mapping[str, Any], rows: pl.DataFrame, made: Made, *, kept: bool) -> None:
-    logs[0].saw(row["step"], rows["pair_id"].to_list(), made.metrics, row["beta"])
-    if kept:
-        logs[0].add(row)
+        def prune() -> None:
+            prune_checkpoints(self.run, self.every, self.settings.save_total_limit)
+            if self.best is not None and self.best.step is not None:
+                prune_best(self.run, self.best.step)  # a resume from here needs no other
 
+        self.team.on_main(prune)
 
-def _judged(best: Best | None, step: int, evaluated: Mapping[str, Any], trainee: Trainee, run: Path) -> Best | None:
-    """The best evaluation with this one; its weights are kept where it is the best."""
-    if best is None:
-        return None
-    best = best.after(step, evaluated)
-    if best.step == step:
-        save_best(run, step, trainee.scorer.model, trainee.team)
-    return best
+    def end(self, step: int, beta: float, evaluated: Mapping[str, float]) -> End:
+        """Log the last evaluation, and take the best weights where they are wanted."""
+        epoch = epochs_made(step, len(self.job.lengths), self.settings)
 
+        def close() -> End:
+            log = self.logs[0]
+            log.add({"step": step, "epoch": epoch, "beta": beta, **evaluated})
+            log.write(close=True)
+            losses = [row["loss"] for row in log.rows if "loss" in row]
+            return End(step, losses[0], losses[-1], evaluated, None, step < self.total)
 
-def _waited(best: Best | None, settings: TrainConfig) -> bool:
-    patience = settings.early_stopping_patience
-    return best is not None and patience is not None and best.since >= patience
-
-
-def _updated(
-    trainee: Trainee,
-    rows: pl.DataFrame,
-    lengths: list[int],
-    limits: Limits,
-    step: int,
-    rate: float,
-    beta: float,
-    tell: Tell,
-) -> tuple[Made, Limits]:
-    """An update, and the limits it fitted into memory with: where it does not fit, micro-batches are halved.
-
-    Nothing has changed by then: weights change when all gradients are there. Of several processes one cannot do so by
-    itself, the others wait for it: there the run ends.
-    """
-    while True:
-        shares = dealt(range(len(lengths)), lengths, limits, trainee.team.size)
-        try:
-            return update(trainee, rows, shares, step, rate, beta), limits
-        except (RuntimeError, MemoryError) as error:
-            largest = max((batch for share in shares for batch in share), key=len)
-            if not is_out_of_memory(error) or trainee.team.size > 1 or len(largest) == 1:
-                raise
-        # only here: inside the except block the error would keep what the failed pass holds
-        trainee.optimizer.zero_grad()
-        limits = limits._replace(tokens=max(1, sum(lengths[number] for number in largest) // 2))
-        if trainee.scorer.device.type == "cuda":
-            torch.cuda.empty_cache()
-        tell(f"out of memory at step {step}: from here on {limits.tokens} tokens a micro-batch")
+        end = self.team.on_main(close)
+        if self.best is None or self.best.step is None:
+            return end
+        if self.best.step != step:
+            load_best(self.run, self.best.step, self.model)
+        return end._replace(evaluated=self.best.evaluated, best=self.best.told())

@@ -19,6 +19,7 @@ from prefkit.errors import CheckError
 from prefkit.logps import CompletionLogps
 from prefkit.losses import Objective, pair_losses, weighted_mean
 from prefkit.metrics import Metrics, joined, picked, summarise, token_kl
+from prefkit.perf import peak_memory
 from prefkit.processes import ALONE, Team
 from prefkit.schedule import Limits, dealt
 from prefkit.sharding import is_shared_out, whole
@@ -50,6 +51,7 @@ class Made(NamedTuple):
 
     metrics: Metrics
     grad_norm: float
+    memory: int  # bytes, the most that any process has held so far
 
 
 def update(
@@ -75,10 +77,12 @@ def update(
     """
     with trainee.team.together():
         found = accumulate(trainee, rows, shares, beta)
-    metrics = in_order(shares, trainee.team.on_each(lambda: found))
+    each = trainee.team.on_each(lambda: (found, peak_memory(trainee.scorer.device)))
+    metrics = in_order(shares, [own for own, _ in each])
     if not bool(metrics.losses.isfinite().all()):
         raise CheckError(f"the loss is not finite at step {step}", expected="a number", hint=SMALLER_STEP)
-    return Made(metrics, apply_gradient(trainee, step, learning_rate))
+    norm = apply_gradient(trainee, step, learning_rate)
+    return Made(metrics, norm, max(memory for _, memory in each))
 
 
 def accumulate(

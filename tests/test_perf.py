@@ -6,13 +6,13 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from tiny import SIZES, gpt2_config, llama_config, mamba_config, random_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MixtralConfig
 
 from prefkit import perf
 from prefkit.format import schema
 from prefkit.perf import Clock, Work, known_peak, peak_flops, peak_memory, perf_row, update_flops, work_of
-from tests.tiny import SIZES, gpt2_config, llama_config, mamba_config, random_model
 
 CPU = torch.device("cpu")
 # hidden 32, 4 heads of 8, 2 key heads, intermediate 48: q 32 x 32, k and v 32 x 16, o 32 x 32, three of 32 x 48

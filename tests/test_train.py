@@ -788,9 +788,9 @@ def counted_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     score = updates_module.score_pairs
 
-    def counting(policy: Any, rows: pl.DataFrame, settings: TrainConfig) -> Any:
+    def counting(policy: Any, rows: pl.DataFrame, *rest: Any) -> Any:
         sizes.append(rows.height)
-        return score(policy, rows, settings)
+        return score(policy, rows, *rest)
 
     monkeypatch.setattr(updates_module, "score_pairs", counting)
     return sizes
