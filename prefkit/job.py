@@ -28,6 +28,7 @@ from prefkit.run import End, Final, Trained, begin_run, claimed_run, data_sha256
 from prefkit.schedule import Limits, limits_of
 from prefkit.store import read_manifest, write_views
 from prefkit.tables import read_table
+from prefkit.trackers import check_trackers
 
 
 class Job(NamedTuple):
@@ -101,6 +102,7 @@ def claim_job(
     settings, dataset = pipeline.train, Path(pipeline.dataset)
     folder = require_model(settings.model or pipeline.precompute.model, "train.model")
     check_optimizer(settings)
+    check_trackers(settings.trackers)
     manifest = read_manifest(dataset)
     tokenizer = load_tokenizer(folder)
     policy = policy_of(Path(folder), tokenizer, pipeline.precompute, manifest["kind"])

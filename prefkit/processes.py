@@ -8,6 +8,7 @@ plain function call, and torch.distributed is never touched.
 
 import contextlib
 import datetime as dt
+import gc
 import os
 import socket
 import time
@@ -180,6 +181,14 @@ def join_team() -> Iterator[Team]:
     try:
         team = Team(state.process_index, state.num_processes)
         yield team._replace(members=tuple(team.on_each(lambda: Member(socket.gethostname(), os.getpid()))))
+    except BaseException as error:
+        # DDP waits in vain when it ends after the processes have parted, and a traceback keeps it alive
+        seen: BaseException | None = error
+        while seen is not None:
+            traceback.clear_frames(seen.__traceback__)
+            seen = seen.__cause__ or seen.__context__
+        gc.collect()
+        raise
     finally:
         if ours:
             state.destroy_process_group()  # left to the end of the process, gloo's threads abort it now and then

@@ -18,14 +18,15 @@ from prefkit.checkpoint import (
 )
 from prefkit.format import PERF_LIVE, STEPS_LIVE
 from prefkit.metrics import Metrics
+from prefkit.trackers import Trackers
 
 
 class RunLog:
     """The rows of a run so far."""
 
-    def __init__(self, run: Path, start: int, *, closed: bool) -> None:
+    def __init__(self, run: Path, start: int, trackers: Trackers, *, closed: bool) -> None:
         """Cut what is there back to the updates before `start`; `closed`: see cut_dynamics."""
-        self.run = run
+        self.run, self.trackers = run, trackers
         self.rows = cut_rows(run / STEPS_LIVE, start)
         self.perf = cut_rows(run / PERF_LIVE, start)
         self._seen = cut_dynamics(run, start, closed=closed)
@@ -37,6 +38,7 @@ class RunLog:
         if perf is not None:
             self.perf.append(dict(perf))
             append_row(self.run / PERF_LIVE, perf)
+        self.trackers.log(row, perf)
 
     def saw(self, step: int, pair_ids: Sequence[str], metrics: Metrics, beta: float) -> None:
         """Keep the margins of an update's pairs, in the order of `metrics`."""

@@ -42,7 +42,7 @@ def whole_in_each(scorer: CompletionLogps) -> DistributedDataParallel:
     """
     return DistributedDataParallel(
         scorer,
-        broadcast_buffers=False,
+        forward_sync_buffers=False,
         gradient_as_bucket_view=True,
         find_unused_parameters=bool(unused_parameters(scorer)),
     )

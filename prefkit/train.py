@@ -43,6 +43,7 @@ from prefkit.schedule import (
     step_rows,
 )
 from prefkit.sharding import wants_shards
+from prefkit.trackers import Trackers
 from prefkit.updates import Made, Trainee, evaluate, update
 from prefkit.work import Tell
 
@@ -78,10 +79,7 @@ def train_dpo(
         Interrupted: `stop` said so.
         MachineError: out of disk or memory, or another process of several is gone.
     """
-    settings = pipeline.train
     with join_team() as team, contextlib.ExitStack() as held:
-        tell = tell if team.is_main else lambda _text: None
-        shards = team.size > 1 and (settings.shard_weights or wants_shards())
         own: list[Claimed] = []  # of process 0, which reads and writes for all
 
         def claim() -> Job:
@@ -89,22 +87,32 @@ def train_dpo(
             return own[0].job
 
         job = team.on_main(claim)
-        scorer = agreed_policy(pipeline, job.folder, job.identity, team)
-        tell(f"training on {_where(scorer, team, shards=shards)} in {job.identity['dtype']}, {scorer.layout.name}")
-        if any(team.on_each(stop)):
-            raise Interrupted("stopped before the first step", where=job.run)
-        figures = team.on_main(lambda: None if job.resume else own[0].gate(scorer, settings.seed))
-        trainee = make_trainee(scorer, settings, job.folder, team, shards=shards)
-        start = load_checkpoint(Path(job.resume), scorer.model, trainee.optimizer) if job.resume else 0
-        _refuse_fewer(job, start, settings)
-        if job.resume:
-            tell(f"going on from step {start} of {job.run}" + "".join(f"\n  changed: {line}" for line in job.changed))
-        team.on_main(lambda: own[0].begin(scorer.layout, team, figures, start))
-        with located(job.run):
-            loop = _Loop(trainee, job, own[0].data.train if own else None, settings, start, tell)
-            end = loop.go(watch, stop)
-            final = final_model(scorer, team)
-            return team.on_main(lambda: own[0].finish(final, end))
+        told = tell if team.is_main else lambda _text: None
+        return _trained(pipeline, job, own[0] if own else None, team, told, watch, stop)
+
+
+def _trained(
+    pipeline: Pipeline, job: Job, own: Claimed | None, team: Team, tell: Tell, watch: Watch, stop: Callable[[], bool]
+) -> Trained:
+    """Load the policy, gate, train, save. What holds on to the other processes (DDP) ends with this call."""
+    settings = pipeline.train
+    shards = team.size > 1 and (settings.shard_weights or wants_shards())
+    scorer = agreed_policy(pipeline, job.folder, job.identity, team)
+    tell(f"training on {_where(scorer, team, shards=shards)} in {job.identity['dtype']}, {scorer.layout.name}")
+    if any(team.on_each(stop)):
+        raise Interrupted("stopped before the first step", where=job.run)
+    figures = team.on_main(lambda: None if own is None or job.resume else own.gate(scorer, settings.seed))
+    trainee = make_trainee(scorer, settings, job.folder, team, shards=shards)
+    start = load_checkpoint(Path(job.resume), scorer.model, trainee.optimizer) if job.resume else 0
+    _refuse_fewer(job, start, settings)
+    if job.resume:
+        tell(f"going on from step {start} of {job.run}" + "".join(f"\n  changed: {line}" for line in job.changed))
+    team.on_main(lambda: None if own is None else own.begin(scorer.layout, team, figures, start))
+    with located(job.run):
+        loop = _Loop(trainee, job, None if own is None else own.data.train, settings, start, tell)
+        end = loop.go(watch, stop)
+        final = final_model(scorer, team)
+        return team.on_main(lambda: own.finish(final, end))  # type: ignore[union-attr]
 
 
 def _where(scorer: CompletionLogps, team: Team, *, shards: bool) -> str:
@@ -136,7 +144,12 @@ class _Loop:
         self.peak = None if peak is None else peak * self.team.size
         closed = self.every is not None and start % self.every == 0
         self.logs: list[RunLog] = []  # of process 0
-        self.team.on_main(lambda: self.logs.append(RunLog(self.run, start, closed=closed)))
+
+        def open_log() -> None:
+            trackers = Trackers(settings.trackers, self.run, start, settings.model_dump(mode="json"), tell)
+            self.logs.append(RunLog(self.run, start, trackers, closed=closed))
+
+        self.team.on_main(open_log)
         metric = settings.best_metric
         self.best = None if metric is None else self.team.on_main(lambda: best_of(metric, self.logs[0].rows))
 
@@ -249,6 +262,7 @@ class _Loop:
             log = self.logs[0]
             log.add({"step": step, "epoch": epoch, "beta": beta, **evaluated})
             log.write(close=True)
+            log.trackers.close()
             losses = [row["loss"] for row in log.rows if "loss" in row]
             return End(step, losses[0], losses[-1], evaluated, None, step < self.total)
 

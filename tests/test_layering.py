@@ -147,6 +147,7 @@ BELOW = [
     "checkpoint",
     "best",
     "run",
+    "trackers",
     "run_log",
     "updates",
     "policy",
