@@ -31,7 +31,7 @@ def scored(model: nn.Module, layout: Layout, pairs: list[Sides]) -> tuple[torch.
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler of its own parts
+@pytest.mark.filterwarnings("ignore")  # torch compiles its own warnings, too
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.rows)
 def test_compiled_layers_give_the_values_and_gradients_of_uncompiled_ones(layout: Layout) -> None:
     torch.compiler.reset()
