@@ -136,8 +136,9 @@ def compare(report: Report, options: argparse.Namespace, threads: int, folder: P
     apart = max(abs(a - b) for a, b in zip(plain[0]["losses"], compiled[0]["losses"], strict=True))
     report.say(f"* Losses of {total} steps: at most {apart:.1e} from the plain run's.")
     alike = {True: "the same bits", False: "other bits"}
-    report.say(f"* Weights of two plain runs: {alike[len({run['sha256'] for run in plain}) == 1]}.")
-    report.say(f"* Weights of two compiled runs: {alike[len({run['sha256'] for run in compiled}) == 1]}.")
+    if options.rounds > 1:
+        report.say(f"* Weights of two plain runs: {alike[len({run['sha256'] for run in plain}) == 1]}.")
+        report.say(f"* Weights of two compiled runs: {alike[len({run['sha256'] for run in compiled}) == 1]}.")
     whole, half = compiled[0], run(compiled=True, resume=True)
     report.say(f"* Weights of a compiled run that went on from its middle: {alike[whole['sha256'] == half['sha256']]}.")
 

@@ -32,7 +32,8 @@ def compile_layers(model: nn.Module) -> None:
     """
     layers = decoder_layers(model)
     _try_out(next(model.parameters()).device)
-    AttentionInterface.register(PACKED, torch.compiler.disable(packed_attention))
+    left: Any = torch.compiler.disable(packed_attention)  # type: ignore[no-untyped-call]
+    AttentionInterface.register(PACKED, left)
     for layer in layers:
         layer.compile(dynamic=True)
 
