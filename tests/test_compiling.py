@@ -101,5 +101,5 @@ def test_a_machine_that_cannot_compile_is_told_before_the_first_batch(monkeypatc
 
 
 def test_compiled_layers_and_checkpointed_ones_exclude_each_other() -> None:
-    with pytest.raises(ValidationError, match="train.compile and train.gradient_checkpointing exclude each other"):
+    with pytest.raises(ValidationError, match=r"train.compile and train.gradient_checkpointing exclude each other"):
         TrainConfig(compile=True, gradient_checkpointing=True)
