@@ -81,11 +81,12 @@ def sums_of(scores: pl.DataFrame, pairs: pl.DataFrame) -> Scores:
     return rows["ref_chosen_logps"].to_numpy(), rows["ref_rejected_logps"].to_numpy()
 
 
-def our_settings(micro: int, size: int, learning_rate: float) -> TrainConfig:
-    """Plain DPO: AdamW, a constant rate without warm-up, clipping at 1."""
+def our_settings(micro: int, size: int, learning_rate: float, optimizer: str = "adamw") -> TrainConfig:
+    """Plain DPO: by default AdamW, a constant rate without warm-up, clipping at 1."""
     return TrainConfig(
         beta=BETA,
         learning_rate=learning_rate,
+        optimizer=optimizer,
         lr_scheduler_type="constant",
         batch_size=micro,
         gradient_accumulation_steps=size // micro,

@@ -84,12 +84,12 @@ def _matrices(model: Any) -> Iterator[tuple[int, float, bool, bool]]:
     config = model.config.get_text_config()
     experts, active = _experts(config)
     output = model.get_output_embeddings()
-    head = getattr(output, "weight", None)
+    head: Any = getattr(output, "weight", None)
     looked_up = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for name, parameter in model.named_parameters():  # a tied one once
         if parameter.ndim < 2:
             continue
-        if parameter is head:
+        if head is not None and parameter is head:
             yield parameter.numel(), 1.0, True, parameter.requires_grad
         elif id(parameter) not in looked_up:
             # the experts of a layer are one tensor with a row an expert, or a list of modules

@@ -1,7 +1,7 @@
 """Losses and gradients against values derived by hand; what they equal in TRL is in test_losses_trl.py."""
 
 import math
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -239,6 +239,22 @@ def test_settings_and_losses_know_the_same_names_and_numbers() -> None:
             else:
                 with pytest.raises(ValidationError, match=f"{number} has no effect on train.loss {name}"):
                     TrainConfig.model_validate({"loss": name, number: value, **more})
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            {"loss": "ipo", "label_smoothing": 0.1},
+            "train.label_smoothing has no effect on train.loss ipo: it is sigmoid's, sigmoid_norm's and robust's",
+        ),
+        ({"loss": "robust"}, "train.loss robust is sigmoid without train.label_smoothing: set it above 0"),
+        ({"dpop_lambda": 3.0}, "train.dpop_lambda has no effect on train.loss sigmoid: it is dpop's"),
+    ],
+)
+def test_a_number_that_a_loss_does_not_take_is_refused_by_name(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        TrainConfig.model_validate(values)
 
 
 @pytest.mark.parametrize("size", [1e4, 1e8, 1e15])

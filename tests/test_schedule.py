@@ -6,6 +6,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from prefkit.config import TrainConfig
 from prefkit.schedule import (
@@ -71,6 +72,11 @@ def test_beta_by_hand(kind: str, total: int, expected: list[float]) -> None:
 def test_beta_begins_and_ends_at_what_is_set_to_the_bit(kind: str, beta: float, end: float) -> None:
     settings = TrainConfig.model_validate({"beta": beta, "beta_end": end, "beta_schedule": kind})
     assert [beta_at(step, 7, settings) for step in (0, 6, 7)] == [beta, end, end]
+
+
+def test_a_schedule_of_beta_needs_an_end() -> None:
+    with pytest.raises(ValidationError, match=r"train.beta_schedule has no effect without train.beta_end"):
+        TrainConfig(beta_schedule="cosine")
 
 
 def test_beta_stays_where_no_end_is_set() -> None:
