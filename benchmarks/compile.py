@@ -4,7 +4,7 @@
     python benchmarks/compile.py --device cuda --dtype bfloat16_weights --size 0.5b --steps 32
 
 Both train on the same groups of 8 pairs a step, from the same weights, beside the same reference (the sums of the
-untrained model), by prefkit.train.update itself; TorchInductor begins with an empty cache. `begin s` is the time until
+untrained model), by prefkit.updates itself; TorchInductor begins with an empty cache. `begin s` is the time until
 the first --warm-up updates are done, compilation included; `s a step` is of the --steps after them; the gain in it over
 the plain run says after how many steps compilation has paid for itself, if ever.
 

@@ -17,12 +17,13 @@ from prefkit.budget import CPU_BATCH_TOKENS, measure_budget
 from prefkit.config import TrainConfig
 from prefkit.layouts import choose_layout
 from prefkit.logps import CompletionLogps
+from prefkit.losses import Objective
 from prefkit.optimizers import make_optimizer
 from prefkit.processes import Team
-from prefkit.schedule import limits_of, micro_batches
+from prefkit.schedule import dealt, limits_of
 from prefkit.scoring import assemble_part, score_batches
 from prefkit.tables import write_parquet
-from prefkit.train import update
+from prefkit.updates import Trainee, update
 
 Scores = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]  # chosen and rejected sums, in the order of the pairs
 ALONE = Team(0, 1)
@@ -105,21 +106,15 @@ def our_training(
         device: cpu | cuda.
         watch: called after each update with its number, from 1, and its loss.
     """
-    from accelerate import Accelerator
-    from accelerate.utils import GradientAccumulationPlugin
-
-    plugin = GradientAccumulationPlugin(num_steps=1)
-    accelerator = Accelerator(mixed_precision="no", gradient_accumulation_plugin=plugin, cpu=device == "cpu")
-    policy, optimizer = accelerator.prepare(scorer, make_optimizer(scorer, settings))
+    trainee = Trainee(scorer, scorer, make_optimizer(scorer, settings), Objective(), settings.max_grad_norm)
     rows = rows.with_columns(pl.lit(1.0).alias("weight"))
-    lengths = rows.select(NUM_TOKENS).to_series().to_list()
     limits = limits_of(settings, CPU_BATCH_TOKENS if device == "cpu" else None)
     size = settings.batch_size * settings.gradient_accumulation_steps
     for step, start in enumerate(range(0, rows.height, size)):
-        batches = micro_batches(range(start, start + size), lengths, limits)
-        row: dict[str, Any] = {"step": step, "learning_rate": settings.learning_rate}
-        update(accelerator, policy, optimizer, rows, batches, settings, row)
-        watch(step + 1, row["loss"])
+        some = rows[start : start + size]
+        shares = dealt(range(some.height), some.select(NUM_TOKENS).to_series().to_list(), limits)
+        made = update(trainee, some, shares, step, settings.learning_rate, settings.beta)
+        watch(step + 1, float(made.metrics.losses.mean()))
 
 
 # -- TRL

@@ -18,6 +18,7 @@ that is there already.
 import argparse
 import ctypes
 import gzip
+import itertools
 import json
 import subprocess
 import sys
@@ -161,7 +162,7 @@ def activations(settings: Settings) -> Figures:
     from prefkit.layouts import choose_layout
     from prefkit.logps import CompletionLogps
     from prefkit.models import checkpoint_activations, load_model
-    from prefkit.schedule import limits_of, step_batches
+    from prefkit.schedule import limits_of, micro_batches, step_rows
 
     be_quiet()
     run = pipeline_of(settings, settings["kind"]).train
@@ -174,10 +175,9 @@ def activations(settings: Settings) -> Figures:
     rows = pl.read_parquet(Path(settings["folder"]) / "rows.parquet").sort("pair_id")
     lengths = rows.select(NUM_TOKENS).to_series().to_list()
     most, largest = 0, 0
-    for update, (_, batches) in enumerate(step_batches(lengths, run, limits_of(run, CPU_BATCH_TOKENS))):
-        if update == settings["updates"]:
-            break
-        for numbers in batches:
+    limits = limits_of(run, CPU_BATCH_TOKENS)
+    for _, drawn in itertools.islice(step_rows(len(lengths), run), settings["updates"]):
+        for numbers in micro_batches(drawn, lengths, limits):
             pairs = [Sides(*(rows[f"{side}_ids"][n].to_list() for side in SIDES)) for n in numbers]
             held: dict[int, int] = {}
 

@@ -6,7 +6,7 @@
 Both train on the same groups of 8 pairs a step in the same order, with AdamW, a constant rate, no warm-up, no weight
 decay and clipping at 1, from the same random weights, beside a reference that is already there (prefkit scored it; TRL
 gets its sums as columns). `trl N` and `ours N` make a step of 8 / N passes over N pairs each; ours is
-prefkit.train.update itself, with prefkit's micro-batches: the pairs of a step sorted by length, on a CPU at most 2,048
+prefkit.updates itself, with prefkit's micro-batches: the pairs of a step sorted by length, on a CPU at most 2,048
 tokens a pass. TRL runs without activation checkpointing (its default, and slower) and with the optimiser that
 transformers picks.
 

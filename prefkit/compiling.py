@@ -16,6 +16,7 @@ from transformers import AttentionInterface
 
 from prefkit.attention import PACKED, packed_attention
 from prefkit.errors import InputError, ModelError
+from prefkit.models import decoder_layers
 
 OFF = "--set train.compile=false"
 
@@ -31,26 +32,15 @@ def compile_layers(model: nn.Module) -> None:
         ModelError: the model keeps no list of its layers.
     """
     layers = decoder_layers(model)
+    if layers is None:
+        raise ModelError(
+            f"{type(model).__name__} has no list of its layers to compile", where="train.compile", hint=OFF
+        )
     _try_out(next(model.parameters()).device)
     left: Any = torch.compiler.disable(packed_attention)  # type: ignore[no-untyped-call]
     AttentionInterface.register(PACKED, left)
     for layer in layers:
         layer.compile(dynamic=True)
-
-
-def decoder_layers(model: Any) -> nn.ModuleList:
-    """The list of a model's layers, by their number in its config.
-
-    Raises:
-        ModelError: there is none.
-    """
-    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise ModelError(
-        f"{type(model).__name__} has no list of {count} layers to compile", where="train.compile", hint=OFF
-    )
 
 
 def _try_out(device: torch.device) -> None:

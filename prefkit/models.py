@@ -187,6 +187,13 @@ def checkpoint_activations(model: Any) -> None:
         )
 
 
+def decoder_layers(model: Any) -> nn.ModuleList | None:
+    """The list of a model's layers, known by their number in its config; None where it keeps none."""
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    return next((layers for layers in lists if len(layers) == count), None)
+
+
 def check_fits(model: nn.Module, tokenizer: Any, max_length: int, where: str) -> None:
     """The model has a row for every token id, and a position for every token.
 

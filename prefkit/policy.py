@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from prefkit.compiling import compile_layers
 from prefkit.config import Pipeline, TrainConfig
 from prefkit.errors import InputError, located
 from prefkit.layouts import choose_layout
@@ -57,7 +58,9 @@ def make_trainee(scorer: CompletionLogps, settings: TrainConfig, folder: str, te
     if settings.gradient_checkpointing:
         with located(folder):
             checkpoint_activations(scorer.model)
-    torch.manual_seed(settings.seed)
+    if settings.compile:
+        with located(folder):
+            compile_layers(scorer.model)
     policy: torch.nn.Module = scorer
     with team.together():
         if shards:

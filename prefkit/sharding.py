@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from prefkit.encode import Sides
 from prefkit.errors import InputError
 from prefkit.logps import CompletionLogps
+from prefkit.models import decoder_layers
 
 
 def wants_shards() -> bool:
@@ -64,16 +65,10 @@ def shared_out(scorer: CompletionLogps, processes: int) -> CompletionLogps:
     matrix) belongs to the scorer, whose forward holds it whole throughout, because our head reads the matrix itself.
     """
     mesh = init_device_mesh(scorer.device.type, (processes,))
-    for layer in decoder_layers(scorer.model):
+    for layer in decoder_layers(scorer.model) or []:
         fully_shard(layer, mesh=mesh)
     fully_shard(scorer, mesh=mesh)
     return scorer
-
-
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of a model: the modules that its class says are not to be split."""
-    names = set(getattr(model, "_no_split_modules", None) or ())
-    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def is_shared_out(module: nn.Module) -> bool:

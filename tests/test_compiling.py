@@ -10,11 +10,12 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from prefkit.compiling import compile_layers, decoder_layers
+from prefkit.compiling import compile_layers
 from prefkit.config import TrainConfig
 from prefkit.encode import Sides
 from prefkit.errors import InputError, ModelError
 from prefkit.logps import CompletionLogps, Layout
+from prefkit.models import decoder_layers
 from tests.tiny import gpt2_config, llama_config, mamba_config, random_ids, random_model
 
 LAYOUTS = [Layout("packed", "packed"), Layout("tree", "sdpa")]
@@ -77,7 +78,7 @@ def test_a_model_without_a_list_of_layers_is_refused() -> None:
     with pytest.raises(ModelError) as refused:
         compile_layers(model)
     assert str(refused.value) == (
-        "train.compile: LlamaForCausalLM has no list of 2 layers to compile\n  next: --set train.compile=false"
+        "train.compile: LlamaForCausalLM has no list of its layers to compile\n  next: --set train.compile=false"
     )
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import gpt2_config, llama_config, random_model
+from tiny import llama_config, random_model
 
 from prefkit.encode import Sides
 from prefkit.errors import InputError
 from prefkit.logps import CompletionLogps, Layout
-from prefkit.sharding import decoder_layers, is_shared_out, share_of, unused_parameters, wants_shards, whole
+from prefkit.sharding import is_shared_out, share_of, unused_parameters, wants_shards, whole
 
 SCRIPT = Path(__file__).parent / "sharing.py"
 LAYOUT = Layout("packed", "packed")
@@ -37,11 +37,6 @@ def test_alone_a_weight_is_whole_and_its_own_share() -> None:
     assert not is_shared_out(model)
     assert whole(weight) is weight
     assert torch.equal(share_of(weight.detach(), weight), weight)
-
-
-def test_layers_are_what_the_class_says_is_not_to_be_split() -> None:
-    assert [type(layer).__name__ for layer in decoder_layers(random_model(gpt2_config()))] == ["GPT2Block"] * 2
-    assert decoder_layers(torch.nn.Linear(2, 2)) == []
 
 
 def test_weights_that_no_log_prob_depends_on_are_found() -> None:
