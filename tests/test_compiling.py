@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from tiny import gpt2_config, llama_config, mamba_config, random_ids, random_model
 from torch import nn
 
 from prefkit.compiling import compile_layers
@@ -16,7 +17,6 @@ from prefkit.encode import Sides
 from prefkit.errors import InputError, ModelError
 from prefkit.logps import CompletionLogps, Layout
 from prefkit.models import decoder_layers
-from tests.tiny import gpt2_config, llama_config, mamba_config, random_ids, random_model
 
 LAYOUTS = [Layout("packed", "packed"), Layout("tree", "sdpa")]
 
