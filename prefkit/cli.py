@@ -381,10 +381,10 @@ def info(
 
     screen = console(as_json=as_json)
     if html is not None:
-        from prefkit.run_page import write_page
+        from prefkit.run_page import write_run_page
 
-        written = write_page(targets, html, overwrite=overwrite)
-        screen.print(f"{written.page}: {written.runs} runs, {written.bytes / 1e6:.1f} MB")
+        written = write_run_page(targets, html, overwrite=overwrite)
+        screen.print(f"{written.page}: {written.runs} run{'s' * (written.runs > 1)}, {written.bytes / 1e6:.1f} MB")
         return emit(written._asdict(), as_json=as_json)
     found = dataset_info(*targets)
     if "dataset" in found and "run" not in found:

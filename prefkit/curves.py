@@ -5,6 +5,7 @@ an older prefkit logged none), and pure functions that make such rows few enough
 is read from its live files, where a torn last line is no fault: its process is writing it, or was killed at it.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -153,7 +154,8 @@ def _total(run: Curves) -> int | None:
     if not size or not first_pass or train.get("epochs") is None:
         return None
     num_pairs = round(first_pass[0]["step"] * size / first_pass[0]["epoch"])
-    return max(1, math.ceil(train["epochs"] * math.ceil(num_pairs / size)))
+    total: int = max(1, math.ceil(train["epochs"] * math.ceil(num_pairs / size)))
+    return total
 
 
 def points(run: Curves, column: str) -> pl.DataFrame:
@@ -213,4 +215,4 @@ def _stretches(count: int, most: int) -> list[tuple[int, int]]:
     """Where at most `most` stretches of `count` rows begin and end, no two of them more than a row apart in length."""
     number = min(count, most)
     edges = [count * i // number for i in range(number + 1)] if number else [0]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(itertools.pairwise(edges))

@@ -82,7 +82,7 @@ def _run_info(run: Curves) -> dict[str, Any]:
 
 def _near_duplicates(report: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What deduplication says of prompts that are nearly the same, if the build recorded any of it."""
-    told = [section["prompts"] for section in report if "prompts" in section]
+    told = [section["prompts"] for section in report if section.get("prompts")]  # empty without any pair
     return {"near_duplicates": told[0]} if told else {}
 
 

@@ -1,10 +1,10 @@
-"""What a run is, in plain words: lines for a terminal and for a page, from run.json alone but for how far it is. Pure."""
+"""What a run is, in plain words: lines for a terminal and for a page. Pure."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from prefkit.curves import Curves, progress
+from prefkit.curves import Curves, Ends, progress
 from prefkit.settings import TrainConfig
 
 SAVED = {
@@ -13,7 +13,7 @@ SAVED = {
     "merged": "the whole model, its adapter folded in",
 }
 EVALUATED = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
-# of run.json, what decided the run beside its train section; `layout` and `micro_batch_tokens` change no more than speed
+# of run.json, what made the run what it is, beside its train section
 OTHER_SETTINGS = (
     "dataset",
     "pairs",
@@ -99,9 +99,29 @@ def facts_of(run: Curves) -> list[Fact]:
     if evaluated := document.get("eval"):
         named = [f"{name} {_number(evaluated[key])}" for name, key in EVALUATED.items() if key in evaluated]
         facts.append(Fact("test split", ", ".join(named)))
-    for change in document.get("changes", []):
-        facts.append(Fact("changed", f"at step {change['step']:,}: {'; '.join(change['settings'])}"))
-    return facts
+    changes = document.get("changes", [])
+    return facts + [Fact("changed", f"at step {one['step']:,}: {'; '.join(one['settings'])}") for one in changes]
+
+
+def figures_of(found: Ends, unit: float, *, digits: int) -> list[str]:
+    """First, last, smallest and largest, as short as they can be said.
+
+    What is less than a millionth of the curve's largest value is 0: rounding, in most of them.
+
+    Args:
+        found: of a curve.
+        unit: what its values are divided by.
+        digits: of a value below 1000; above, all before the point.
+    """
+    least = max(abs(found.min), abs(found.max)) / 1e6
+
+    def short(value: float) -> str:
+        if abs(value) < least or not value:
+            return "0"
+        value /= unit
+        return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.{digits}g}"
+
+    return [short(value) for value in found]
 
 
 def warnings_of(run: Curves) -> list[str]:
@@ -155,9 +175,7 @@ def _loss(train: Mapping[str, Any]) -> str:
     told = [str(train["loss"]), f"beta {train['beta']:g}"]
     if train.get("beta_end") is not None:
         told[-1] += f" to {train['beta_end']:g} ({train['beta_schedule']})"
-    for name in ("label_smoothing", "sft_weight"):
-        if train.get(name):
-            told.append(f"{name} {train[name]:g}")
+    told += [f"{name} {train[name]:g}" for name in ("label_smoothing", "sft_weight") if train.get(name)]
     if train["loss"] == "dpop":
         told.append(f"dpop_lambda {train['dpop_lambda']:g}")
     return ", ".join(told)

@@ -10,10 +10,10 @@ import polars as pl
 from rich.console import Console
 
 from prefkit.curves import CURVES, PERF_CURVES, Curves, ends, points, stretch_means
-from prefkit.run_facts import facts_of, warnings_of
+from prefkit.run_facts import facts_of, figures_of, warnings_of
 from prefkit.sparklines import levels_for, sparkline
 
-LABEL, NARROWEST, WIDEST = 15, 12, 120  # characters of a curve's name, and of the curve
+LABEL, NARROWEST, WIDEST = 15, 10, 120  # characters of a curve's name, and of the curve
 GIB = 1 << 30
 LABELS = {
     "rewards/accuracies": "accuracy",
@@ -81,19 +81,12 @@ def curve_lines(run: Curves) -> list[Line]:
             continue
         if name in INSTEAD and not points(run, INSTEAD[name]).is_empty():
             continue
-        unit, largest = GIB if name == "peak_memory" else 1, max(abs(found.min), abs(found.max))
-        first, last, low, high = (_short(value / unit, largest / unit) for value in found)
+        unit = GIB if name == "peak_memory" else 1
+        first, last, low, high = figures_of(found, unit, digits=3)
         tested = ends(points(run, f"eval_{name}")) if f"eval_{name}" in run.steps.columns else None
-        test = _short(tested.last, largest) if tested else ""
+        test = figures_of(tested, unit, digits=3)[1] if tested else ""
         lines.append(Line(LABELS.get(name, name), drawn, [f"{first} -> {last}", f"{low} .. {high}", test]))
     return lines
-
-
-def _short(value: float, largest: float) -> str:
-    """Three digits; what is less than a millionth of the curve's `largest` is 0: rounding, in most of them."""
-    if abs(value) < largest / 1e6:
-        return "0"
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
 def _room(lines: Sequence[Line], width: int) -> tuple[int, list[int]]:
