@@ -63,12 +63,13 @@ def read_runs(targets: Sequence[str | Path]) -> list[Curves]:
         DatasetError: one is damaged.
         InputError: one is no run.
     """
+    once: dict[Path, str | Path] = {}
     for target in targets:
         if not is_run(target):
             hint = f"prefkit info {quote(str(target))} alone says what a dataset holds"
             raise InputError("is no run", where=str(target), expected=f"a directory with {RUN_JSON}", hint=hint)
-    once = {Path(target).resolve(): target for target in reversed(targets)}
-    return [read_curves(target) for target in reversed(once.values())]
+        once.setdefault(Path(target).resolve(), target)
+    return [read_curves(target) for target in once.values()]
 
 
 def _run_info(run: Curves) -> dict[str, Any]:

@@ -25,11 +25,8 @@ COLOURS = (
     "#6b8e23",
     "#8a8f98",
 )
-MOST_POINTS, ALL_POINTS, FEWEST_POINTS = (
-    2000,
-    20_000,
-    100,
-)  # of a curve; of the same curve of all runs; of a curve still
+# points of a curve, of the same curve of all runs, and of a curve however many runs there are
+MOST_POINTS, ALL_POINTS, FEWEST_POINTS = 2000, 6000, 50
 TREND_POINTS, TREND_ROWS = 80, 5  # means in a trend at most, and the rows that each of them has at least
 DIGITS = 6  # more than a chart can show
 GIB = 1 << 30
@@ -178,7 +175,7 @@ def _trace(drawn: pl.DataFrame, line: Line, unit: float, most: int) -> dict[str,
         **_xy(thinned(drawn, most), unit),
     }
     if not line.dots and drawn.height >= TREND_ROWS * 4:
-        means = stretch_means(drawn, min(TREND_POINTS, drawn.height // TREND_ROWS))
+        means = stretch_means(drawn, min(TREND_POINTS, most // TREND_ROWS, drawn.height // TREND_ROWS))
         trace["trend"] = {**_xy(means, unit), "rows": round(drawn.height / means.height)}
     return trace
 

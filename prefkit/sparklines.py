@@ -27,8 +27,8 @@ def sparkline(values: Sequence[float], levels: str = BLOCKS) -> str:
     if not finite:
         return " " * len(values)
     low, high = min(finite), max(finite)
-    scale = max(abs(low), abs(high)) or 1.0
-    # taken apart before they are scaled: the difference of the largest floats is no float
+    # a power of two, which rounds nothing: the difference of the largest floats is no float
+    scale = math.ldexp(1.0, math.frexp(max(abs(low), abs(high)))[1] - 1)
     span = high / scale - low / scale
     steps = len(levels) - 1
     return "".join(
