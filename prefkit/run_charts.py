@@ -26,7 +26,7 @@ COLOURS = (
     "#8a8f98",
 )
 # points of a curve, of the same curve of all runs, and of a curve however many runs there are
-MOST_POINTS, ALL_POINTS, FEWEST_POINTS = 2000, 6000, 50
+MOST_POINTS, ALL_POINTS, FEWEST_POINTS = 1000, 6000, 50
 TREND_POINTS, TREND_ROWS = 80, 5  # means in a trend at most, and the rows that each of them has at least
 DIGITS = 6  # more than a chart can show
 GIB = 1 << 30
@@ -188,10 +188,7 @@ def _xy(drawn: pl.DataFrame, unit: float) -> dict[str, list[Any]]:
 def _notes(thin: int, most: int, infinite: int) -> list[str]:
     notes = []
     if thin:
-        notes.append(
-            f"{thin:,} rows, drawn as at most {most:,} of them: the lowest and the highest of each stretch; no peak is "
-            "lost"
-        )
+        notes.append(f"{thin:,} rows, at most {most:,} of them drawn: the lowest and the highest of each stretch")
     if infinite:
         notes.append(f"{infinite:,} values that are no finite number are left out")
     return notes

@@ -44,7 +44,7 @@ class Browser:
         for kind in ("browser", "performance"):
             self._log(kind)
         self.seen.clear()
-        self._ask("url", {"url": page.as_uri() if isinstance(page, Path) else page})
+        self._ask("url", {"url": page.resolve().as_uri() if isinstance(page, Path) else page})
 
     def run(self, script: str, *arguments: Any) -> Any:
         """What a function body returns."""

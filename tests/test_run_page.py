@@ -452,4 +452,4 @@ def test_a_page_of_three_long_runs_is_small_and_all_of_it_is_drawn(window: Brows
     assert out.stat().st_size < 10e6
     assert window.run(f"return {DRAWN}") == str(CHARTS)
     notes = window.run("return [...document.querySelectorAll('.note')].map((note) => note.textContent)")
-    assert any(note.startswith("100,000 rows, drawn as at most 2,000 of them") for note in notes)
+    assert any(note.startswith("100,000 rows, at most 1,000 of them drawn") for note in notes)
