@@ -49,7 +49,10 @@ def console(*, as_json: bool = False) -> "Console":
             close_stdout()
 
         def print(self, *objects: Any, **options: Any) -> None:  # names of files are data: no escape sequences
-            super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
+            super().print(*(self.shown(o) if isinstance(o, str) else o for o in objects), **options)
+
+        def shown(self, text: str) -> str:  # a screen that has not every character shows the rest
+            return printable(text).encode(self.encoding, "replace").decode(self.encoding)
 
     return Screen(stderr=as_json, quiet=not speaks(), markup=False, highlight=False, soft_wrap=True)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 from command import Prefkit
 
-WORDS = "the quick brown fox jumps over the lazy dog near the old river bank while children watch from a bridge".split()
+LONG = "the quick brown fox jumps over the lazy dog near the old river bank while children watch from a"
 
 
 def write_pairs(path: Path, prompts: list[str]) -> None:
@@ -20,7 +20,7 @@ def write_pipeline(folder: Path, *names: str) -> None:
 
 
 def test_additions_and_near_duplicates_are_told(prefkit: Prefkit, tmp_path: Path) -> None:
-    twins = [" ".join(WORDS), " ".join([*WORDS[:-1], "tower"])]  # prompts that differ in their last word
+    twins = [f"{LONG} bridge", f"{LONG} tower"]
     write_pairs(tmp_path / "a.jsonl", [*twins, "what is rust?", "how do bees dance?"])
     write_pipeline(tmp_path, "a.jsonl")
     assert prefkit("build", "pipeline.yaml").code == 0

@@ -128,6 +128,13 @@ def test_a_screen_without_blocks_gets_ascii(tmp_path: Path) -> None:
     assert " █▆▅▃▁ " in command(tmp_path, "utf-8", "info", "r").stdout.decode()
 
 
+def test_a_name_that_a_screen_cannot_show_does_not_hide_the_rest(tmp_path: Path) -> None:
+    write_run(tmp_path / "café", ROWS)
+    lines = command(tmp_path, "ascii", "info", "café").stdout.decode("ascii").splitlines()
+    assert lines[0] == "run caf?"
+    assert len(lines) > 8
+
+
 def test_info_of_one_run_is_its_document_with_progress_and_curves(prefkit: Prefkit, tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", ROWS, PERF, finished=False, train={"max_steps": 9})
     told = prefkit("info", "r", "--json").last_json()
