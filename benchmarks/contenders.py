@@ -17,8 +17,9 @@ from prefkit.budget import CPU_BATCH_TOKENS, measure_budget
 from prefkit.config import TrainConfig
 from prefkit.layouts import choose_layout
 from prefkit.logps import CompletionLogps
+from prefkit.optimizers import make_optimizer
 from prefkit.processes import Team
-from prefkit.schedule import limits_of, make_optimizer, micro_batches
+from prefkit.schedule import limits_of, micro_batches
 from prefkit.scoring import assemble_part, score_batches
 from prefkit.tables import write_parquet
 from prefkit.train import update
@@ -80,11 +81,12 @@ def sums_of(scores: pl.DataFrame, pairs: pl.DataFrame) -> Scores:
     return rows["ref_chosen_logps"].to_numpy(), rows["ref_rejected_logps"].to_numpy()
 
 
-def our_settings(micro: int, size: int, learning_rate: float) -> TrainConfig:
-    """Plain DPO: AdamW, a constant rate without warm-up, clipping at 1."""
+def our_settings(micro: int, size: int, learning_rate: float, optimizer: str = "adamw") -> TrainConfig:
+    """Plain DPO: by default AdamW, a constant rate without warm-up, clipping at 1."""
     return TrainConfig(
         beta=BETA,
         learning_rate=learning_rate,
+        optimizer=optimizer,
         lr_scheduler_type="constant",
         batch_size=micro,
         gradient_accumulation_steps=size // micro,

@@ -46,8 +46,16 @@ def as_job(jobs: Mapping[str, Callable[[Settings], Figures]]) -> bool:
     return True
 
 
-def run_job(script: str, job: str, settings: Settings) -> Figures:
-    """The figures of a job, from a fresh process with that many threads and no network."""
+def run_job(script: str, job: str, settings: Settings, more: Mapping[str, str] = {}, python: str = "") -> Figures:
+    """The figures of a job, from a fresh process with that many threads and no network.
+
+    Args:
+        script: whose main asks `as_job`.
+        job: its name.
+        settings: handed over as JSON; threads, device and folder are needed here.
+        more: environment variables beside.
+        python: of another environment; by default this one.
+    """
     threads = str(settings["threads"])
     environment = os.environ | {
         "OMP_NUM_THREADS": threads,
@@ -58,10 +66,11 @@ def run_job(script: str, job: str, settings: Settings) -> Figures:
         "TQDM_DISABLE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONWARNINGS": "ignore",
+        **more,
     }
     if settings["device"] == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    command = [sys.executable, script, "--job", job, json.dumps(settings)]
+    command = [python or sys.executable, script, "--job", job, json.dumps(settings)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603  this file
     lines = [line for line in done.stdout.splitlines() if line.startswith("figures:")]
     if not lines:

@@ -1,9 +1,11 @@
 """The run directory: checkpoints that a kill cannot tear, and the step and pair tables cut back to them.
 
     runs/<n>/checkpoints/step-000020/   model.safetensors, optimizer.pt, checkpoint.json (last)
+    runs/<n>/best/step-000015/          model.safetensors: of the evaluation that was best so far
 
-A checkpoint is written into a folder beside its place and renamed. What is logged after it (steps.jsonl, pair_dynamics)
-is cut back to it on resume, so a resumed run leaves what an unbroken one would.
+A checkpoint is written into a folder beside its place and renamed. What is logged after it (steps.jsonl, perf.jsonl,
+pair_dynamics) is cut back to it on resume, so a resumed run leaves what an unbroken one would. Weights and their
+optimiser state go by name, whole, and only those that are trained: any number of processes goes on with them.
 """
 
 import json
@@ -14,12 +16,22 @@ from typing import Any
 
 import polars as pl
 import torch
-from safetensors.torch import load_model as load_tensors
-from safetensors.torch import save_model as save_tensors
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from prefkit.errors import DatasetError, is_out_of_memory
-from prefkit.format import CHECKPOINTS, DYNAMICS, STEPS, STEPS_LIVE, part_name, schema
+from prefkit.format import (
+    BEST,
+    CHECKPOINTS,
+    DYNAMICS,
+    PERF,
+    STEPS,
+    part_name,
+    schema,
+)
+from prefkit.optimizers import load_state
+from prefkit.processes import ALONE, Team
+from prefkit.sharding import share_of, whole
 from prefkit.store import folder_beside, read_json, write_json, write_text, written
 from prefkit.tables import write_parquet
 
@@ -27,18 +39,108 @@ DYNAMICS_ROWS = 50_000  # pairs seen before they are written as a part: what mem
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "checkpoint.json"
 
 
-def save_checkpoint(run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write checkpoints/step-<step>/ whole or not at all."""
+def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name; tied ones once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def save_checkpoint(
+    run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, team: Team = ALONE
+) -> None:
+    """Write checkpoints/step-<step>/ whole or not at all; every process of the team must call."""
+    with team.together():
+        weights, state = whole_weights(model, team), _whole_state(model, optimizer, team)
+    team.on_main(lambda: _write_checkpoint(run, step, weights, state))
+
+
+def _whole_state(model: nn.Module, optimizer: torch.optim.Optimizer, team: Team) -> dict[str, dict[str, Any]]:
+    """What the optimiser knows of each weight, by name."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in trained_weights(model).items()}
+    state: dict[str, dict[str, Any]] = {}
+    for parameter, values in optimizer.state.items():
+        state[names[parameter]] = {
+            key: _kept(value, team) if isinstance(value, Tensor) else value for key, value in values.items()
+        }
+    return state
+
+
+def _write_checkpoint(run: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     with folder_beside(run / CHECKPOINTS / f"step-{step:06d}") as beside:
-        save_tensors(model, str(beside / WEIGHTS))
+        save_file(dict(weights), str(beside / WEIGHTS))
         with (beside / OPTIMIZER).open("wb") as file:  # a file of Python's: its OSError is the cause of torch's error
-            torch.save({"optimizer": optimizer.state_dict(), "random": _random_states()}, file)
+            torch.save({"optimizer": state, "random": _random_states()}, file)
         write_json(beside / STATE, {"step": step})
+
+
+def whole_weights(model: nn.Module, team: Team = ALONE) -> dict[str, Tensor]:
+    """The weights that are trained, whole, in process 0; nothing elsewhere. Every process must ask."""
+    kept = {name: _kept(parameter.detach(), team) for name, parameter in trained_weights(model).items()}
+    return {name: value.contiguous() for name, value in kept.items()} if team.is_main else {}
+
+
+def _kept(value: Tensor, team: Team) -> Tensor:
+    """A tensor with all shares of it, which only process 0 keeps, and off the device where that has but a share."""
+    gathered = whole(value)
+    if gathered is value:
+        return value
+    return gathered.cpu() if team.is_main else gathered.new_empty(0)
 
 
 def _random_states() -> dict[str, Any]:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def save_best(run: Path, step: int, model: nn.Module, team: Team = ALONE) -> None:
+    """Write best/step-<step>/; every process of the team must call."""
+    with team.together():
+        weights = whole_weights(model, team)
+
+    def write() -> None:
+        with folder_beside(run / BEST / f"step-{step:06d}") as beside:
+            save_file(weights, str(beside / WEIGHTS))
+
+    team.on_main(write)
+
+
+def prune_best(run: Path, keep: int | None) -> None:
+    """Remove all of best/ but the one of that step; the folder too where none is kept."""
+    for path in (run / BEST).glob("*"):
+        if keep is None or path.name != f"step-{keep:06d}":
+            shutil.rmtree(path)
+    if keep is None:
+        shutil.rmtree(run / BEST, ignore_errors=True)
+
+
+def load_best(run: Path, step: int, model: nn.Module) -> None:
+    """Put the weights of best/step-<step>/ into the model.
+
+    Raises:
+        DatasetError: they are not there, or of another model.
+    """
+    place = run / BEST / f"step-{step:06d}"
+    try:
+        _put_weights(load_file(place / WEIGHTS), model)
+    except Exception as error:  # whatever safetensors raises
+        if is_out_of_memory(error):
+            raise
+        raise DatasetError(f"the best model cannot be read: {_first_line(error)}", where=str(place)) from None
+
+
+def _put_weights(weights: Mapping[str, Tensor], model: nn.Module) -> None:
+    own = trained_weights(model)
+    if own.keys() != weights.keys():
+        apart = sorted(own.keys() ^ weights.keys())
+        raise ValueError(f"it is of other weights: {', '.join(apart[:3])}")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            if weights[name].shape != parameter.shape:
+                raise ValueError(f"{name} is of shape {list(weights[name].shape)}, not {list(parameter.shape)}")
+            parameter.copy_(share_of(weights[name], parameter))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def prune_checkpoints(run: Path, every: int | None, limit: int, *, finished: bool = False) -> None:
@@ -76,36 +178,49 @@ def load_checkpoint(place: Path, model: nn.Module, optimizer: torch.optim.Optimi
     Raises:
         DatasetError: the checkpoint cannot be read, or is one of another model or optimiser.
     """
-    device = str(next(model.parameters()).device)
-    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
-        load_tensors(model, str(place / WEIGHTS), device=device)
+        _put_weights(load_file(place / WEIGHTS), model)
         state = torch.load(place / OPTIMIZER, map_location="cpu", weights_only=True)
-        optimizer.load_state_dict(state["optimizer"])
+        _put_state(state["optimizer"], model, optimizer)
+        step = int(read_json(place / STATE)["step"])
     except Exception as error:
         if is_out_of_memory(error):
             raise
         # whatever else safetensors and torch raise, the user needs the folder and a way out
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         hint = f"delete {place} to go on from the checkpoint before it"
-        raise DatasetError(f"the checkpoint cannot be read: {reason}", where=str(place), hint=hint) from None
-    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        message = f"the checkpoint cannot be read: {_first_line(error)}"
+        raise DatasetError(message, where=str(place), hint=hint) from None
+    for group, own in zip(optimizer.param_groups, groups, strict=True):
         group.update(own)
     torch.set_rng_state(state["random"]["cpu"])
     if torch.cuda.is_available() and len(state["random"]["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["random"]["cuda"])
-    return int(read_json(place / STATE)["step"])
+    return step
 
 
-def append_step(run: Path, row: Mapping[str, Any]) -> None:
-    """Add a line to steps.jsonl, for whoever watches the run."""
-    with written(run / STEPS_LIVE), (run / STEPS_LIVE).open("a", encoding="utf-8") as file:
+def _put_state(named: Mapping[str, Mapping[str, Any]], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """State by name into an optimiser, whose own way of loading decides about dtypes and devices."""
+    parameters = trained_weights(model)
+    numbers = {id(p): n for n, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    state = {}
+    for name, values in named.items():
+        parameter = parameters[name]
+        state[numbers[id(parameter)]] = {
+            key: share_of(value, parameter) if isinstance(value, Tensor) and value.shape == parameter.shape else value
+            for key, value in values.items()
+        }
+    load_state(optimizer, {"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a line to steps.jsonl or perf.jsonl, for whoever watches the run."""
+    with written(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 
-def cut_steps(run: Path, step: int) -> list[dict[str, Any]]:
-    """Drop the lines of steps.jsonl at and after `step` (and a torn last one); returns what stays."""
-    path = run / STEPS_LIVE
+def cut_rows(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drop the lines of steps.jsonl or perf.jsonl at and after `step` (and a torn last one); returns what stays."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -118,10 +233,12 @@ def cut_steps(run: Path, step: int) -> list[dict[str, Any]]:
     return rows
 
 
-def write_steps(run: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write steps.parquet: one row a logged step, the columns of format.STEPS_COLUMNS."""
-    columns = schema("steps", "text")
-    write_parquet(run / STEPS, pl.DataFrame({n: pl.Series(n, [r.get(n) for r in rows], t) for n, t in columns.items()}))
+def write_rows(run: Path, steps: Sequence[Mapping[str, Any]], perf: Sequence[Mapping[str, Any]]) -> None:
+    """Write steps.parquet and perf.parquet: one row a logged step, the columns of the format."""
+    for file, table, rows in ((STEPS, "steps", steps), (PERF, "perf", perf)):
+        columns = schema(table, "text")
+        frame = pl.DataFrame({n: pl.Series(n, [r.get(n) for r in rows], t) for n, t in columns.items()})
+        write_parquet(run / file, frame)
 
 
 def write_dynamics(run: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -69,16 +69,16 @@ def put(text: str) -> None:
         raise ReaderGone from None
 
 
-def speaks() -> bool:
-    """Whether this process is the one that prints."""
-    from prefkit.processes import process_rank
+def speaks(error: Exception | None = None) -> bool:
+    """Whether this process is the one that prints: the first of several, and any with an error of its own."""
+    from prefkit.processes import ALONE_WITH, process_rank
 
-    return process_rank() == 0
+    return process_rank() == 0 or hasattr(error, ALONE_WITH)
 
 
-def emit(value: dict[str, Any], *, as_json: bool) -> None:
-    """The one JSON line of a command."""
-    if as_json and speaks():
+def emit(value: dict[str, Any], *, as_json: bool, error: Exception | None = None) -> None:
+    """The one JSON line of a command, or of the error that ended it."""
+    if as_json and speaks(error):
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         try:
             text.encode()
@@ -447,23 +447,29 @@ def close_stdout() -> None:
 def answer(error: Exception | None, *, as_json: bool) -> int:
     """Say what went wrong (None: somebody interrupted); returns the exit code."""
     from prefkit.errors import Interrupted, PrefkitError
+    from prefkit.processes import ALONE_WITH
 
     if error is None or (type(error) is RuntimeError and "Query interrupted" in str(error)):  # as DuckDB says it
         error = Interrupted("interrupted; what is finished is on disk")
     known = error if isinstance(error, PrefkitError) else machine_failure(error)
     if known is not None:
+        if (rank := getattr(error, ALONE_WITH, None)) is not None:
+            known.message = f"process {rank}: {known.message}"
+            setattr(known, ALONE_WITH, rank)
         if isinstance(known, Interrupted):  # without the launcher of several processes, which nobody can know
             known.hint = shlex.join(["prefkit", *sys.argv[1:]])
-        fail(known.as_dict(), str(known), as_json=as_json)
+        fail(known.as_dict(), str(known), known, as_json=as_json)
         return known.exit_code
     show = getattr(error, "show", None)  # a usage error knows how to show itself
     if show is not None:
         show()
-        fail({"kind": "UsageError", "message": str(error)}, "", as_json=as_json)
+        fail({"kind": "UsageError", "message": str(error)}, "", error, as_json=as_json)
         return 2
-    traceback.print_exception(error)
+    if speaks(error):
+        traceback.print_exception(error)
     message = f"a bug in prefkit: {type(error).__name__}: {error}"
-    fail({"kind": "Bug", "message": message}, f"{message}\n  next: report it with the lines above", as_json=as_json)
+    told = f"{message}\n  next: report it with the lines above"
+    fail({"kind": "Bug", "message": message}, told, error, as_json=as_json)
     return 70
 
 
@@ -476,14 +482,14 @@ def machine_failure(error: Exception) -> "MachineError | None":
     return no_room(error)
 
 
-def fail(value: dict[str, Any], message: str, *, as_json: bool) -> None:
+def fail(value: dict[str, Any], message: str, error: Exception, *, as_json: bool) -> None:
     """The message on stderr, and with --json the error object as the last line of stdout."""
-    if message and speaks():
+    if message and speaks(error):
         from prefkit.text import printable
 
         sys.stderr.write(f"error: {printable(message)}\n")
     try:
-        emit({"error": value}, as_json=as_json)
+        emit({"error": value}, as_json=as_json, error=error)
         sys.stdout.flush()
     except (ReaderGone, OSError):  # stdout itself may be what has no room
         close_stdout()

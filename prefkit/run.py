@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from prefkit import __version__
-from prefkit.checkpoint import list_checkpoints, prune_checkpoints
+from prefkit.checkpoint import list_checkpoints, prune_best, prune_checkpoints
 from prefkit.config import TrainConfig
 from prefkit.documents import Audit, Run
 from prefkit.errors import DatasetError, PrefkitError
@@ -30,13 +30,33 @@ FIXED = ("reference:", "policy_sha256:", "train.optimizer:", "train.other_refere
 
 
 class Trained(NamedTuple):
-    """What `train_dpo` returns. `eval`: the test split after the last update, None if there is no test split."""
+    """What `train_dpo` returns. `eval`: the final model on the test split, None if there is no test split."""
 
     run: str
     steps: int
     loss: float
     eval: dict[str, float] | None
     first_loss: float
+    best: dict[str, Any] | None = None
+    stopped_early: bool = False
+
+
+class End(NamedTuple):
+    """How a loop ended: updates made, first and last logged loss, and the eval_ metrics of the final model."""
+
+    steps: int
+    first_loss: float
+    loss: float
+    evaluated: Mapping[str, float]
+    best: dict[str, Any] | None
+    stopped_early: bool
+
+
+class Final(NamedTuple):
+    """The trained model, and where it lies in shares all of its weights; in process 0."""
+
+    model: Any
+    state: Mapping[str, Any] | None
 
 
 def data_sha256(rows: pl.DataFrame) -> str:
@@ -230,38 +250,38 @@ def begin_run(
 
 
 def finish_run(
-    run: Path,
-    dataset: Path,
-    manifest: Mapping[str, Any],
-    model: Any,
-    tokenizer: Any,
-    rows: list[dict[str, Any]],
-    key: str,
+    run: Path, dataset: Path, manifest: Mapping[str, Any], tokenizer: Any, final: Final, end: End
 ) -> Trained:
     """Save the final model in the Hugging Face layout and mark the run finished."""
-    template = dataset / REFERENCES / key / TEMPLATE_FILE
+    recorded = read_document(run / RUN_JSON, Run)
+    template = dataset / REFERENCES / recorded["reference"] / TEMPLATE_FILE
     if template.exists():
         tokenizer.chat_template = template.read_text(encoding="utf-8")
-    evaluated = {
-        name.removeprefix("eval_"): value for name, value in rows[-1].items() if name.startswith("eval_")
-    } or None
-    recorded = read_document(run / RUN_JSON, Run)
+    evaluated = {name.removeprefix("eval_"): value for name, value in end.evaluated.items()} or None
     with folder_beside(run / MODEL) as beside, quiet_transformers():
-        model.save_pretrained(beside)
+        final.model.save_pretrained(beside, state_dict=final.state)
         tokenizer.save_pretrained(beside)
-        write_text(beside / "README.md", model_card(recorded, dataset, manifest, rows, evaluated))
+        write_text(beside / "README.md", model_card(recorded, dataset, manifest, end, evaluated))
     train = recorded["train"]
     prune_checkpoints(run, train["save_steps"], train["save_total_limit"], finished=True)  # now the model is safe
-    summary = {"steps": rows[-1]["step"], "loss": rows[-2]["loss"], "eval": evaluated, "finished": True}
+    prune_best(run, None)
+    summary = {
+        "steps": end.steps,
+        "loss": end.loss,
+        "eval": evaluated,
+        "best": end.best,
+        "stopped_early": end.stopped_early,
+        "finished": True,
+    }
     write_json(run / RUN_JSON, recorded | summary)
-    return Trained(str(run), rows[-1]["step"], rows[-2]["loss"], evaluated, rows[0]["loss"])
+    return Trained(str(run), end.steps, end.loss, evaluated, end.first_loss, end.best, end.stopped_early)
 
 
 def model_card(
     recorded: Mapping[str, Any],
     dataset: Path,
     manifest: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
+    end: End,
     evaluated: Mapping[str, float] | None,
 ) -> str:
     """The README.md beside the final model: data, audit verdict, reference and result."""
@@ -274,6 +294,6 @@ def model_card(
         f"| | |\n|---|---|\n| started from | {recorded['model']} |\n"
         f"| pairs | {manifest['counts']['train']} train, {manifest['counts']['test']} test |\n"
         f"| audit verdict of the pairs | {audit} |\n| reference | {recorded['reference']} |\n"
-        f"| loss, beta | {settings['loss']}, {settings['beta']} |\n| updates | {rows[-1]['step']} |\n"
+        f"| loss, beta | {settings['loss']}, {settings['beta']} |\n| updates | {end.steps} |\n"
         f"| accuracy of the reward margin on the test split | {accuracy} |\n"
     )

@@ -1,4 +1,4 @@
-"""When and how fast: the order of the pairs, the updates, their learning rate, and the optimiser that makes them.
+"""When and how fast: the order of the pairs, the updates, their learning rate and their beta.
 
 All of it is a function of the settings, the pairs' lengths and the step alone, so a resumed run needs no more than its
 step to go on. Which pairs an update sees has nothing to do with their lengths; how they are passed through the model
@@ -6,31 +6,12 @@ has, and changes an update no more than float rounding does.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from prefkit.config import TrainConfig
-
-OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
-    "adamw": torch.optim.AdamW,
-    "rmsprop": torch.optim.RMSprop,
-}
-
-
-def make_optimizer(policy: torch.nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW or RMSprop (the DPO paper's, with torch's own smoothing of .99).
-
-    Weight decay is on matrices only, as is usual: norms and biases are vectors.
-    """
-    parameters = [p for p in policy.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return OPTIMIZERS[settings.optimizer](groups, lr=settings.learning_rate)
 
 
 def learning_rate_at(step: int, total: int, settings: TrainConfig) -> float:
@@ -49,6 +30,22 @@ def learning_rate_at(step: int, total: int, settings: TrainConfig) -> float:
         if settings.lr_scheduler_type == "linear"
         else peak * (1 + math.cos(math.pi * progress)) / 2
     )
+
+
+def beta_at(step: int, total: int, settings: TrainConfig) -> float:
+    """Beta of the update made after `step` updates: beta at the first, beta_end at the last, linear or cosine between.
+
+    The rewards of an evaluation after `step` updates are in the same beta; after the last update it stays beta_end, and
+    a run of one update makes it with beta.
+
+    Example: beta .1, beta_end .5, linear, total 3 gives .1, .3, .5.
+    """
+    if settings.beta_end is None:
+        return settings.beta
+    progress = min(1.0, step / max(1, total - 1))
+    if settings.beta_schedule == "cosine":
+        progress = (1 - math.cos(math.pi * progress)) / 2
+    return settings.beta * (1 - progress) + settings.beta_end * progress
 
 
 def num_updates(num_pairs: int, settings: TrainConfig) -> int:
@@ -96,7 +93,7 @@ def micro_batches(numbers: Iterable[int], lengths: Sequence[int], limits: Limits
     """
     batches: list[list[int]] = []
     held = 0
-    for number in sorted(numbers, key=lambda row: (-lengths[row], row)):
+    for number in longest_first(numbers, lengths):
         tokens = held + lengths[number]
         over = limits.tokens is not None and tokens > limits.tokens
         if not batches or over or len(batches[-1]) == limits.pairs:
@@ -107,17 +104,42 @@ def micro_batches(numbers: Iterable[int], lengths: Sequence[int], limits: Limits
     return batches
 
 
-def step_batches(
-    lengths: Sequence[int], settings: TrainConfig, limits: Limits
-) -> Iterator[tuple[float, list[list[int]]]]:
-    """For every update: passes already made, and its micro-batches as row numbers. Endless.
+def dealt(numbers: Iterable[int], lengths: Sequence[int], limits: Limits, processes: int = 1) -> list[list[list[int]]]:
+    """Rows dealt out among processes, of every process as its micro-batches.
 
-    Its pairs are the next ones of the permutation, whatever their lengths; only their arrangement follows `lengths`.
+    The longest row first, each to whoever has the fewest tokens so far, so that nobody waits long for the others.
+
+    Args:
+        numbers: rows.
+        lengths: prompt + chosen + rejected tokens of every row.
+        limits: of a micro-batch.
+        processes: how many there are; one that is left without a row has no micro-batch.
+
+    Example: `dealt([0, 1, 2], [3, 9, 5], Limits(2, None), 2)` is `[[[1]], [[2, 0]]]`.
     """
-    num_pairs, size = len(lengths), settings.batch_size * settings.gradient_accumulation_steps
+    hands: list[list[int]] = [[] for _ in range(processes)]
+    held = [0] * processes
+    for number in longest_first(numbers, lengths):
+        least = held.index(min(held))
+        hands[least].append(number)
+        held[least] += lengths[number]
+    return [micro_batches(hand, lengths, limits) for hand in hands]
+
+
+def longest_first(numbers: Iterable[int], lengths: Sequence[int]) -> list[int]:
+    """Rows by length, by row number where they are equal."""
+    return sorted(numbers, key=lambda row: (-lengths[row], row))
+
+
+def step_rows(num_pairs: int, settings: TrainConfig) -> Iterator[tuple[float, list[int]]]:
+    """For every update: passes already made, and the numbers of its rows. Endless.
+
+    They are the next ones of the permutation, whatever their lengths and however many processes share them.
+    """
+    size = settings.batch_size * settings.gradient_accumulation_steps
     for epoch, order in enumerate(pair_order(num_pairs, settings.seed)):
         for start in range(0, num_pairs, size):
-            yield epoch + start / num_pairs, micro_batches(order[start : start + size], lengths, limits)
+            yield epoch + start / num_pairs, order[start : start + size]
 
 
 def epochs_made(updates: int, num_pairs: int, settings: TrainConfig) -> float:

@@ -555,8 +555,10 @@ class TrainConfig(Section):
             raise ValueError(f"train.dpop_lambda has no effect on train.loss {self.loss}: it is dpop's")
         if self.beta_schedule != "linear" and self.beta_end is None:
             raise ValueError("train.beta_schedule has no effect without train.beta_end")
-        if self.early_stopping_patience is not None and (self.best_metric is None or self.eval_steps is None):
-            raise ValueError("train.early_stopping_patience needs train.best_metric and train.eval_steps")
+        if self.early_stopping_patience is not None and self.best_metric is None:
+            raise ValueError("train.early_stopping_patience has no effect without train.best_metric")
+        if self.best_metric is not None and self.eval_steps is None:
+            raise ValueError("train.best_metric has no effect without train.eval_steps")
         if self.compile and self.gradient_checkpointing:
             raise ValueError("train.compile and train.gradient_checkpointing exclude each other")
         return self

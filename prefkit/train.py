@@ -2,74 +2,52 @@
 
 Comes in: a dataset with a finished reference of this very policy (gate.py sees to it). Goes out: a run directory with
 the metrics of every step, each pair's margin each time it was seen, checkpoints, and the final model. Nothing is
-tokenised and no reference model is loaded here.
+tokenised and no reference model is loaded here. Several processes (accelerate launch, torchrun) share each update.
 """
 
 import contextlib
-import math
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 import torch
-from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
-from torch import Tensor
 
-from prefkit.batches import NUM_TOKENS
-from prefkit.budget import CPU_BATCH_TOKENS
+from prefkit.best import best_of
 from prefkit.checkpoint import (
-    DYNAMICS_ROWS,
-    append_step,
-    cut_dynamics,
-    cut_steps,
-    list_checkpoints,
+    load_best,
     load_checkpoint,
+    prune_best,
     prune_checkpoints,
+    save_best,
     save_checkpoint,
-    write_dynamics,
-    write_steps,
 )
-from prefkit.config import Pipeline, TrainConfig, require_model
-from prefkit.encode import Sides
-from prefkit.errors import CheckError, DatasetError, InputError, Interrupted, located
-from prefkit.format import REFERENCES, RUNS
-from prefkit.gate import check_policy, check_table, find_reference, policy_of
-from prefkit.identity import identity_sha256
-from prefkit.layouts import choose_layout
-from prefkit.locks import give_lock, take_lock
+from prefkit.config import Pipeline, TrainConfig
+from prefkit.errors import DatasetError, Interrupted, is_out_of_memory, located
+from prefkit.job import Claimed, Job, claim_job
 from prefkit.logps import CompletionLogps
-from prefkit.losses import LOSSES, weighted_mean
-from prefkit.models import check_fits, checkpoint_activations, load_model, load_tokenizer, pick_device
-from prefkit.processes import num_processes
-from prefkit.run import Trained, begin_run, claimed_run, data_sha256, finish_run, micro_batch_tokens
+from prefkit.metrics import summarise
+from prefkit.perf import Clock, peak_flops, perf_row, update_flops, work_of
+from prefkit.policy import agreed_policy, final_model, make_trainee
+from prefkit.processes import Team, join_team
+from prefkit.run import End, Trained
+from prefkit.run_log import RunLog
 from prefkit.schedule import (
-    Limits,
+    beta_at,
+    dealt,
     epochs_made,
     learning_rate_at,
-    limits_of,
-    make_optimizer,
-    micro_batches,
+    longest_first,
     num_updates,
-    step_batches,
+    step_rows,
 )
-from prefkit.store import read_manifest, write_views
-from prefkit.tables import read_table
+from prefkit.sharding import wants_shards
+from prefkit.trackers import Trackers
+from prefkit.updates import Made, Trainee, evaluate, update
 from prefkit.work import Tell
 
 Watch = Callable[[int, int, Mapping[str, Any]], None]  # updates made, updates in all, the row just logged
-
-
-class Metrics(NamedTuple):
-    """One value a pair, (B,) each, on the CPU in float64."""
-
-    losses: Tensor
-    chosen_rewards: Tensor
-    rejected_rewards: Tensor
-    chosen_logps: Tensor
-    rejected_logps: Tensor
-    weights: Tensor
 
 
 def train_dpo(
@@ -99,295 +77,198 @@ def train_dpo(
         GateError: the reference is not this policy's.
         ModelError: the model does not load.
         Interrupted: `stop` said so.
+        MachineError: out of disk or memory, or another process of several is gone.
     """
-    settings, dataset = pipeline.train, Path(pipeline.dataset)
-    folder = require_model(settings.model or pipeline.precompute.model, "train.model")
-    if num_processes() > 1:
-        raise InputError("training runs in one process so far", hint="prefkit train, without accelerate launch")
-    manifest = read_manifest(dataset)
-    # precision and accumulation are this pipeline's: what `accelerate config` left in the environment has no say
-    plugin = GradientAccumulationPlugin(num_steps=1)
-    cpu = pick_device().type == "cpu"
-    accelerator = Accelerator(mixed_precision="no", gradient_accumulation_plugin=plugin, cpu=cpu)
+    with join_team() as team, contextlib.ExitStack() as held:
+        own: list[Claimed] = []  # of process 0, which reads and writes for all
 
-    tokenizer = load_tokenizer(folder)
-    policy = policy_of(Path(folder), tokenizer, pipeline.precompute, manifest["kind"])
-    key, recorded = find_reference(dataset, policy, reference, other=settings.other_reference)
-    identity = recorded["identity"]
-    same = all(identity[name] == policy.identity[name] for name in ("weights_sha256", "config"))
-    pairs = read_table(dataset, "pairs", manifest)
-    data = load_data(dataset, pairs, key, recorded)
-    claim = {
-        "reference": key,
-        "model": folder,
-        "policy_sha256": identity_sha256(policy.identity),
-        "train": settings.model_dump(mode="json"),
-        "data_sha256": data_sha256(pl.concat([data.train, data.test])),
-    }
-    with claimed_run(dataset, out, claim, go_on=go_on) as (run, changed):
-        scorer = load_policy(pipeline, folder, tokenizer, identity, accelerator.device)
-        model, layout = scorer.model, scorer.layout
-        tell(f"training on {accelerator.device.type} in {identity['dtype']}, {layout.name}")
-        resume = list_checkpoints(run)
-        figures = None
-        if stop():
-            raise Interrupted("stopped before the first step", where=str(run))
-        if not resume:
-            place, both = dataset / REFERENCES / key, pl.concat([data.train, data.test])
-            figures = check_policy(scorer, tokenizer, place, identity, both, pairs, settings.seed, same_model=same)
-        del pairs
-        data = Data(*(rows.drop("ref_chosen_token_logps", "ref_rejected_token_logps") for rows in data))
-        if settings.gradient_checkpointing:
-            with located(folder):
-                checkpoint_activations(model)
-        torch.manual_seed(settings.seed)
-        optimizer = make_optimizer(scorer, settings)
-        start = load_checkpoint(resume[-1], scorer, optimizer) if resume else 0
-        _refuse_fewer(run, start, num_updates(data.train.height, settings))
-        if resume:
-            tell(f"going on from step {start} of {run}" + "".join(f"\n  changed: {line}" for line in changed))
-        limits = limits_of(settings, micro_batch_tokens(run, settings, CPU_BATCH_TOKENS if cpu else None))
-        told = claim | {"micro_batch_tokens": limits.tokens, "layout": layout.name}
-        begin_run(run, dataset, manifest["counts"]["pairs"], told, figures, start, changed)
-        wrapped, optimizer = accelerator.prepare(scorer, optimizer)
-        with located(str(run)):
-            rows = _loop(accelerator, wrapped, optimizer, data, settings, limits, run, start, watch, stop)
-        if run.resolve().parent == (dataset / RUNS).resolve() and (lock := take_lock(dataset)) is not None:
-            write_views(dataset, manifest["kind"])  # whoever else holds the lock writes them in the end
-            give_lock(dataset, lock)
-        return finish_run(run, dataset, manifest, model, tokenizer, rows, key)
+        def claim() -> Job:
+            own.append(claim_job(pipeline, reference, out, held, go_on=go_on))
+            return own[0].job
+
+        job = team.on_main(claim)
+        told = tell if team.is_main else lambda _text: None
+        return _trained(pipeline, job, own[0] if own else None, team, told, watch, stop)
 
 
-def load_policy(
-    pipeline: Pipeline, folder: str, tokenizer: Any, identity: Mapping[str, Any], device: torch.device
-) -> CompletionLogps:
-    """The policy in the reference's regime, in the layout that it can be shown right in.
+def _trained(
+    pipeline: Pipeline, job: Job, own: Claimed | None, team: Team, tell: Tell, watch: Watch, stop: Callable[[], bool]
+) -> Trained:
+    """Load the policy, gate, train, save. What holds on to the other processes (DDP) ends with this call."""
+    settings = pipeline.train
+    shards = team.size > 1 and (settings.shard_weights or wants_shards())
+    scorer = agreed_policy(pipeline, job.folder, job.identity, team)
+    tell(f"training on {_where(scorer, team, shards=shards)} in {job.identity['dtype']}, {scorer.layout.name}")
+    if any(team.on_each(stop)):
+        raise Interrupted("stopped before the first step", where=job.run)
+    figures = team.on_main(lambda: None if own is None or job.resume else own.gate(scorer, settings.seed))
+    trainee = make_trainee(scorer, settings, job.folder, team, shards=shards)
+    start = load_checkpoint(Path(job.resume), scorer.model, trainee.optimizer) if job.resume else 0
+    _refuse_fewer(job, start, settings)
+    if job.resume:
+        tell(f"going on from step {start} of {job.run}" + "".join(f"\n  changed: {line}" for line in job.changed))
+    team.on_main(lambda: None if own is None else own.begin(scorer.layout, team, figures, start))
+    with located(job.run):
+        loop = _Loop(trainee, job, None if own is None else own.data.train, settings, start, tell)
+        end = loop.go(watch, stop)
+        final = final_model(scorer, team)
+        return team.on_main(lambda: own.finish(final, end))  # type: ignore[union-attr]
 
-    Raises:
-        ModelError: it does not load or fit.
-        InputError: the attention that was asked for is not right for it, or has no backward here.
-    """
-    attention, max_length = pipeline.precompute.attention, identity["max_length"]
-    model = load_model(folder, identity["dtype"], device, attention)
-    with located(folder):
-        check_fits(model, tokenizer, max_length, folder)
-        layout = choose_layout(model, identity["dtype"], max_length, attention, backward=True)
-    if layout.attention == "flex" and device.type == "cpu":
-        raise InputError(
-            "flex attention has no backward on a CPU",
-            where="precompute.attention",
-            hint="--set precompute.attention=auto",
-        )
-    return CompletionLogps(model, identity["dtype"], layout)
+
+def _where(scorer: CompletionLogps, team: Team, *, shards: bool) -> str:
+    device = scorer.device.type
+    if team.size == 1:
+        return device
+    return f"{team.size} processes ({device}), " + ("each with a share of the weights" if shards else "each a whole")
 
 
-def _refuse_fewer(run: Path, start: int, total: int) -> None:
+def _refuse_fewer(job: Job, start: int, settings: TrainConfig) -> None:
     """A run that has made more updates than it is asked for cannot be made shorter."""
-    if start > total:
+    if start > (total := num_updates(len(job.lengths), settings)):
         message = f"has made {start} updates, more than the {total} that are asked for"
-        raise DatasetError(message, where=str(run), hint="a larger train.max_steps or train.epochs")
+        raise DatasetError(message, where=job.run, hint="a larger train.max_steps or train.epochs")
 
 
-class Data(NamedTuple):
-    """The reference rows of both splits with `weight`, sorted by pair_id: the order on disk has no say in training."""
+class _Loop:
+    """Update after update, an evaluation now and then; process 0 has the rows (`train`) and writes the log."""
 
-    train: pl.DataFrame
-    test: pl.DataFrame
+    def __init__(
+        self, trainee: Trainee, job: Job, train: pl.DataFrame | None, settings: TrainConfig, start: int, tell: Tell
+    ) -> None:
+        self.trainee, self.job, self.train, self.settings, self.tell = trainee, job, train, settings, tell
+        self.team, self.run, self.start = trainee.team, Path(job.run), start
+        self.model, self.limits = trainee.scorer.model, job.limits
+        self.total, self.every = num_updates(len(job.lengths), settings), settings.save_steps
+        device = trainee.scorer.device
+        self.clock, peak = Clock(device), peak_flops(device, trainee.scorer.dtype, settings.peak_tflops)
+        self.peak = None if peak is None else peak * self.team.size
+        closed = self.every is not None and start % self.every == 0
+        self.logs: list[RunLog] = []  # of process 0
 
+        def open_log() -> None:
+            trackers = Trackers(settings.trackers, self.run, start, settings.model_dump(mode="json"), tell)
+            self.logs.append(RunLog(self.run, start, trackers, closed=closed))
 
-def load_data(dataset: Path, pairs: pl.DataFrame, key: str, recorded: Mapping[str, Any]) -> Data:
-    """The scored pairs of both splits, checked as a table (the first half of the gate)."""
-    pairs = pairs.select("pair_id", "split", "weight").sort("pair_id")
-    rows = check_table(dataset, key, recorded, pairs["pair_id"].to_list())
-    joined = rows.join(pairs, on="pair_id", how="left", maintain_order="left")
-    train, test = (joined.filter(pl.col("split") == split) for split in ("train", "test"))
-    if train.is_empty():
-        raise DatasetError("no pair to train on", where=str(dataset), hint="prefkit query DATASET 'from dropped'")
-    return Data(train, test)
+        self.team.on_main(open_log)
+        metric = settings.best_metric
+        self.best = None if metric is None else self.team.on_main(lambda: best_of(metric, self.logs[0].rows))
 
+    def go(self, watch: Watch, stop: Callable[[], bool]) -> End:
+        """All updates from `start` on, and the last evaluation."""
+        updates = step_rows(len(self.job.lengths), self.settings)
+        for step, (epoch, numbers) in enumerate(itertools.islice(updates, self.start, None), self.start):
+            beta = beta_at(step, self.total, self.settings)
+            evaluated = self.evaluated(step, beta)
+            if step == self.total or self.waited:
+                return self.end(step, beta, evaluated)
+            row = self.update(step, epoch, numbers, beta, evaluated)
+            made, due = step + 1, self.every is not None and (step + 1) % self.every == 0 and step + 1 < self.total
+            if due:
+                self.save(made, due=True)
+            watch(made, self.total, row)
+            if any(self.team.on_each(stop)) and made < self.total:
+                if not due:
+                    self.save(made, due=False)
+                message = f"stopped after {made} of {self.total} updates; a checkpoint is written"
+                raise Interrupted(message, where=str(self.run))
+        raise AssertionError("there is always another update")
 
-def _loop(
-    accelerator: Accelerator,
-    policy: Any,
-    optimizer: Any,
-    data: Data,
-    settings: TrainConfig,
-    limits: Limits,
-    run: Path,
-    start: int,
-    watch: Watch,
-    stop: Callable[[], bool],
-) -> list[dict[str, Any]]:
-    total, every = num_updates(data.train.height, settings), settings.save_steps
-    rows = cut_steps(run, start)
-    seen = cut_dynamics(run, start, closed=every is not None and start % every == 0)
+    def evaluated(self, step: int, beta: float) -> dict[str, float]:
+        """The eval_ metrics where an evaluation is due; the weights are kept where it is the best."""
+        every = self.settings.eval_steps
+        if step < self.total and not (every and step and step % every == 0):
+            return {}
+        found = evaluate(self.trainee, self.job.test, beta, self.limits)
+        if self.best is not None:
+            self.best = self.best.after(step, found)
+            if self.best.step == step:
+                save_best(self.run, step, self.model, self.team)
+        return found
 
-    def save(step: int) -> None:
-        write_dynamics(run, seen)
-        write_steps(run, rows)
-        save_checkpoint(run, step, accelerator.unwrap_model(policy), optimizer.optimizer)
-        prune_checkpoints(run, every, settings.save_total_limit)
+    @property
+    def waited(self) -> bool:
+        """Whether there has been no better evaluation for as long as train.early_stopping_patience."""
+        patience = self.settings.early_stopping_patience
+        return self.best is not None and patience is not None and self.best.since >= patience
 
-    for step, (epoch, numbers) in enumerate(step_batches(_lengths(data.train), settings, limits)):
-        if step == total:
-            break
-        if step < start:
-            continue
-        row: dict[str, Any] = {
+    def update(
+        self, step: int, epoch: float, numbers: list[int], beta: float, evaluated: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """Make one update and log it; returns its row."""
+        order = longest_first(numbers, self.job.lengths)
+        rows: pl.DataFrame = self.team.on_main(lambda: self.train[order])  # type: ignore[index]
+        rate = learning_rate_at(step, self.total, self.settings)
+        self.clock.begin()
+        made = self.made(rows, [self.job.lengths[number] for number in order], step, rate, beta)
+        seconds, work = self.clock.seconds(), work_of(rows)
+        perf = perf_row(step, seconds, work, update_flops(self.model, *work), self.peak, made.memory)
+        row = {
             "step": step,
             "epoch": epoch,
-            "learning_rate": learning_rate_at(step, total, settings),
+            "learning_rate": rate,
+            "num_pairs": len(numbers),
+            "grad_norm": made.grad_norm,
+            "beta": beta,
+            **summarise(made.metrics, beta),
+            **evaluated,
         }
-        if settings.eval_steps and step and step % settings.eval_steps == 0:
-            row |= evaluate(policy, data.test, settings, limits)
-        metrics = update(accelerator, policy, optimizer, data.train, numbers, settings, row)
-        seen += _dynamics(step, data.train, numbers, metrics)
-        if len(seen) >= DYNAMICS_ROWS:
-            write_dynamics(run, seen)
-            seen = []
-        if step % settings.logging_steps == 0 or "eval_loss" in row:
-            rows.append(row)
-            append_step(run, row)
-        made = step + 1
-        due = every is not None and made % every == 0 and made < total
-        if due:
-            save(made)
-            seen = []
-        watch(made, total, row)
-        if made < total and stop():
-            if not due:
-                save(made)
-            raise Interrupted(f"stopped after {made} of {total} updates; a checkpoint is written", where=str(run))
-    last = {
-        "step": total,
-        "epoch": epochs_made(total, data.train.height, settings),
-        **evaluate(policy, data.test, settings, limits),
-    }
-    append_step(run, last)
-    write_dynamics(run, seen)
-    write_steps(run, [*rows, last])
-    return [*rows, last]
 
+        def log() -> None:
+            self.logs[0].saw(step, rows["pair_id"].to_list(), made.metrics, beta)
+            if step % self.settings.logging_steps == 0 or evaluated:
+                self.logs[0].add(row, perf)
 
-def update(
-    accelerator: Accelerator,
-    policy: Any,
-    optimizer: Any,
-    rows: pl.DataFrame,
-    numbers: Sequence[Sequence[int]],
-    settings: TrainConfig,
-    row: dict[str, Any],
-) -> Metrics:
-    """One optimiser update over the rows of all micro-batches; fills `row` with its metrics, measured before it.
+        self.team.on_main(log)
+        return row
 
-    The metrics are in the order of `numbers`.
-    """
-    parts = [rows[list(batch)] for batch in numbers]
-    total_weight = float(sum(part["weight"].sum() for part in parts))
-    found = []
-    for number, part in enumerate(parts):
-        last = number == len(parts) - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(policy):
-            losses, metrics = score_pairs(policy, part, settings)
-            weights = metrics.weights.to(losses.device, losses.dtype)
-            accelerator.backward(weighted_mean(losses, weights, total_weight))
-        found.append(metrics)
-    if not all(bool(part.losses.isfinite().all()) for part in found):
-        raise CheckError(
-            f"the loss is not finite at step {row['step']}", expected="a number", hint="a smaller train.learning_rate"
-        )
-    limit = settings.max_grad_norm if settings.max_grad_norm is not None else math.inf
-    norm = accelerator.clip_grad_norm_(policy.parameters(), limit)
-    if not math.isfinite(float(norm)):
-        raise CheckError(
-            f"the gradient is not finite at step {row['step']}",
-            expected="a number",
-            hint="a smaller train.learning_rate",
-        )
-    for group in optimizer.param_groups:
-        group["lr"] = row["learning_rate"]
-    optimizer.step()
-    optimizer.zero_grad()
-    metrics = joined(found)
-    row |= {"num_pairs": len(metrics.losses), "grad_norm": float(norm), **summarise(metrics)}
-    return metrics
+    def made(self, rows: pl.DataFrame, lengths: list[int], step: int, rate: float, beta: float) -> Made:
+        """An update; where it does not fit into memory, with micro-batches of half as much.
 
+        Nothing has changed by then: weights change when all gradients are there. Of several processes one cannot do so
+        by itself, the others wait for it: there the run ends.
+        """
+        while True:
+            shares = dealt(range(len(lengths)), lengths, self.limits, self.team.size)
+            try:
+                return update(self.trainee, rows, shares, step, rate, beta)
+            except (RuntimeError, MemoryError) as error:
+                largest = max((batch for share in shares for batch in share), key=len)
+                if not is_out_of_memory(error) or self.team.size > 1 or len(largest) == 1:
+                    raise
+            # only here: inside the except block the error would keep what the failed pass holds
+            self.trainee.optimizer.zero_grad()
+            self.limits = self.limits._replace(tokens=max(1, sum(lengths[number] for number in largest) // 2))
+            if self.trainee.scorer.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.tell(f"out of memory at step {step}: from here on {self.limits.tokens} tokens a micro-batch")
 
-def score_pairs(policy: Any, rows: pl.DataFrame, settings: TrainConfig) -> tuple[Tensor, Metrics]:
-    """Losses of some pairs, with their graph, and the detached metrics."""
-    columns = (rows[f"{side}_ids"].to_list() for side in Sides._fields)
-    pairs = [Sides(*ids) for ids in zip(*columns, strict=True)]
-    scorer = getattr(policy, "module", policy)
-    device = scorer.device
-    scored = policy(scorer.batch(pairs))
-    reference = rows.select("ref_chosen_logps", "ref_rejected_logps").to_torch(dtype=pl.Float32).to(device)
-    chosen_logratios = scored.chosen_logps - reference[:, 0]
-    rejected_logratios = scored.rejected_logps - reference[:, 1]
-    loss = LOSSES[settings.loss]
-    counts = rows.select("num_chosen_tokens", "num_rejected_tokens").to_torch(dtype=pl.Float32).to(device)
-    lengths = counts if loss.token_averaged else torch.ones_like(counts)
-    losses = loss.function(
-        chosen_logratios / lengths[:, 0], rejected_logratios / lengths[:, 1], settings.beta, settings.label_smoothing
-    )
-    metrics = Metrics(
-        losses,
-        settings.beta * chosen_logratios,
-        settings.beta * rejected_logratios,
-        scored.chosen_logps,
-        scored.rejected_logps,
-        torch.tensor(rows["weight"].to_list()),
-    )
-    return losses, Metrics._make(value.detach().cpu().double() for value in metrics)
+    def save(self, made: int, *, due: bool) -> None:
+        """A checkpoint after so many updates."""
+        self.team.on_main(lambda: self.logs[0].write(close=due))
+        save_checkpoint(self.run, made, self.model, self.trainee.optimizer, self.team)
 
+        def prune() -> None:
+            prune_checkpoints(self.run, self.every, self.settings.save_total_limit)
+            if self.best is not None and self.best.step is not None:
+                prune_best(self.run, self.best.step)  # a resume from here needs no other
 
-def joined(parts: Sequence[Metrics]) -> Metrics:
-    """The metrics of several batches as those of one."""
-    return Metrics._make(torch.cat([getattr(part, name) for part in parts]) for name in Metrics._fields)
+        self.team.on_main(prune)
 
+    def end(self, step: int, beta: float, evaluated: Mapping[str, float]) -> End:
+        """Log the last evaluation, and take the best weights where they are wanted."""
+        epoch = epochs_made(step, len(self.job.lengths), self.settings)
 
-def summarise(metrics: Metrics, prefix: str = "") -> dict[str, float]:
-    """The metrics with TRL's names, means over the pairs; the loss is weighted as it is trained on."""
-    margins = metrics.chosen_rewards - metrics.rejected_rewards
-    values = {
-        "loss": weighted_mean(metrics.losses, metrics.weights, float(metrics.weights.sum())),
-        "rewards/chosen": metrics.chosen_rewards.mean(),
-        "rewards/rejected": metrics.rejected_rewards.mean(),
-        "rewards/accuracies": (margins > 0).double().mean(),
-        "rewards/margins": margins.mean(),
-        "logps/chosen": metrics.chosen_logps.mean(),
-        "logps/rejected": metrics.rejected_logps.mean(),
-    }
-    return {prefix + name: float(value) for name, value in values.items()}
+        def close() -> End:
+            log = self.logs[0]
+            log.add({"step": step, "epoch": epoch, "beta": beta, **evaluated})
+            log.write(close=True)
+            log.trackers.close()
+            losses = [row["loss"] for row in log.rows if "loss" in row]
+            return End(step, losses[0], losses[-1], evaluated, None, step < self.total)
 
-
-def _lengths(rows: pl.DataFrame) -> list[int]:
-    """Prompt + chosen + rejected tokens of every row."""
-    return rows.select(NUM_TOKENS).to_series().to_list()
-
-
-def evaluate(policy: Any, rows: pl.DataFrame, settings: TrainConfig, limits: Limits) -> dict[str, float]:
-    """The eval_ metrics over a split, in batches as in training; empty if there are no rows."""
-    batches = micro_batches(range(rows.height), _lengths(rows), limits)
-    with torch.no_grad():
-        found = [score_pairs(policy, rows[batch], settings)[1] for batch in batches]
-    if not found:
-        return {}
-    return summarise(joined(found), "eval_")
-
-
-def _dynamics(
-    step: int, rows: pl.DataFrame, numbers: Sequence[Sequence[int]], metrics: Metrics
-) -> list[dict[str, Any]]:
-    """A row a pair: within an update the longest pair first, by pair_id where they are equal."""
-    ids = rows["pair_id"][[number for batch in numbers for number in batch]].to_list()
-    rewards = zip(ids, metrics.chosen_rewards.tolist(), metrics.rejected_rewards.tolist(), strict=True)
-    return [
-        {
-            "step": step,
-            "pair_id": pair,
-            "rewards_chosen": chosen,
-            "rewards_rejected": rejected,
-            "margin": chosen - rejected,
-        }
-        for pair, chosen, rejected in rewards
-    ]
+        end = self.team.on_main(close)
+        if self.best is None or self.best.step is None:
+            return end
+        if self.best.step != step:
+            load_best(self.run, self.best.step, self.model)
+        return end._replace(evaluated=self.best.evaluated, best=self.best.told())

@@ -69,7 +69,8 @@ def results(work: Path) -> dict[str, bytes]:
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith("perf."))
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 def finished(dataset: Path) -> bool:

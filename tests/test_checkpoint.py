@@ -10,15 +10,15 @@ import torch
 from tiny import llama_config, random_model
 
 from prefkit.checkpoint import (
-    append_step,
+    append_row,
     cut_dynamics,
-    cut_steps,
+    cut_rows,
     list_checkpoints,
     load_checkpoint,
     prune_checkpoints,
     save_checkpoint,
     write_dynamics,
-    write_steps,
+    write_rows,
 )
 from prefkit.errors import DatasetError
 
@@ -173,30 +173,30 @@ def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:
 
 def test_logged_steps_are_cut_at_the_checkpoint_and_at_a_torn_line(tmp_path: Path) -> None:
     for number in range(6):
-        append_step(tmp_path, {"step": number, "loss": 0.1 + number})
-    assert [row["step"] for row in cut_steps(tmp_path, 4)] == [0, 1, 2, 3]
+        append_row(tmp_path / "steps.jsonl", {"step": number, "loss": 0.1 + number})
+    assert [row["step"] for row in cut_rows(tmp_path / "steps.jsonl", 4)] == [0, 1, 2, 3]
     lines = (tmp_path / "steps.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3]
     with (tmp_path / "steps.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 4, "lo')
-    rows = cut_steps(tmp_path, 9)
+    rows = cut_rows(tmp_path / "steps.jsonl", 9)
     assert rows == [{"step": number, "loss": 0.1 + number} for number in range(4)]
-    append_step(tmp_path, {"step": 4, "loss": 4.1})
-    assert [row["step"] for row in cut_steps(tmp_path, 9)] == [0, 1, 2, 3, 4]
+    append_row(tmp_path / "steps.jsonl", {"step": 4, "loss": 4.1})
+    assert [row["step"] for row in cut_rows(tmp_path / "steps.jsonl", 9)] == [0, 1, 2, 3, 4]
 
 
 def test_a_run_that_logged_nothing_has_no_steps(tmp_path: Path) -> None:
-    assert cut_steps(tmp_path, 0) == []
+    assert cut_rows(tmp_path / "steps.jsonl", 0) == []
 
 
 def test_floats_come_back_from_the_log_to_the_bit(tmp_path: Path) -> None:
     value = 0.1 + 0.2
-    append_step(tmp_path, {"step": 0, "loss": value})
-    assert cut_steps(tmp_path, 1)[0]["loss"] == value
+    append_row(tmp_path / "steps.jsonl", {"step": 0, "loss": value})
+    assert cut_rows(tmp_path / "steps.jsonl", 1)[0]["loss"] == value
 
 
 def test_steps_are_written_with_null_where_a_row_has_no_value(tmp_path: Path) -> None:
-    write_steps(tmp_path, [{"step": 0, "loss": 0.5}, {"step": 1, "eval_loss": 0.25}])
+    write_rows(tmp_path, [{"step": 0, "loss": 0.5}, {"step": 1, "eval_loss": 0.25}], [])
     steps = pl.read_parquet(tmp_path / "steps.parquet")
     assert steps.select("step", "loss", "eval_loss").rows() == [(0, 0.5, None), (1, None, 0.25)]
     assert steps.columns[:5] == ["step", "epoch", "num_pairs", "learning_rate", "grad_norm"]

@@ -6,17 +6,20 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from prefkit.config import TrainConfig
 from prefkit.schedule import (
     Limits,
+    beta_at,
+    dealt,
     epochs_made,
     learning_rate_at,
     limits_of,
     micro_batches,
     num_updates,
     pair_order,
-    step_batches,
+    step_rows,
 )
 
 PROPERTY = settings(deadline=None, max_examples=100, derandomize=True, database=None)
@@ -44,6 +47,43 @@ def test_the_learning_rate_by_hand(kind: str, warmup: int, expected: list[float]
 
 
 @pytest.mark.parametrize(
+    ("kind", "total", "expected"),
+    [
+        # the last value is of the evaluation after all updates
+        ("linear", 3, [0.1, 0.3, 0.5, 0.5]),
+        ("linear", 5, [0.1, 0.2, 0.3, 0.4, 0.5, 0.5]),
+        # (1 - cos(pi / 4)) / 2 = (2 - sqrt 2) / 4 of the way, then half of it
+        ("cosine", 5, [0.1, 0.3 - 0.1 * math.sqrt(2), 0.3, 0.3 + 0.1 * math.sqrt(2), 0.5, 0.5]),
+        ("cosine", 3, [0.1, 0.3, 0.5, 0.5]),
+        ("linear", 2, [0.1, 0.5, 0.5]),
+        ("linear", 1, [0.1, 0.5]),
+        ("cosine", 1, [0.1, 0.5]),
+    ],
+)
+def test_beta_by_hand(kind: str, total: int, expected: list[float]) -> None:
+    settings = TrainConfig.model_validate({"beta": 0.1, "beta_end": 0.5, "beta_schedule": kind})
+    assert [beta_at(step, total, settings) for step in range(total + 1)] == pytest.approx(expected, abs=1e-12)
+    turned = TrainConfig.model_validate({"beta": 0.5, "beta_end": 0.1, "beta_schedule": kind})
+    assert [beta_at(step, total, turned) for step in range(total + 1)] == pytest.approx([0.6 - b for b in expected])
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+@pytest.mark.parametrize(("beta", "end"), [(0.1, 0.7), (0.3, 0.1), (1e-3, 5.0)])
+def test_beta_begins_and_ends_at_what_is_set_to_the_bit(kind: str, beta: float, end: float) -> None:
+    settings = TrainConfig.model_validate({"beta": beta, "beta_end": end, "beta_schedule": kind})
+    assert [beta_at(step, 7, settings) for step in (0, 6, 7)] == [beta, end, end]
+
+
+def test_a_schedule_of_beta_needs_an_end() -> None:
+    with pytest.raises(ValidationError, match=r"train.beta_schedule has no effect without train.beta_end"):
+        TrainConfig(beta_schedule="cosine")
+
+
+def test_beta_stays_where_no_end_is_set() -> None:
+    assert {beta_at(step, 9, TrainConfig(beta=0.3)) for step in range(10)} == {0.3}
+
+
+@pytest.mark.parametrize(
     ("pairs", "size", "times", "epochs", "expected"),
     [(10, 4, 1, 1, 3), (10, 2, 2, 2, 6), (8, 4, 2, 0.5, 1), (3, 8, 1, 1, 1)],
 )
@@ -62,14 +102,12 @@ def test_the_order_is_one_permutation_a_pass_and_depends_on_the_seed_alone() -> 
 
 
 def test_a_step_is_batch_size_times_accumulation_and_no_pass_begins_inside_one() -> None:
-    lengths = [5] * 7  # equal: row numbers decide
-    steps = step_batches(lengths, TrainConfig(batch_size=2, gradient_accumulation_steps=2, seed=3), Limits(2, None))
+    steps = step_rows(7, TrainConfig(batch_size=2, gradient_accumulation_steps=2, seed=3))
     order = pair_order(7, 3)
     for number in (0, 1):
         rows = next(order)
-        first, second = sorted(rows[:4]), sorted(rows[4:])
-        assert next(steps) == (number, [first[:2], first[2:]])
-        assert next(steps) == (number + 4 / 7, [second[:2], second[2:]])
+        assert next(steps) == (number, rows[:4])
+        assert next(steps) == (number + 4 / 7, rows[4:])
         assert epochs_made(2 * number + 1, 7, TrainConfig(batch_size=4)) == number + 4 / 7
 
 
@@ -119,7 +157,8 @@ def test_the_pairs_of_an_update_are_those_of_the_permutation_whatever_their_leng
     """Drawn by chance alone: no update sees the long pairs, and each pass sees every pair once."""
     config = TrainConfig(batch_size=size, gradient_accumulation_steps=times, seed=seed)
     an_epoch = num_updates(len(lengths), config)
-    steps = [batches for _, batches in itertools.islice(step_batches(lengths, config, limits), 2 * an_epoch)]
+    updates = itertools.islice(step_rows(len(lengths), config), 2 * an_epoch)
+    steps = [micro_batches(rows, lengths, limits) for _, rows in updates]
     found = [sorted(number for batch in batches for number in batch) for batches in steps]
     expected = [
         sorted(order[start : start + size * times])
@@ -132,3 +171,34 @@ def test_the_pairs_of_an_update_are_those_of_the_permutation_whatever_their_leng
     # by count alone there are no more micro-batches than are asked for
     if limits.tokens is None and limits.pairs == size:
         assert all(len(batches) <= times for batches in steps)
+
+
+# --- several processes
+
+
+@pytest.mark.parametrize(
+    ("processes", "limits", "expected"),
+    [
+        (1, Limits(2, None), [[[3, 1], [5, 0], [4]]]),
+        # 30 to the first; 9, 9 to the second (18); 6 (24) and 2 (26) too
+        (2, Limits(2, None), [[[3]], [[1, 5], [0, 4]]]),
+        # 30; 9; 9; then 6 to the second (15), and 2 to the third (11)
+        (3, Limits(8, None), [[[3]], [[1, 0]], [[5, 4]]]),
+        (6, Limits(8, None), [[[3]], [[1]], [[5]], [[0]], [[4]], []]),
+    ],
+)
+def test_rows_dealt_out_by_hand(processes: int, limits: Limits, expected: list[list[list[int]]]) -> None:
+    assert dealt([0, 1, 3, 4, 5], [6, 9, 0, 30, 2, 9], limits, processes) == expected
+
+
+@PROPERTY
+@given(lengths=LENGTHS, limits=LIMITS, processes=st.integers(1, 4))
+def test_every_row_is_dealt_once_and_nobody_has_more_than_a_row_too_many(
+    lengths: list[int], limits: Limits, processes: int
+) -> None:
+    shares = dealt(range(len(lengths)), lengths, limits, processes)
+    assert len(shares) == processes
+    hands = [[number for batch in share for number in batch] for share in shares]
+    assert sorted(itertools.chain(*hands)) == [*range(len(lengths))]
+    held = [sum(lengths[number] for number in hand) for hand in hands]
+    assert max(held) - min(held) <= max(lengths, default=0)

@@ -13,7 +13,6 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tiny import (
     Row,
@@ -35,18 +34,23 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from prefkit import train as train_module
+from prefkit import job as job_module
+from prefkit import updates as updates_module
 from prefkit.config import Pipeline, TrainConfig
 from prefkit.documents import Run
 from prefkit.encode import TRANSCRIPT
 from prefkit.errors import CheckError, DatasetError, InputError, Interrupted, MachineError
+from prefkit.job import Data, load_data
 from prefkit.locks import locked
 from prefkit.logps import Layout
+from prefkit.losses import Objective
+from prefkit.metrics import summarise
 from prefkit.reference import precompute_reference
 from prefkit.run import Trained
-from prefkit.schedule import Limits, micro_batches
+from prefkit.schedule import Limits, dealt
 from prefkit.scoring import load_scorer
-from prefkit.train import Data, evaluate, load_data, train_dpo, update
+from prefkit.train import train_dpo
+from prefkit.updates import Trainee, evaluate, update
 
 CONFIGS: dict[str, Callable[..., Any]] = {"llama": llama_config, "gpt2": gpt2_config, "gemma2": gemma2_config}
 SPLIT = {"test_share": 0.3, "seed": 1}
@@ -300,13 +304,12 @@ def test_loss_and_gradient_of_an_update_are_those_of_one_large_batch_however_it_
     with torch.no_grad():  # away from the reference, where the gradients of all pairs are alike
         for parameter in policy.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)), alpha=0.01)
-    accelerator, settings = Accelerator(cpu=True), TrainConfig(max_grad_norm=None)
 
     def updated(limits: Limits) -> tuple[Row, torch.Tensor, int, list[float]]:
-        batches = micro_batches(range(12), lengths.to_series().to_list(), limits)
-        optimizer, row = Gradients(policy), {"step": 0, "learning_rate": 0.0}
-        metrics = update(accelerator, policy, optimizer, data, batches, settings, row)
-        return row, optimizer.found, len(batches), metrics.losses.tolist()
+        shares = dealt(range(12), lengths.to_series().to_list(), limits)
+        optimizer: Any = Gradients(policy)
+        made = update(Trainee(policy, policy, optimizer, Objective()), data, shares, 0, 0.0, 0.1)
+        return summarise(made.metrics, 0.1), optimizer.found, len(shares[0]), made.metrics.losses.tolist()
 
     whole, gradient, count, losses = updated(Limits(None, None))
     assert count == 1
@@ -323,14 +326,15 @@ def test_loss_and_gradient_of_an_update_are_those_of_one_large_batch_however_it_
 
 def test_an_evaluation_is_the_same_however_it_is_arranged(ready: Pipeline) -> None:
     test, policy = data_of(ready).test, load_scorer(ready, lambda _line: None)
+    trainee = Trainee(policy, policy, Gradients(policy), Objective())  # type: ignore[arg-type]
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)), alpha=0.01)
-    whole = evaluate(policy, test, TrainConfig(), Limits(None, None))
+    whole = evaluate(trainee, test, 0.1, Limits(None, None))
     assert abs(whole["eval_loss"] - math.log(2)) > 1e-3
     for limits in ARRANGEMENTS:
-        assert evaluate(policy, test, TrainConfig(), limits) == pytest.approx(whole, abs=1e-4, rel=1e-6)
-    assert evaluate(policy, test.clear(), TrainConfig(), Limits(2, None)) == {}
+        assert evaluate(trainee, test, 0.1, limits) == pytest.approx(whole, abs=1e-4, rel=1e-6)
+    assert evaluate(trainee, test.clear(), 0.1, Limits(2, None)) == {}
 
 
 def test_evaluation_is_that_of_the_saved_model_on_the_test_split(ready: Pipeline, tmp_path: Path) -> None:
@@ -782,13 +786,13 @@ def test_what_a_run_never_changes_is_refused_even_then(own: Pipeline, changes: d
 def counted_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The pairs of every micro-batch that is scored from now on, in training and evaluation."""
     sizes: list[int] = []
-    score = train_module.score_pairs
+    score = updates_module.score_pairs
 
-    def counting(policy: Any, rows: pl.DataFrame, settings: TrainConfig) -> Any:
+    def counting(policy: Any, rows: pl.DataFrame, *rest: Any) -> Any:
         sizes.append(rows.height)
-        return score(policy, rows, settings)
+        return score(policy, rows, *rest)
 
-    monkeypatch.setattr(train_module, "score_pairs", counting)
+    monkeypatch.setattr(updates_module, "score_pairs", counting)
     return sizes
 
 
@@ -801,7 +805,7 @@ def test_a_micro_batch_is_of_pairs_and_on_a_cpu_of_tokens_besides(
     sizes.clear()
     train(own, None, max_steps=1, batch_size=8, max_batch_tokens=1)
     assert set(sizes) == {1}
-    monkeypatch.setattr(train_module, "CPU_BATCH_TOKENS", 1)
+    monkeypatch.setattr(job_module, "CPU_BATCH_TOKENS", 1)
     sizes.clear()
     train(own, None, max_steps=1, batch_size=8)
     assert set(sizes) == {1}
@@ -814,7 +818,7 @@ def test_a_run_goes_on_with_the_micro_batches_it_began_with_wherever_it_is(
     ready: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = BUSY | {"batch_size": 4}
-    monkeypatch.setattr(train_module, "CPU_BATCH_TOKENS", 40)
+    monkeypatch.setattr(job_module, "CPU_BATCH_TOKENS", 40)
     train(ready, tmp_path / "unbroken", **settings)
     interrupted(ready, tmp_path / "run", 5, **settings)
     monkeypatch.undo()
@@ -833,7 +837,7 @@ def test_a_run_of_an_earlier_release_goes_on_with_its_number_of_pairs(own: Pipel
     recorded = json.loads(path.read_text(encoding="utf-8"))
     del recorded["micro_batch_tokens"], recorded["train"]["max_batch_tokens"]
     path.write_text(json.dumps(recorded), encoding="utf-8")
-    monkeypatch.setattr(train_module, "CPU_BATCH_TOKENS", 1)
+    monkeypatch.setattr(job_module, "CPU_BATCH_TOKENS", 1)
     sizes = counted_batches(monkeypatch)
     assert train(own, None, max_steps=4, batch_size=4).steps == 4
     assert sizes[0] == 4
@@ -1015,7 +1019,7 @@ def test_attention_without_a_backward_is_refused_before_anything_is_written(
     pipeline = built(tmp_path, text_rows(4), tiny_llama(tmp_path / "model"))
     precompute_reference(pipeline)
     # compiling it takes half a minute: what is tested is the refusal
-    monkeypatch.setattr("prefkit.train.choose_layout", lambda *_args, **_named: Layout("packed", "flex"))
+    monkeypatch.setattr("prefkit.policy.choose_layout", lambda *_args, **_named: Layout("packed", "flex"))
     with pytest.raises(InputError, match="flex attention has no backward on a CPU") as caught:
         train_dpo(pipeline)
     assert caught.value.where == "precompute.attention"

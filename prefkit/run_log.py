@@ -1,0 +1,62 @@
+"""What a run writes while it goes on: a row an update, each pair's margin, speed; cut back where it goes on.
+
+Process 0 has one. Rows are on disk as JSON lines when `add` returns; the tables come with every checkpoint and at the
+end.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prefkit.checkpoint import (
+    DYNAMICS_ROWS,
+    append_row,
+    cut_dynamics,
+    cut_rows,
+    write_dynamics,
+    write_rows,
+)
+from prefkit.format import PERF_LIVE, STEPS_LIVE
+from prefkit.metrics import Metrics
+from prefkit.trackers import Trackers
+
+
+class RunLog:
+    """The rows of a run so far."""
+
+    def __init__(self, run: Path, start: int, trackers: Trackers, *, closed: bool) -> None:
+        """Cut what is there back to the updates before `start`; `closed`: see cut_dynamics."""
+        self.run, self.trackers = run, trackers
+        self.rows = cut_rows(run / STEPS_LIVE, start)
+        self.perf = cut_rows(run / PERF_LIVE, start)
+        self._seen = cut_dynamics(run, start, closed=closed)
+
+    def add(self, row: Mapping[str, Any], perf: Mapping[str, Any] | None = None) -> None:
+        """Log an update, or the last evaluation."""
+        self.rows.append(dict(row))
+        append_row(self.run / STEPS_LIVE, row)
+        if perf is not None:
+            self.perf.append(dict(perf))
+            append_row(self.run / PERF_LIVE, perf)
+        self.trackers.log(row, perf)
+
+    def saw(self, step: int, pair_ids: Sequence[str], metrics: Metrics, beta: float) -> None:
+        """Keep the margins of an update's pairs, in the order of `metrics`."""
+        rewards = (beta * metrics.chosen_logratios).tolist(), (beta * metrics.rejected_logratios).tolist()
+        self._seen += [
+            {"step": step, "pair_id": pair, "rewards_chosen": c, "rewards_rejected": r, "margin": c - r}
+            for pair, c, r in zip(pair_ids, *rewards, strict=True)
+        ]
+        if len(self._seen) >= DYNAMICS_ROWS:
+            self._write_seen()
+
+    def _write_seen(self) -> None:
+        write_dynamics(self.run, self._seen)
+        self._seen = []
+
+    def write(self, *, close: bool) -> None:
+        """Write the tables; `close`: a part of pair_dynamics ends here, as at every checkpoint that is due."""
+        write_dynamics(self.run, self._seen)
+        if close:
+            self._seen = []
+        write_rows(self.run, self.rows, self.perf)

@@ -1,0 +1,310 @@
+"""What a run may be asked besides: the best model, an early end, another beta, loss or optimiser, smaller passes."""
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from tiny import built, snapshot, text_rows, tiny_llama
+from transformers import AutoModelForCausalLM
+
+from prefkit import train as train_module
+from prefkit import updates as updates_module
+from prefkit.config import Pipeline, TrainConfig
+from prefkit.errors import DatasetError, InputError
+from prefkit.reference import precompute_reference
+from prefkit.run import Trained
+from prefkit.train import train_dpo
+
+SPLIT = {"test_share": 0.3, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    folder = tmp_path_factory.mktemp("ready")
+    pipeline = built(folder, text_rows(24), tiny_llama(folder / "model"), split=SPLIT)
+    precompute_reference(pipeline)
+    return pipeline
+
+
+def train(pipeline: Pipeline, out: Path, watch: Any = None, **changes: Any) -> Trained:
+    settings = TrainConfig.model_validate(pipeline.train.model_dump() | {"learning_rate": 1e-3} | changes)
+    heard = {} if watch is None else {"watch": watch}
+    return train_dpo(pipeline.model_copy(update={"train": settings}), out=str(out), **heard)
+
+
+def steps_of(run: Path) -> pl.DataFrame:
+    return pl.read_parquet(run / "steps.parquet")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# --- the best model, and an early end
+
+Scripted = Callable[[Sequence[float]], None]
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    """Evaluations that say what the test wants, one after the other."""
+
+    def script(values: Sequence[float]) -> None:
+        left = iter(values)
+        monkeypatch.setattr(
+            train_module, "evaluate", lambda *_: {"eval_loss": next(left), "eval_rewards/accuracies": 0.5}
+        )
+
+    return script
+
+
+def test_the_final_model_is_the_one_that_was_best(ready: Pipeline, tmp_path: Path, scripted: Scripted) -> None:
+    """Evaluated after 2, 4, 6 and 8 updates; after 4 it was best. Its weights are those of a run of 4 updates."""
+    settings = {"eval_steps": 2, "batch_size": 4, "lr_scheduler_type": "constant"}
+    scripted([0.6, 0.4, 0.5, 0.45])
+    done = train(ready, tmp_path / "run", max_steps=8, best_metric="eval_loss", **settings)
+    assert done.best == {"metric": "eval_loss", "value": 0.4, "step": 4}
+    assert (done.steps, done.stopped_early) == (8, False)
+    assert done.eval == {"loss": 0.4, "rewards/accuracies": 0.5}
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (recorded["best"], recorded["eval"]) == (done.best, done.eval)
+    assert steps_of(tmp_path / "run")["eval_loss"].drop_nulls().to_list() == [0.6, 0.4, 0.5, 0.45]
+    assert not (tmp_path / "run" / "best").exists()  # it is the model now
+    scripted([0.6, 0.4])
+    train(ready, tmp_path / "short", max_steps=4, **settings)
+    assert same(weights(tmp_path / "run" / "model"), weights(tmp_path / "short" / "model"))
+    scripted([0.6, 0.4, 0.5, 0.45])
+    train(ready, tmp_path / "last", max_steps=8, **settings)
+    assert not same(weights(tmp_path / "run" / "model"), weights(tmp_path / "last" / "model"))
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "steps", "best"),
+    [
+        ([0.6, 0.5, 0.55, 0.52, 0.1], 2, 8, 4),  # two evaluations after the best one
+        ([0.6, 0.6, 0.6, 0.6, 0.6], 1, 4, 2),
+        ([0.6, 0.5, 0.4, 0.3, 0.2], 1, 10, 10),  # never early
+    ],
+)
+def test_a_run_that_gets_no_better_ends_early(
+    values: list[float], patience: int, steps: int, best: int, ready: Pipeline, tmp_path: Path, scripted: Scripted
+) -> None:
+    scripted(values)
+    settings = {"eval_steps": 2, "max_steps": 10, "best_metric": "eval_loss", "early_stopping_patience": patience}
+    done = train(ready, tmp_path / "run", **settings)
+    assert (done.steps, done.stopped_early) == (steps, steps < 10)
+    assert done.best is not None
+    assert done.best["step"] == best
+    assert steps_of(tmp_path / "run")["step"].to_list() == [*range(steps + 1)]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["stopped_early"] == (steps < 10)
+
+
+@pytest.mark.parametrize("kills", [[3], [5], [7], [4, 6, 9]], ids=str)
+def test_a_resumed_run_keeps_the_best_model_of_the_unbroken_one(
+    kills: list[int], ready: Pipeline, tmp_path: Path
+) -> None:
+    """The rate is so high that the loss on the test split goes up and down."""
+    settings: dict[str, Any] = {"max_steps": 10, "batch_size": 3, "learning_rate": 0.1, "eval_steps": 1, "seed": 0}
+    settings |= {"best_metric": "eval_loss", "save_steps": 2}
+    whole = train(ready, tmp_path / "unbroken", **settings)
+    losses = steps_of(tmp_path / "unbroken")["eval_loss"].to_list()
+    assert whole.best is not None
+    assert losses.index(min(losses[1:])) == whole.best["step"] == 7
+    for kill in kills:
+
+        def killed(done: int, _total: int, _row: Any, kill: int = kill) -> None:
+            if done == kill:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train(ready, tmp_path / "run", killed, **settings)
+    done = train(ready, tmp_path / "run", **settings)
+    assert done.best == whole.best
+    assert snapshot(tmp_path / "run") == snapshot(tmp_path / "unbroken")
+
+
+def test_a_best_model_that_somebody_removed_is_missed_by_name(ready: Pipeline, tmp_path: Path) -> None:
+    import shutil
+
+    settings = {"max_steps": 6, "eval_steps": 1, "save_steps": 3, "best_metric": "eval_loss", "learning_rate": 3e-2}
+
+    def killed(done: int, _total: int, _row: Any) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(ready, tmp_path / "run", killed, **settings)
+    shutil.rmtree(tmp_path / "run" / "best")
+    with pytest.raises(DatasetError, match="the best model cannot be read: ") as caught:
+        train(ready, tmp_path / "run", **settings)
+    assert caught.value.where.startswith(str(tmp_path / "run" / "best" / "step-00000"))
+
+
+def test_the_best_model_needs_a_test_split(tmp_path: Path) -> None:
+    pipeline = built(tmp_path, text_rows(4), tiny_llama(tmp_path / "model"))
+    precompute_reference(pipeline)
+    with pytest.raises(DatasetError) as caught:
+        train(pipeline, tmp_path / "run", max_steps=1, eval_steps=1, best_metric="eval_loss")
+    assert caught.value.message == "train.best_metric needs pairs to evaluate on, and there is no test split"
+    assert caught.value.hint == "--set split.test_share=0.05 at prefkit build, or leave train.best_metric out"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"early_stopping_patience": 2}, "train.early_stopping_patience has no effect without train.best_metric"),
+        ({"best_metric": "eval_loss"}, "train.best_metric has no effect without train.eval_steps"),
+        ({"label_smoothing": 0.1, "loss": "hinge"}, "train.label_smoothing has no effect on train.loss hinge: it is"),
+        ({"loss": "robust"}, "train.loss robust is sigmoid without train.label_smoothing: set it above 0"),
+        ({"dpop_lambda": 5.0}, "train.dpop_lambda has no effect on train.loss sigmoid: it is dpop's"),
+        ({"beta_schedule": "cosine"}, "train.beta_schedule has no effect without train.beta_end"),
+        (
+            {"compile": True, "gradient_checkpointing": True},
+            "train.compile and train.gradient_checkpointing exclude each other",
+        ),
+    ],
+)
+def test_a_setting_without_effect_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig.model_validate(changes)
+
+
+def test_label_smoothing_says_whose_it_is() -> None:
+    with pytest.raises(ValueError, match=": it is sigmoid's, sigmoid_norm's and robust's"):
+        TrainConfig(label_smoothing=0.1, loss="ipo")
+
+
+# --- what the rows tell
+
+
+def test_rows_agree_with_each_other_and_with_the_pairs(ready: Pipeline, tmp_path: Path) -> None:
+    train(ready, tmp_path / "run", max_steps=6, batch_size=4, beta=0.2, beta_end=0.6)
+    steps = steps_of(tmp_path / "run")
+    assert steps["beta"].to_list() == pytest.approx([0.2, 0.28, 0.36, 0.44, 0.52, 0.6, 0.6])
+    updates = steps.head(6)
+    for side in ("chosen", "rejected"):
+        rewards = updates.select(pl.col("beta") * pl.col(f"drift/{side}")).to_series()
+        assert rewards.to_list() == pytest.approx(updates[f"rewards/{side}"].to_list(), rel=1e-9, abs=1e-12)
+        assert updates[f"kl/{side}"].min() >= 0  # type: ignore[operator]
+    assert updates["kl/chosen"][0] == pytest.approx(0, abs=1e-9)
+    assert updates["kl/chosen"][5] > 1e-6
+    seen = pl.concat([pl.read_parquet(path) for path in sorted((tmp_path / "run" / "pair_dynamics").iterdir())])
+    means = seen.group_by("step", maintain_order=True).agg(pl.col("rewards_chosen").mean(), pl.col("margin").mean())
+    assert means["margin"].to_list() == pytest.approx(updates["rewards/margins"].to_list(), rel=1e-4, abs=1e-6)
+
+
+def test_speed_is_kept_beside_the_steps(ready: Pipeline, tmp_path: Path) -> None:
+    train(ready, tmp_path / "run", max_steps=6, batch_size=4, logging_steps=2, peak_tflops=0.1)
+    perf, steps = pl.read_parquet(tmp_path / "run" / "perf.parquet"), steps_of(tmp_path / "run")
+    assert perf["step"].to_list() == [0, 2, 4]
+    (reference,) = (Path(ready.dataset) / "reference").glob("*/part-*.parquet")
+    sizes = pl.read_parquet(reference).select(
+        "pair_id", tokens=pl.sum_horizontal(f"num_{side}_tokens" for side in ("prompt", "chosen", "rejected"))
+    )
+    (dynamics,) = (tmp_path / "run" / "pair_dynamics").iterdir()
+    held = pl.read_parquet(dynamics).join(sizes, on="pair_id").group_by("step").agg(pl.col("tokens").sum()).sort("step")
+    assert perf["num_tokens"].to_list() == held.filter(pl.col("step") % 2 == 0)["tokens"].to_list()
+    for row in perf.iter_rows(named=True):
+        assert row["tokens_per_second"] == pytest.approx(row["num_tokens"] / row["seconds"])
+        assert 0 < row["mfu"] < 1
+        assert row["peak_memory"] > 1 << 26
+    assert steps["step"].to_list() == [0, 2, 4, 6]
+    assert len((tmp_path / "run" / "perf.jsonl").read_text().splitlines()) == 3
+
+
+# --- objective and optimiser
+
+
+def test_the_sft_term_adds_the_mean_negative_log_likelihood_of_chosen(ready: Pipeline, tmp_path: Path) -> None:
+    for name, weight in (("without", 0.0), ("with", 0.3)):
+        train(ready, tmp_path / name, max_steps=1, batch_size=5, sft_weight=weight)
+    plain, more = (steps_of(tmp_path / name).row(0, named=True) for name in ("without", "with"))
+    assert plain["loss"] == pytest.approx(math.log(2), abs=2e-5)
+    assert more["loss"] - plain["loss"] == pytest.approx(0.3 * more["nll/chosen"], rel=1e-4)
+
+
+def test_the_first_step_of_every_loss_is_known(ready: Pipeline, tmp_path: Path) -> None:
+    """Policy and reference are one model, so all log-ratios are 0."""
+    ln2 = math.log(2)
+    expected = {"sigmoid": ln2, "sigmoid_norm": ln2, "hinge": 1, "ipo": 25, "ipo_sum": 25, "dpop": ln2}
+    expected |= {"robust": ln2, "apo_zero": 1, "apo_down": 1}
+    for loss, value in expected.items():
+        more = {"label_smoothing": 0.1} if loss == "robust" else {}
+        done = train(ready, tmp_path / loss, max_steps=1, batch_size=2, loss=loss, **more)
+        assert done.first_loss == pytest.approx(value, rel=1e-4), loss
+
+
+def test_an_optimiser_that_torch_has_not_is_refused_before_anything_is_loaded(ready: Pipeline, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"train.optimizer: torch.optim has no adamx"):
+        train(ready, tmp_path / "run", max_steps=1, optimizer="adamx")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "arguments"), [("sgd", {"momentum": 0.9}), ("nadam", {}), ("adagrad", {}), ("adafactor", {})]
+)
+def test_a_resumed_run_of_any_optimiser_is_the_unbroken_one(
+    optimizer: str, arguments: dict[str, Any], ready: Pipeline, tmp_path: Path
+) -> None:
+    settings = {"max_steps": 5, "save_steps": 2, "optimizer": optimizer, "optimizer_args": arguments, "batch_size": 4}
+
+    def killed(done: int, _total: int, _row: Any) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    train(ready, tmp_path / "unbroken", **settings)
+    with pytest.raises(KeyboardInterrupt):
+        train(ready, tmp_path / "run", killed, **settings)
+    train(ready, tmp_path / "run", **settings)
+    assert snapshot(tmp_path / "run") == snapshot(tmp_path / "unbroken")
+
+
+# --- memory
+
+
+def test_an_update_that_does_not_fit_is_made_in_smaller_passes(
+    ready: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if memory held two pairs: the same losses, from there on in passes that fit; and the weights never changed."""
+    settings = {"max_steps": 4, "batch_size": 8, "max_batch_tokens": 100_000}
+    train(ready, tmp_path / "roomy", **settings)
+    score, held = updates_module.score_pairs, []
+
+    def cramped(policy: Any, rows: pl.DataFrame, *rest: Any) -> Any:
+        held.append(rows.height)
+        if rows.height > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return score(policy, rows, *rest)
+
+    monkeypatch.setattr(updates_module, "score_pairs", cramped)
+    said: list[str] = []
+    changes = TrainConfig.model_validate(ready.train.model_dump() | {"learning_rate": 1e-3} | settings)
+    train_dpo(ready.model_copy(update={"train": changes}), out=str(tmp_path / "cramped"), tell=said.append)
+    one, other = (steps_of(tmp_path / name)["loss"].drop_nulls().to_list() for name in ("roomy", "cramped"))
+    assert one == pytest.approx(other, abs=2e-5)
+    told = [line for line in said if line.startswith("out of memory at step 0: from here on ")]
+    assert 1 <= len(told) == len([line for line in said if "out of memory" in line])
+    assert max(held[-4:]) <= 2
+    assert len(list(itertools.takewhile(lambda count: count > 2, held))) == len(told)
+
+
+def test_a_single_pair_that_does_not_fit_ends_the_run(
+    ready: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(updates_module, "score_pairs", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(ready, tmp_path / "run", max_steps=1, batch_size=1)
