@@ -13,11 +13,11 @@ Pure functions on Polars frames: `screen`, `formats`, `pairs`, `corrections`, `c
 Files: `documents`, `settings`, `config`, `rows`, `checked`, `shapes`, `plans`, `ingest`, `sources`, `detection`,
 `evals`, `views`, `store`, `tables`, `locks`, `spill`, `ahead`, `workers`, `near`, `comparing`, `candidates`,
 `rewriting`, `rejecting`, `drafts`, `target`, `accounts`, `assembly`, `additions`, `papers`, `resolving`, `build`,
-`query`, `spans`, `show`, `export`, `info`, `schemas`. Below the torch line: `conversations`, `controls`, `encode`,
-`identity`, `models`, `boundaries`, `judgement`, `audits`, `report`, `openers`, `mending`, `repairs`, `packing`,
-`attention`, `head`, `logps`, `layouts`, `batches`, `budget`, `work`, `processes`, `scoring`, `reference`, `losses`,
-`optimizers`, `schedule`, `perf`, `compiling`, `gate`, `checkpoint`, `run`, `train`. The edge: `terminal`, `sides`,
-`before_after`, `stopping`, `demo`, `cli`.
+`query`, `spans`, `show`, `export`, `curves`, `info`, `run_facts`, `run_charts`, `run_page`, `schemas`. Below the torch
+line: `conversations`, `controls`, `encode`, `identity`, `models`, `boundaries`, `judgement`, `audits`, `report`,
+`openers`, `mending`, `repairs`, `packing`, `attention`, `head`, `logps`, `layouts`, `batches`, `budget`, `work`,
+`processes`, `scoring`, `reference`, `losses`, `optimizers`, `schedule`, `perf`, `compiling`, `gate`, `checkpoint`,
+`run`, `train`. The edge: `terminal`, `sides`, `before_after`, `sparklines`, `run_view`, `stopping`, `demo`, `cli`.
 
 Each command is one function here, imported on first use so that `import prefkit` stays light.
 """

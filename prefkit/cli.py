@@ -49,7 +49,10 @@ def console(*, as_json: bool = False) -> "Console":
             close_stdout()
 
         def print(self, *objects: Any, **options: Any) -> None:  # names of files are data: no escape sequences
-            super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
+            super().print(*(self.shown(o) if isinstance(o, str) else o for o in objects), **options)
+
+        def shown(self, text: str) -> str:  # a screen that has not every character shows the rest
+            return printable(text).encode(self.encoding, "replace").decode(self.encoding)
 
     return Screen(stderr=as_json, quiet=not speaks(), markup=False, highlight=False, soft_wrap=True)
 
@@ -364,14 +367,34 @@ def export(
 
 
 @app.command()
-def info(target: Annotated[str, typer.Argument(help="A dataset or run directory.")], as_json: Json = False) -> None:
-    """Say what a dataset or a run holds."""
-    from prefkit.info import dataset_info
+def info(
+    targets: Annotated[list[str], typer.Argument(help="A dataset or run directory, or several runs.")],
+    html: Annotated[
+        str | None, typer.Option("--html", metavar="PAGE.html", help="Write one page with the runs' curves.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace PAGE.html although it is no such page.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a dataset or a run holds; draw the curves of runs."""
+    from prefkit.info import dataset_info, read_runs
+    from prefkit.run_view import print_runs
     from prefkit.terminal import print_info
 
-    found = dataset_info(target)
-    print_info(found, console(as_json=as_json))
-    emit(found, as_json=as_json)
+    screen = console(as_json=as_json)
+    if html is not None:
+        from prefkit.run_page import write_run_page
+
+        written = write_run_page(targets, html, overwrite=overwrite)
+        screen.print(f"{written.page}: {written.runs} run{'s' * (written.runs > 1)}, {written.bytes / 1e6:.1f} MB")
+        return emit(written._asdict(), as_json=as_json)
+    found = dataset_info(*targets)
+    if "dataset" in found and "run" not in found:
+        print_info(found, screen)
+    else:
+        print_runs(read_runs(targets), screen)
+    return emit(found, as_json=as_json)
 
 
 @app.command()

@@ -1,27 +1,34 @@
 """`prefkit info`: what a dataset or a run holds, as one plain dict and as a few lines for a person."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
+from prefkit.curves import CURVES, PERF_CURVES, Curves, ends, is_run, points, progress, read_curves
 from prefkit.documents import Audit, Reference, Run
-from prefkit.errors import DatasetError
+from prefkit.errors import DatasetError, InputError
 from prefkit.format import AUDIT_JSON, MANIFEST, REFERENCE_JSON, REFERENCES, RUN_JSON, RUNS
 from prefkit.store import read_document, read_manifest
 
 
-def dataset_info(target: str | Path) -> dict[str, Any]:
-    """What lies in a dataset or run directory.
+def dataset_info(target: str | Path, *more: str | Path) -> dict[str, Any]:
+    """What lies in a dataset or run directory, or in several runs.
 
     Returns:
-        a run: its run.json; a dataset: kind, what a repair did, counts, reasons, sources, audit verdict, references,
-        runs.
+        a run: its run.json, how far it is, and of each curve the first and last value, the smallest and largest, and
+        the last one of the test split; several: these under `runs`; a dataset: kind, what a repair did, additions,
+        near-duplicates, counts, reasons, sources, audit verdict, references, runs.
 
     Raises:
-        DatasetError: it is neither.
+        DatasetError: it is neither, or damaged.
+        InputError: several, and one of them is no run.
     """
+    if more:
+        return {"runs": [_run_info(run) for run in read_runs([target, *more])]}
     path = Path(target)
-    if (path / RUN_JSON).exists():
-        return {"run": str(path), **read_document(path / RUN_JSON, Run)}
+    if is_run(path):
+        return _run_info(read_curves(path))
     if not path.is_dir() or (not (path / MANIFEST).exists() and not (path / ".lock").exists()):
         raise DatasetError(
             "neither a dataset nor a run",
@@ -41,10 +48,43 @@ def dataset_info(target: str | Path) -> dict[str, Any]:
         "counts": manifest["counts"],
         "reasons": manifest["reasons"],
         "sources": manifest["sources"],
+        **({"additions": manifest["additions"]} if manifest["additions"] else {}),
+        **_near_duplicates(manifest["report"]),
         "audit": audit,
         "references": references,
         "runs": runs,
     }
+
+
+def read_runs(targets: Sequence[str | Path]) -> list[Curves]:
+    """The runs of several directories, in their order, each once.
+
+    Raises:
+        DatasetError: one is damaged.
+        InputError: one is no run.
+    """
+    once: dict[Path, str | Path] = {}
+    for target in targets:
+        if not is_run(target):
+            hint = f"prefkit info {quote(str(target))} alone says what a dataset holds"
+            raise InputError("is no run", where=str(target), expected=f"a directory with {RUN_JSON}", hint=hint)
+        once.setdefault(Path(target).resolve(), target)
+    return [read_curves(target) for target in once.values()]
+
+
+def _run_info(run: Curves) -> dict[str, Any]:
+    curves: dict[str, dict[str, float | None]] = {}
+    for name in (*CURVES, *PERF_CURVES):
+        if (found := ends(points(run, name))) is not None:
+            tested = ends(points(run, f"eval_{name}")) if f"eval_{name}" in run.steps.columns else None
+            curves[name] = {**found._asdict(), "eval": tested.last if tested else None}
+    return {"run": str(Path(run.path)), **run.document, "progress": progress(run)._asdict(), "curves": curves}
+
+
+def _near_duplicates(report: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What deduplication says of prompts that are nearly the same, if the build recorded any of it."""
+    told = [section["prompts"] for section in report if section.get("prompts")]  # empty without any pair
+    return {"near_duplicates": told[0]} if told else {}
 
 
 def _reference(recorded: dict[str, Any]) -> dict[str, Any]:

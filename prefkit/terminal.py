@@ -152,7 +152,18 @@ def print_exported(exported: "Exported", console: Console) -> None:
 def print_info(found: Mapping[str, Any], console: Console) -> None:
     """A dataset's or run's facts, one a line; nested ones indented."""
     for name, value in found.items():
-        if isinstance(value, Mapping):
+        if name == "additions":
+            console.print(f"additions: {len(value)}")
+            for added in value:
+                console.print(f"  {added['pairs']} pairs from {', '.join(added['sources'])}")
+        elif name == "near_duplicates":
+            console.print(
+                f"near-duplicates: {value['num_near_duplicate_clusters']} clusters; prompts are in "
+                f"{value['num_prompt_clusters']} clusters, the largest has {value['largest_prompt_cluster']} pairs"
+            )
+            for advice in value["advice"]:
+                console.print(f"  advice: {advice}")
+        elif isinstance(value, Mapping):
             console.print(f"{name}:")
             for key, inner in value.items():
                 console.print(f"  {key}: {inner}")

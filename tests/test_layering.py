@@ -109,7 +109,11 @@ FILES = [
     "spans",
     "show",
     "export",
+    "curves",
     "info",
+    "run_facts",
+    "run_charts",
+    "run_page",
     "schemas",
 ]
 BELOW = [
@@ -154,7 +158,7 @@ BELOW = [
     "job",
     "train",
 ]
-EDGE = ["terminal", "sides", "before_after", "stopping"]
+EDGE = ["terminal", "sides", "before_after", "sparklines", "run_view", "stopping"]
 EDGE += ["demo", "demo.grammar", "demo.world", "demo.tiny_model", "demo.walk", "cli", "__main__"]
 ORDER = ["__init__", *FRAMES, *FILES, *BELOW, *EDGE]
 # without torch in them, though they serve what stands below the line: bytes on disk, strings and ids
