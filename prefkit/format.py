@@ -378,7 +378,7 @@ LEARNING_COLUMNS = (
     Column("first_step", pl.Int64, "step at which it was first seen"),
     Column("learned_step", pl.Int64, "step from which on it was right each time, null where it ended wrong"),
     Column("first_margin", pl.Float32, "margin when it was first seen; of the first pass: before it was trained on"),
-    Column("early_margin", pl.Float64, "mean of the first two: before it was trained on, and after one pass"),
+    Column("early_margin", pl.Float32, "mean of the first two: before it was trained on, and after one pass"),
     Column("last_margin", pl.Float32, "margin when it was last seen, all earlier passes having trained on it"),
     Column("mean_margin", pl.Float64, "mean over all times"),
 )

@@ -25,25 +25,22 @@ VIEW_FILES: Mapping[str, tuple[str, str, str | None]] = {
     "perf": ("perf", "runs/*/perf.parquet", "run"),
     "pair_dynamics": ("pair_dynamics", "runs/*/pair_dynamics/part-*.parquet", "run"),
 }
-# one aggregation by run and pair: `seen` packs step and right into a number, so that one sort orders both. What a query
-# does not ask for is not computed
+# what a query does not ask for is not computed: the lists least of all
 DERIVED_VIEWS: Mapping[str, str] = {
     "learning": """
 WITH pairs_seen AS (
-    SELECT run, pair_id, count(*) AS num_seen, count_if(margin > 0) AS num_right, min(step) AS first_step,
-        arg_min(margin, step) AS first_margin, arg_max(margin, step) AS last_margin,
-        list_avg(arg_min(margin, step, 2)) AS early_margin, avg(margin) AS mean_margin,
-        list_sort(list(2 * step + CAST(margin > 0 AS BIGINT))) AS seen
+    SELECT run, pair_id, count(*) AS num_seen, count_if(margin > 0) AS num_right, avg(margin) AS mean_margin,
+        list_sort(list({'step': step, 'margin': margin})) AS seen
     FROM pair_dynamics WHERE step > 0 GROUP BY run, pair_id
 ), histories AS (
-    SELECT *, list_aggregate([right_or_wrong % 2 FOR right_or_wrong IN seen], 'string_agg', '') AS history
+    SELECT *, list_aggregate([CAST(one.margin > 0 AS INTEGER) FOR one IN seen], 'string_agg', '') AS history
     FROM pairs_seen
 )
 SELECT run, pair_id, num_seen, CAST(num_right AS BIGINT) AS num_right,
     (2 * length(history) - length(replace(history, '01', '')) - length(replace(history, '10', ''))) // 2 AS num_flips,
-    (length(history) - length(replace(history, '10', ''))) // 2 AS num_forgotten, history, first_step,
-    seen[length(rtrim(history, '1')) + 1] // 2 AS learned_step, first_margin, early_margin, last_margin,
-    mean_margin
+    (length(history) - length(replace(history, '10', ''))) // 2 AS num_forgotten, history, seen[1].step AS first_step,
+    seen[length(rtrim(history, '1')) + 1].step AS learned_step, seen[1].margin AS first_margin,
+    (seen[1].margin + seen[least(2, num_seen)].margin) / 2 AS early_margin, seen[-1].margin AS last_margin, mean_margin
 FROM histories""",
 }
 VIEW_NAMES = (*VIEW_FILES, *DERIVED_VIEWS)
