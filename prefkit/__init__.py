@@ -16,8 +16,8 @@ Files: `documents`, `settings`, `config`, `rows`, `checked`, `shapes`, `plans`, 
 `query`, `spans`, `show`, `export`, `info`, `schemas`. Below the torch line: `conversations`, `controls`, `encode`,
 `identity`, `models`, `boundaries`, `judgement`, `audits`, `report`, `openers`, `mending`, `repairs`, `packing`,
 `attention`, `head`, `logps`, `layouts`, `batches`, `budget`, `work`, `processes`, `scoring`, `reference`, `losses`,
-`schedule`, `gate`, `checkpoint`, `run`, `train`. The edge: `terminal`, `sides`, `before_after`, `stopping`, `demo`,
-`cli`.
+`schedule`, `signs`, `gate`, `checkpoint`, `run`, `train`. The edge: `terminal`, `sides`, `before_after`, `stopping`,
+`demo`, `cli`.
 
 Each command is one function here, imported on first use so that `import prefkit` stays light.
 """

@@ -138,6 +138,7 @@ BELOW = [
     "reference",
     "losses",
     "schedule",
+    "signs",
     "gate",
     "checkpoint",
     "run",
@@ -158,6 +159,7 @@ LIGHT_BELOW = {
     "audits",
     "report",
     "repairs",
+    "signs",
 }
 NO_FILES = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "read_parquet", "write_parquet"}
 
