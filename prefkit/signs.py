@@ -68,8 +68,9 @@ class Signs:
         """
         if not row.get("num_pairs") or row["step"] < 1:
             return []
-        found = {"shortcut": self._shortcut(row), "displacement": self._displacement(row)}
-        new = [Sign(row["step"], name, text) for name, text in found.items() if text and name not in self.told]
+        rules = {"shortcut": self._shortcut, "displacement": self._displacement}
+        found = [(name, rule(row)) for name, rule in rules.items() if name not in self.told]
+        new = [Sign(row["step"], name, text) for name, text in found if text is not None]
         self.told |= {sign.name for sign in new}
         return new
 
@@ -78,10 +79,10 @@ class Signs:
         if row["epoch"] >= 1 or row["step"] > SOON:
             return None
         self.unseen.append(Rows(row["num_pairs"], (row["rewards/accuracies"],)))
-        _shorten(self.unseen, UNAUDITED_PAIRS)
-        newest, _ = split_newest(self.unseen, UNAUDITED_PAIRS if self.findings is None else WINDOW_PAIRS)
+        newest, older = split_newest(self.unseen, UNAUDITED_PAIRS if self.findings is None else WINDOW_PAIRS)
         if newest is None:
             return None
+        drop_oldest(self.unseen, len(older))
         right = round(newest.num_pairs * newest.means[0])
         if right < self.enough * newest.num_pairs:
             return None
@@ -105,11 +106,11 @@ class Signs:
         if any(row.get(name) is None for name in MEASURED):
             return None
         self.drifts.append(Rows(row["num_pairs"], tuple(row[name] for name in MEASURED)))
-        _shorten(self.drifts, 3 * WINDOW_PAIRS)
         newest, older = split_newest(self.drifts, WINDOW_PAIRS)
-        before, _ = split_newest(older, WINDOW_PAIRS)
+        before, oldest = split_newest(older, WINDOW_PAIRS)
         if newest is None or before is None:
             return None
+        drop_oldest(self.drifts, len(oldest))
         (chosen, rejected, displaced), (chosen_before, rejected_before, _) = newest.means, before.means
         falls = chosen < chosen_before and rejected < min(rejected_before, 0.0)
         grows = chosen - rejected > chosen_before - rejected_before
@@ -139,8 +140,8 @@ def gives_away(finding: Mapping[str, Any]) -> float:
 
     Example: a token in chosen only of 60% of the pairs gives .5 + .6 * .5 = .8.
     """
-    shown = finding["level"] in WARNED and not finding["name"].startswith("generator")
-    if not shown or finding["coverage"] is None or finding["win_rate"] is None:
+    who = finding["family"] != "tokens" and finding["name"].startswith("generator")
+    if who or finding["level"] not in WARNED or finding["coverage"] is None or finding["win_rate"] is None:
         return 0.0
     return 0.5 + float(finding["coverage"]) * abs(float(finding["win_rate"]) - 0.5)
 
@@ -171,10 +172,10 @@ def split_newest(rows: Sequence[Rows], num_pairs: int) -> tuple[Rows | None, lis
     Example: `split_newest([Rows(2, (0.0,)), Rows(1, (1.0,)), Rows(3, (0.0,))], 4)` is `(Rows(4, (0.25,)), [first])`.
     """
     taken: list[Rows] = []
-    older = list(rows)
-    while older and sum(row.num_pairs for row in taken) < num_pairs:
+    older, total = list(rows), 0
+    while older and total < num_pairs:
         taken.append(older.pop())
-    total = sum(row.num_pairs for row in taken)
+        total += taken[-1].num_pairs
     if total < num_pairs:
         return None, older
     columns = zip(*(row.means for row in taken), strict=True)
@@ -182,7 +183,7 @@ def split_newest(rows: Sequence[Rows], num_pairs: int) -> tuple[Rows | None, lis
     return Rows(total, tuple(means)), older
 
 
-def _shorten(rows: deque[Rows], num_pairs: int) -> None:
-    """Drop the oldest rows that the newest `num_pairs` do not need."""
-    while sum(row.num_pairs for row in rows) - rows[0].num_pairs >= num_pairs:
+def drop_oldest(rows: deque[Rows], number: int) -> None:
+    """Forget so many rows. What no window needs now, none needs later: as rows come, windows only move on."""
+    for _ in range(number):
         rows.popleft()

@@ -48,6 +48,7 @@ def steps_of(signs: list[Sign]) -> list[tuple[int, str]]:
         (finding(win_rate=None), 0.0),
         (finding(family="probe", name="generator"), 0.0),
         (finding(family="structure", name="generator: gull-1"), 0.0),
+        (finding(name="generator", coverage=0.6), 0.8),  # the word
     ],
 )
 def test_what_a_finding_gives_is_its_share_won_and_half_of_the_rest(entry: Row, expected: float) -> None:
@@ -221,7 +222,20 @@ def test_what_is_remembered_is_bounded() -> None:
     signs = Signs("D", [])
     for step in range(1, 2000):
         signs.look(row(step, math.sin(step) ** 2, epoch=0.5) | {"step": step % 100 + 1})
-    assert max(len(signs.unseen), len(signs.drifts)) <= 14  # 13 rows of 16 are 208 pairs, 12 are 192
+    assert (len(signs.unseen), len(signs.drifts)) == (4, 8)  # a window of 64 pairs, and two
+
+
+@pytest.mark.parametrize("pairs", [1, 7, 63, 64, 65, 100, 1000])
+def test_updates_of_any_size_are_warned_of(pairs: int) -> None:
+    rows = [one | {"num_pairs": pairs, "epoch": 0.5} for one in both()] + [
+        falling(step, -0.5 * step, -1.5 * step, num_pairs=pairs, epoch=1.5) for step in range(60, 400)
+    ]
+    window = -(-64 // pairs)  # rows
+    # the newest window must be whole and a nat down, so step 2 * window at least, and its mean is that of its steps
+    down = next(step for step in range(2 * window, 400) if -0.5 * (step - (window - 1) / 2) <= -1)
+    told = {sign.name: sign.step for sign in signs_of(rows, "D", [finding()])}
+    assert told["displacement"] == down
+    assert told.get("shortcut") == (window if window < 60 else None)
 
 
 # on the demo world
