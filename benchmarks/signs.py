@@ -22,7 +22,7 @@ from prefkit.demo.tiny_model import one_thread
 from prefkit.losses import LOSSES
 from prefkit.signs import GIVEN_AWAY, Sign, gives_away, signs_of
 
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+SHARES = {"demo world": (0.0, 0.25, 0.5, 0.75, 1.0), "random words": (0.0, 1.0)}
 FROM_SHARE = 0.75
 SPEEDS: dict[str, dict[str, Any]] = {
     "the demo's": {"max_steps": 60},
@@ -74,7 +74,7 @@ def shortcuts(folder: Path, seeds: list[int]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for kind, made in (("demo world", demo_world), ("random words", random_words)):
-        for share in SHARES:
+        for share in SHARES[kind]:
             worlds = [made(folder, seed, share) for seed in seeds]
             for speed, settings in SPEEDS.items():
                 found, given, unaudited = [], [], []
