@@ -366,6 +366,23 @@ DYNAMICS_COLUMNS = (
     Column("margin", pl.Float32, "rewards_chosen - rewards_rejected"),
 )
 
+# a view over pair_dynamics, without files of its own. Of a run's first update nothing counts: it is scored before the
+# policy has moved, and where policy and reference are one model its margins are float noise around 0
+LEARNING_COLUMNS = (
+    Column("pair_id", pl.String, "pair that was seen after the first update"),
+    Column("num_seen", pl.Int64, "times it was, each before the update that it was part of"),
+    Column("num_right", pl.Int64, "of these, times its margin was above 0"),
+    Column("num_flips", pl.Int64, "changes between right and wrong from one time to the next"),
+    Column("num_forgotten", pl.Int64, "changes from right to wrong"),
+    Column("history", pl.String, "a character a time, in order: 1 right, 0 wrong"),
+    Column("first_step", pl.Int64, "step at which it was first seen"),
+    Column("learned_step", pl.Int64, "step from which on it was right each time, null where it ended wrong"),
+    Column("first_margin", pl.Float32, "margin when it was first seen; of the first pass: before it was trained on"),
+    Column("early_margin", pl.Float32, "mean of the first two: before it was trained on, and after one pass"),
+    Column("last_margin", pl.Float32, "margin when it was last seen, all earlier passes having trained on it"),
+    Column("mean_margin", pl.Float64, "mean over all times"),
+)
+
 # every table a reader may meet: name, columns, and where its files lie below the dataset
 TABLES: Mapping[str, tuple[Column, ...]] = {
     "pairs": PAIRS,
@@ -382,6 +399,7 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
     "steps": STEPS_COLUMNS,
     "perf": PERF_COLUMNS,
     "pair_dynamics": DYNAMICS_COLUMNS,
+    "learning": LEARNING_COLUMNS,
 }
 
 

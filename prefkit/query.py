@@ -10,11 +10,11 @@ import polars as pl
 from prefkit.errors import DatasetError, InputError
 from prefkit.format import REFERENCE_JSON, REFERENCES
 from prefkit.store import REMAKE, atomic_path, read_json, read_manifest
-from prefkit.views import VIEW_FILES, view_sql
+from prefkit.views import DERIVED_VIEWS, VIEW_FILES, VIEW_NAMES, view_sql
 
 
 def connect_dataset(dataset: str | Path) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB connection with the views of views.VIEW_FILES.
+    """An in-memory DuckDB connection with the views of views.VIEW_NAMES.
 
     The connection can read the dataset's directory and nothing else, and its configuration is locked.
 
@@ -30,6 +30,8 @@ def connect_dataset(dataset: str | Path) -> duckdb.DuckDBPyConnection:
         except duckdb.Error as error:
             reason = f"the files of {view} cannot be read: {str(error).splitlines()[0]}"
             raise DatasetError(reason, where=str(dataset), hint=REMAKE) from None
+    for view in DERIVED_VIEWS:
+        connection.execute(view_sql(view, manifest["kind"]))
     connection.execute(f"SET allowed_directories=['{str(root).replace(chr(39), chr(39) * 2)}/']")
     connection.execute("SET enable_external_access=false")
     connection.execute("SET lock_configuration=true")
@@ -130,6 +132,6 @@ def as_input_error(error: duckdb.Error) -> InputError:
     message = str(error).strip()
     return InputError(
         message.splitlines()[0] if message else "the query fails",
-        expected="views: " + ", ".join(VIEW_FILES),
+        expected="views: " + ", ".join(VIEW_NAMES),
         hint='columns with a slash need double quotes: select "rewards/margins" from steps',
     )

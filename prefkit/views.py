@@ -1,6 +1,7 @@
 """The DuckDB views over a dataset: their names, and the SQL that makes each from the files that are there.
 
-Every view is always there; where a table has no file yet, it is an empty view with the table's columns.
+Every view is always there; where a table has no file yet, it is an empty view with the table's columns. `learning` has
+no files: it is pair_dynamics, a row a run and pair.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -24,6 +25,25 @@ VIEW_FILES: Mapping[str, tuple[str, str, str | None]] = {
     "perf": ("perf", "runs/*/perf.parquet", "run"),
     "pair_dynamics": ("pair_dynamics", "runs/*/pair_dynamics/part-*.parquet", "run"),
 }
+# what a query does not ask for is not computed: the lists least of all
+DERIVED_VIEWS: Mapping[str, str] = {
+    "learning": """
+WITH pairs_seen AS (
+    SELECT run, pair_id, count(*) AS num_seen, count_if(margin > 0) AS num_right, avg(margin) AS mean_margin,
+        list_sort(list({'step': step, 'margin': margin})) AS seen
+    FROM pair_dynamics WHERE step > 0 GROUP BY run, pair_id
+), histories AS (
+    SELECT *, list_aggregate([CAST(one.margin > 0 AS INTEGER) FOR one IN seen], 'string_agg', '') AS history
+    FROM pairs_seen
+)
+SELECT run, pair_id, num_seen, CAST(num_right AS BIGINT) AS num_right,
+    (2 * length(history) - length(replace(history, '01', '')) - length(replace(history, '10', ''))) // 2 AS num_flips,
+    (length(history) - length(replace(history, '10', ''))) // 2 AS num_forgotten, history, seen[1].step AS first_step,
+    seen[length(rtrim(history, '1')) + 1].step AS learned_step, seen[1].margin AS first_margin,
+    (seen[1].margin + seen[least(2, num_seen)].margin) / 2 AS early_margin, seen[-1].margin AS last_margin, mean_margin
+FROM histories""",
+}
+VIEW_NAMES = (*VIEW_FILES, *DERIVED_VIEWS)
 SQL_TYPES: Mapping[type[pl.DataType], str] = {
     pl.String: "VARCHAR",
     pl.Int64: "BIGINT",
@@ -49,15 +69,17 @@ def sql_type(dtype: pl.DataType) -> str:
     return SQL_TYPES[dtype.base_type()]  # a field may hold a dtype's class or an instance of it
 
 
-def view_sql(view: str, kind: Kind, files: Sequence[str]) -> str:
-    """The statement that makes one view over the given files."""
+def view_sql(view: str, kind: Kind, files: Sequence[str] = ()) -> str:
+    """The statement that makes one view over the given files; a derived view has none."""
+    if view in DERIVED_VIEWS:
+        return f"CREATE OR REPLACE VIEW {view} AS {DERIVED_VIEWS[view].strip()};"
     table, _, directory = VIEW_FILES[view]
     columns = schema(table, kind)
     names = ", ".join(f'"{name}"' for name in columns)
     if not files:
-        nulls = [f'CAST(NULL AS {sql_type(dtype)}) AS "{name}"' for name, dtype in columns.items()]
+        typed = [f'CAST(NULL AS {sql_type(dtype)}) AS "{name}"' for name, dtype in columns.items()]
         key = [f"CAST(NULL AS VARCHAR) AS {directory}"] if directory else []
-        return f"CREATE OR REPLACE VIEW {view} AS SELECT {', '.join(key + nulls)} WHERE false;"
+        return f"CREATE OR REPLACE VIEW {view} AS SELECT {', '.join(key + typed)} WHERE false;"
     listed = "[" + ", ".join(quoted(file) for file in files) + "]"
     if directory is None:
         return f"CREATE OR REPLACE VIEW {view} AS SELECT {names} FROM read_parquet({listed});"
@@ -79,4 +101,5 @@ def views_sql(kind: Kind, present: Collection[str]) -> str:
     """
     lines = ["-- views over this dataset: run DuckDB with this directory as its working directory"]
     lines += [view_sql(view, kind, [VIEW_FILES[view][1]] if view in present else []) for view in VIEW_FILES]
+    lines += [view_sql(view, kind) for view in DERIVED_VIEWS]
     return "\n".join(lines) + "\n"

@@ -146,6 +146,7 @@ BELOW = [
     "schedule",
     "perf",
     "compiling",
+    "signs",
     "gate",
     "sharding",
     "checkpoint",
@@ -173,6 +174,7 @@ LIGHT_BELOW = {
     "audits",
     "report",
     "repairs",
+    "signs",
 }
 NO_FILES = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "read_parquet", "write_parquet"}
 

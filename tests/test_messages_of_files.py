@@ -25,7 +25,8 @@ ROW = '{"prompt": "p", "chosen": "c", "rejected": "r"}\n'
 GOOD = "dataset: data\nkind: text\nsources: [{path: rows.jsonl, format: pairs}]\n"
 READABLE = ".jsonl, .ndjson, .json, .csv, .tsv, .parquet or .arrow, plain, .gz or .zst"
 VIEWS = (
-    "views: pairs, dropped, rejects, changes, tokens, structure, probe, pair_scores, reference, steps, pair_dynamics"
+    "views: pairs, dropped, rejects, changes, tokens, structure, probe, pair_scores, reference, steps, perf, "
+    "pair_dynamics, learning"
 )
 QUOTES = 'columns with a slash need double quotes: select "rewards/margins" from steps'
 

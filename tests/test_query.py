@@ -1,6 +1,8 @@
-"""Eleven views that are always there, over one dataset and nothing else."""
+"""Thirteen views that are always there, over one dataset and nothing else."""
 
+import itertools
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,12 @@ from prefkit.config import Pipeline
 from prefkit.errors import DatasetError, InputError
 from prefkit.format import Kind, schema
 from prefkit.query import connect_dataset, query_dataset, write_result
+from prefkit.store import write_views
 from prefkit.tables import write_parquet, write_table
-from prefkit.views import VIEW_FILES
+from prefkit.views import VIEW_NAMES as VIEWS
+from prefkit.views import sql_type
 
-VIEWS = tuple(VIEW_FILES)
-EXTRA = {"reference": ["key"], "steps": ["run"], "pair_dynamics": ["run"]}
+EXTRA = {"reference": ["key"], **{view: ["run"] for view in ("steps", "perf", "pair_dynamics", "learning")}}
 Build = Callable[..., Path]
 
 
@@ -125,6 +128,99 @@ def test_a_relative_path_is_as_good_as_an_absolute_one(build: Build, monkeypatch
     dataset = build()
     monkeypatch.chdir(dataset.parent)
     assert query_dataset("dataset", "select count(*) from pairs").fetchall() == [(3,)]
+
+
+# learning
+
+
+def add_seen(dataset: Path, run: str, margins: dict[str, list[float | None]]) -> None:
+    """pair_dynamics of a run in two parts: pair -> its margin at steps 0, 10, 20..., None where it was not seen."""
+    rows = [
+        {"step": 10 * at, "pair_id": pair, "rewards_chosen": 0.0, "rewards_rejected": 0.0, "margin": margin}
+        for pair, row in margins.items()
+        for at, margin in enumerate(row)
+        if margin is not None
+    ]
+    parts = [rows[1::2], rows[::2]]  # neither is in the order of steps
+    for number, part in enumerate(parts):
+        frame = pl.DataFrame(part, schema=schema("pair_dynamics", "text"))
+        write_parquet(dataset / "runs" / run / "pair_dynamics" / f"part-{number:05d}.parquet", frame)
+
+
+SEEN: dict[str, list[float | None]] = {
+    "always": [0.0, 1.0, 2.0, 4.0],
+    "never": [0.5, -1.0, -2.0, 0.0],  # 0 is no preference: wrong
+    "late": [0.0, -1.0, -2.0, 6.0],
+    "forgotten": [0.0, 3.0, -1.0, -2.0],
+    "to and fro": [0.0, -1.0, 2.0, -3.0, 4.0],
+    "once": [0.0, None, 5.0],
+    "only at the first update": [7.0],
+}
+LEARNING = """
+select pair_id, num_seen, num_right, num_flips, num_forgotten, history, first_step, learned_step, first_margin,
+    early_margin, last_margin, mean_margin
+from learning where run = '3' order by pair_id
+"""
+
+
+def test_learning_has_a_row_a_run_and_pair_and_leaves_out_the_first_update(build: Build) -> None:
+    dataset = build()
+    add_seen(dataset, "3", SEEN)
+    add_seen(dataset, "4", {"always": [0.0, -1.0]})
+    assert query_dataset(dataset, LEARNING).fetchall() == [
+        ("always", 3, 3, 0, 0, "111", 10, 10, 1.0, 1.5, 4.0, pytest.approx(7 / 3)),
+        ("forgotten", 3, 1, 1, 1, "100", 10, None, 3.0, 1.0, -2.0, 0.0),
+        ("late", 3, 1, 1, 0, "001", 10, 30, -1.0, -1.5, 6.0, 1.0),
+        ("never", 3, 0, 0, 0, "000", 10, None, -1.0, -1.5, 0.0, -1.0),
+        ("once", 1, 1, 0, 0, "1", 20, 20, 5.0, 5.0, 5.0, 5.0),
+        ("to and fro", 4, 2, 3, 1, "0101", 10, 40, -1.0, 0.5, 4.0, 0.5),
+    ]
+    assert query_dataset(dataset, "select pair_id, history from learning where run = '4'").fetchall() == [
+        ("always", "0")
+    ]
+
+
+def test_learning_says_of_random_margins_what_plain_python_does(build: Build) -> None:
+    rng = random.Random(0)
+    seen: dict[str, list[float | None]] = {
+        f"pair {i}": [None if rng.random() < 0.3 else rng.choice([-1.5, -0.25, 0.0, 0.5, 2.0]) for _ in range(7)]
+        for i in range(200)
+    }
+    dataset = build()
+    add_seen(dataset, "3", seen)
+    expected = []
+    for pair, row in sorted(seen.items()):
+        there = [(10 * at, margin) for at, margin in enumerate(row) if at > 0 and margin is not None]
+        if not there:
+            continue
+        right = [margin > 0 for _, margin in there]
+        changes = list(itertools.pairwise(right))
+        learned = next((step for at, (step, _) in enumerate(there) if all(right[at:])), None)
+        margins = [margin for _, margin in there]
+        facts = (len(there), sum(right), sum(a != b for a, b in changes), sum(a and not b for a, b in changes))
+        history = "".join("01"[one] for one in right)
+        early, mean = sum(margins[:2]) / len(margins[:2]), pytest.approx(sum(margins) / len(margins))
+        expected.append((pair, *facts, history, there[0][0], learned, margins[0], early, margins[-1], mean))
+    assert query_dataset(dataset, LEARNING).fetchall() == expected
+
+
+def test_learning_has_the_types_of_the_format(build: Build) -> None:
+    found = columns(build(), "learning")
+    assert found == {"run": "VARCHAR"} | {c: sql_type(dtype) for c, dtype in schema("learning", "text").items()}
+
+
+def test_the_views_file_of_a_dataset_with_a_run_gives_learning_too(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = build()
+    add_seen(dataset, "3", SEEN)
+    write_views(dataset, "text")
+    expected = query_dataset(dataset, LEARNING).fetchall()
+    monkeypatch.chdir(dataset)
+    connection = duckdb.connect()
+    connection.execute(Path("views.sql").read_text("utf-8"))
+    assert connection.sql(LEARNING).fetchall() == expected
+    assert len(expected) == 6
 
 
 # nothing outside, nothing changed
