@@ -15,8 +15,9 @@ from prefkit.batches import NUM_TOKENS
 from prefkit.budget import CPU_BATCH_TOKENS
 from prefkit.checkpoint import list_checkpoints
 from prefkit.config import Pipeline, require_model
+from prefkit.documents import Audit
 from prefkit.errors import DatasetError
-from prefkit.format import REFERENCES, RUNS
+from prefkit.format import AUDIT_JSON, REFERENCES, RUNS
 from prefkit.gate import GateFigures, check_policy, check_table, find_reference, policy_of
 from prefkit.identity import identity_sha256
 from prefkit.locks import give_lock, take_lock
@@ -26,7 +27,7 @@ from prefkit.optimizers import check_optimizer
 from prefkit.processes import Team
 from prefkit.run import End, Final, Trained, begin_run, claimed_run, data_sha256, finish_run, micro_batch_tokens
 from prefkit.schedule import Limits, limits_of
-from prefkit.store import read_manifest, write_views
+from prefkit.store import read_document, read_manifest, write_views
 from prefkit.tables import read_table
 from prefkit.trackers import check_trackers
 
@@ -75,6 +76,13 @@ class Claimed:
         both = pl.concat(self.data)
         identity = self.job.identity
         return check_policy(scorer, self.tokenizer, place, identity, both, pairs, seed, same_model=self.same_model)
+
+    def findings(self) -> list[dict[str, Any]] | None:
+        """The audit's, worst first; None where there was none, or it cannot be read."""
+        try:
+            return read_document(self.dataset / AUDIT_JSON, Audit)["findings"]  # type: ignore[no-any-return]
+        except DatasetError:
+            return None
 
     def begin(self, layout: Layout, team: Team, figures: GateFigures | None, start: int) -> None:
         """Say what the run is before its first step."""

@@ -16,20 +16,29 @@ from prefkit.checkpoint import (
     write_dynamics,
     write_rows,
 )
-from prefkit.format import PERF_LIVE, STEPS_LIVE
+from prefkit.documents import Run
+from prefkit.format import PERF_LIVE, RUN_JSON, STEPS_LIVE
 from prefkit.metrics import Metrics
+from prefkit.signs import Sign, Signs
+from prefkit.store import read_document, write_json
 from prefkit.trackers import Trackers
+from prefkit.work import Tell
 
 
 class RunLog:
     """The rows of a run so far."""
 
-    def __init__(self, run: Path, start: int, trackers: Trackers, *, closed: bool) -> None:
+    def __init__(
+        self, run: Path, start: int, signs: Signs, trackers: Trackers, tell: Tell = lambda _text: None, *, closed: bool
+    ) -> None:
         """Cut what is there back to the updates before `start`; `closed`: see cut_dynamics."""
-        self.run, self.trackers = run, trackers
+        self.run, self.signs, self.trackers, self.tell = run, signs, trackers, tell
         self.rows = cut_rows(run / STEPS_LIVE, start)
         self.perf = cut_rows(run / PERF_LIVE, start)
         self._seen = cut_dynamics(run, start, closed=closed)
+        self.warnings: list[Sign] = []
+        for row in self.rows:  # told before, and kept as they were
+            self._warn(signs.look(row))
 
     def add(self, row: Mapping[str, Any], perf: Mapping[str, Any] | None = None) -> None:
         """Log an update, or the last evaluation."""
@@ -38,7 +47,17 @@ class RunLog:
         if perf is not None:
             self.perf.append(dict(perf))
             append_row(self.run / PERF_LIVE, perf)
+        for sign in self._warn(self.signs.look(row)):
+            self.tell(f"warning: {sign.text}")
         self.trackers.log(row, perf)
+
+    def _warn(self, signs: list[Sign]) -> list[Sign]:
+        """Keep warnings where whoever looks at a run that goes on finds them."""
+        if signs:
+            self.warnings += signs
+            told = [sign._asdict() for sign in self.warnings]
+            write_json(self.run / RUN_JSON, read_document(self.run / RUN_JSON, Run) | {"warnings": told})
+        return signs
 
     def saw(self, step: int, pair_ids: Sequence[str], metrics: Metrics, beta: float) -> None:
         """Keep the margins of an update's pairs, in the order of `metrics`."""

@@ -43,6 +43,7 @@ from prefkit.schedule import (
     step_rows,
 )
 from prefkit.sharding import wants_shards
+from prefkit.signs import Signs
 from prefkit.trackers import Trackers
 from prefkit.updates import Made, Trainee, evaluate, update
 from prefkit.work import Tell
@@ -109,7 +110,7 @@ def _trained(
         tell(f"going on from step {start} of {job.run}" + "".join(f"\n  changed: {line}" for line in job.changed))
     team.on_main(lambda: None if own is None else own.begin(scorer.layout, team, figures, start))
     with located(job.run):
-        loop = _Loop(trainee, job, None if own is None else own.data.train, settings, start, tell)
+        loop = _Loop(trainee, job, own, settings, start, tell)
         end = loop.go(watch, stop)
         final = final_model(scorer, team)
         return team.on_main(lambda: own.finish(final, end))  # type: ignore[union-attr]
@@ -130,12 +131,12 @@ def _refuse_fewer(job: Job, start: int, settings: TrainConfig) -> None:
 
 
 class _Loop:
-    """Update after update, an evaluation now and then; process 0 has the rows (`train`) and writes the log."""
+    """Update after update, an evaluation now and then; process 0 has the rows (`own`) and writes the log."""
 
     def __init__(
-        self, trainee: Trainee, job: Job, train: pl.DataFrame | None, settings: TrainConfig, start: int, tell: Tell
+        self, trainee: Trainee, job: Job, own: Claimed | None, settings: TrainConfig, start: int, tell: Tell
     ) -> None:
-        self.trainee, self.job, self.train, self.settings, self.tell = trainee, job, train, settings, tell
+        self.trainee, self.job, self.own, self.settings, self.tell = trainee, job, own, settings, tell
         self.team, self.run, self.start = trainee.team, Path(job.run), start
         self.model, self.limits = trainee.scorer.model, job.limits
         self.total, self.every = num_updates(len(job.lengths), settings), settings.save_steps
@@ -147,7 +148,8 @@ class _Loop:
 
         def open_log() -> None:
             trackers = Trackers(settings.trackers, self.run, start, settings.model_dump(mode="json"), tell)
-            self.logs.append(RunLog(self.run, start, trackers, closed=closed))
+            signs = Signs(str(own.dataset), own.findings())  # type: ignore[union-attr]
+            self.logs.append(RunLog(self.run, start, signs, trackers, tell, closed=closed))
 
         self.team.on_main(open_log)
         metric = settings.best_metric
@@ -196,7 +198,7 @@ class _Loop:
     ) -> dict[str, Any]:
         """Make one update and log it; returns its row."""
         order = longest_first(numbers, self.job.lengths)
-        rows: pl.DataFrame = self.team.on_main(lambda: self.train[order])  # type: ignore[index]
+        rows: pl.DataFrame = self.team.on_main(lambda: self.own.data.train[order])  # type: ignore[union-attr]
         rate = learning_rate_at(step, self.total, self.settings)
         self.clock.begin()
         made = self.made(rows, [self.job.lengths[number] for number in order], step, rate, beta)
