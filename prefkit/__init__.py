@@ -14,10 +14,10 @@ Files: `documents`, `settings`, `config`, `rows`, `checked`, `shapes`, `plans`, 
 `evals`, `views`, `store`, `tables`, `locks`, `spill`, `ahead`, `workers`, `near`, `comparing`, `candidates`,
 `rewriting`, `rejecting`, `drafts`, `target`, `accounts`, `assembly`, `additions`, `papers`, `resolving`, `build`,
 `query`, `spans`, `show`, `export`, `info`, `schemas`. Below the torch line: `conversations`, `controls`, `encode`,
-`identity`, `models`, `boundaries`, `judgement`, `audits`, `report`, `openers`, `mending`, `repairs`, `packing`,
-`attention`, `head`, `logps`, `layouts`, `batches`, `budget`, `work`, `processes`, `scoring`, `reference`, `losses`,
-`schedule`, `gate`, `checkpoint`, `run`, `train`. The edge: `terminal`, `sides`, `before_after`, `stopping`, `demo`,
-`cli`.
+`adapters`, `identity`, `lora`, `models`, `boundaries`, `judgement`, `audits`, `report`, `openers`, `mending`,
+`repairs`, `packing`, `attention`, `head`, `logps`, `layouts`, `batches`, `budget`, `work`, `processes`, `scoring`,
+`reference`, `losses`, `schedule`, `gate`, `checkpoint`, `run`, `train`. The edge: `terminal`, `sides`,
+`before_after`, `stopping`, `demo`, `cli`.
 
 Each command is one function here, imported on first use so that `import prefkit` stays light.
 """
