@@ -1,7 +1,9 @@
 """Adapter folders, as peft's save_pretrained writes them: whose adapter it is, and what of it decides a number.
 
 A folder with adapter_config.json and adapter_model.safetensors stands for a model: its base with the adapter in it. It
-may XX"""
+may be handed in wherever a model folder may. Only LoRA (arXiv 2106.09685) is taken, with the settings named here; what
+is not known here is refused by its name, since nothing shows that it is scored right. No torch, no peft: files only.
+"""
 
 import json
 from pathlib import Path
@@ -33,7 +35,6 @@ DECIDING: dict[str, Any] = {
     "alpha_pattern": None,
     "modules_to_save": None,
     "trainable_token_indices": None,
-    "ensure_weight_tying": False,
 }
 # settings that decide no number of an adapter that is trained already: paths, how it began, what it was trained with
 PASSING = {

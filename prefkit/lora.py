@@ -130,7 +130,8 @@ def load_adapter(model: Any, folder: str | Path) -> None:
         config.lora_dropout, config.inference_mode, config.init_lora_weights = 0.0, False, True
         with torch.random.fork_rng(devices=[]):
             _inject(peft, model, config)
-        tensors = load_file(path)
+        # the model is no PeftModel: its names are without the prefix
+        tensors = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(path).items()}
         with _quiet():
             result = peft.set_peft_model_state_dict(model, tensors, adapter_name=NAME)
             own = peft.get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
@@ -146,8 +147,7 @@ def load_adapter(model: Any, folder: str | Path) -> None:
             expected="all that its adapter_config.json names, and no others",
         )
     # tensors of the base that were saved with the adapter (enlarged or trained embeddings) belong to it
-    names = {name.removeprefix(PREFIX) for name in tensors} - own.keys()
-    vars(model)[CARRIED] = sorted(names & model.state_dict().keys())
+    vars(model)[CARRIED] = sorted((tensors.keys() - own.keys()) & model.state_dict().keys())
 
 
 def _inject(peft: Any, model: Any, config: Any) -> None:
