@@ -237,11 +237,11 @@ def _untie(model: Any) -> None:
     """Give the head a matrix of its own where it shares one with the embeddings, and only one of both is adapted."""
     from peft.tuners.lora import LoraLayer
 
-    source, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if isinstance(source, LoraLayer) or isinstance(head, LoraLayer):
-        one, other = (layer.get_base_layer() if isinstance(layer, LoraLayer) else layer for layer in (source, head))
-        if one.weight is other.weight:
-            other.weight = nn.Parameter(other.weight.detach().clone())
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if any(isinstance(layer, LoraLayer) for layer in layers):
+        plain: list[Any] = [layer.get_base_layer() if isinstance(layer, LoraLayer) else layer for layer in layers]
+        if plain[0].weight is plain[1].weight:
+            plain[1].weight = nn.Parameter(plain[1].weight.detach().clone())
 
 
 def save_merged(model: Any, folder: Path) -> None:
