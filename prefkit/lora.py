@@ -94,7 +94,7 @@ def add_adapter(model: Any, settings: LoraSettings, seed: int) -> None:
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):  # peft draws on the CPU, wherever the model is
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         try:
             _inject(peft, model, config)
         except ValueError as error:
