@@ -34,12 +34,13 @@ class Size(NamedTuple):
     positions: int = 8192
 
 
-# 22m: hidden 384, 6 layers, 22.9 M parameters of which 12.3 M are the embedding. The last three have the shape of
-# Qwen2.5 0.5B, 1.5B and 7B
+# 22m: hidden 384, 6 layers, 22.9 M parameters of which 12.3 M are the embedding; 110m: 24.6 M of 109.5 M. The last
+# three have the shape of Qwen2.5 0.5B, 1.5B and 7B
 SIZES = {
     "tiny": Size("qwen2", 512, 64, 128, 2, 4, 2),
     "1m": Size("llama", 2_048, 128, 384, 4, 4, 4),
     "22m": Size("llama", 32_000, 384, 1_024, 6, 6, 6),
+    "110m": Size("llama", 32_000, 768, 2_048, 12, 12, 12),
     "0.5b": Size("qwen2", 151_936, 896, 4_864, 24, 14, 2),
     "1.5b": Size("qwen2", 151_936, 1_536, 8_960, 28, 12, 2),
     "7b": Size("qwen2", 152_064, 3_584, 18_944, 28, 28, 4, tied=False),

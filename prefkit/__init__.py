@@ -14,10 +14,11 @@ Files: `documents`, `settings`, `config`, `rows`, `checked`, `shapes`, `plans`, 
 `evals`, `views`, `store`, `tables`, `locks`, `spill`, `ahead`, `workers`, `near`, `comparing`, `candidates`,
 `rewriting`, `rejecting`, `drafts`, `target`, `accounts`, `assembly`, `additions`, `papers`, `resolving`, `build`,
 `query`, `spans`, `show`, `export`, `curves`, `info`, `run_facts`, `run_charts`, `run_page`, `schemas`. Below the torch
-line: `conversations`, `controls`, `encode`, `identity`, `models`, `boundaries`, `judgement`, `audits`, `report`,
-`openers`, `mending`, `repairs`, `packing`, `attention`, `head`, `logps`, `layouts`, `batches`, `budget`, `work`,
-`processes`, `scoring`, `reference`, `losses`, `metrics`, `optimizers`, `schedule`, `perf`, `compiling`, `signs`, `gate`,
-`sharding`, `checkpoint`, `best`, `run`, `trackers`, `run_log`, `updates`, `policy`, `job`, `train`. The edge: `terminal`, `sides`, `before_after`, `sparklines`, `run_view`, `stopping`, `demo`, `cli`.
+line: `conversations`, `controls`, `encode`, `adapters`, `identity`, `lora`, `models`, `boundaries`, `judgement`,
+`audits`, `report`, `openers`, `mending`, `repairs`, `packing`, `attention`, `head`, `logps`, `layouts`, `batches`,
+`budget`, `work`, `processes`, `scoring`, `reference`, `losses`, `metrics`, `optimizers`, `schedule`, `perf`,
+`compiling`, `signs`, `gate`, `sharding`, `checkpoint`, `best`, `run`, `trackers`, `run_log`, `updates`, `policy`,
+`job`, `train`. The edge: `terminal`, `sides`, `before_after`, `sparklines`, `run_view`, `stopping`, `demo`, `cli`.
 
 Each command is one function here, imported on first use so that `import prefkit` stays light.
 """

@@ -1,7 +1,8 @@
 """What a reference is: the settings that decide its numbers, hashed into its key, so that nothing stale is ever used.
 
 Weights are hashed from the safetensors files by tensor (name, dtype, shape, bytes), so re-sharding keeps the hash; the
-tokenizer by what it does, not by how its files are laid out. No torch here: bytes on disk are enough.
+tokenizer by what it does, not by how its files are laid out. An adapter is its base's tensors and its own, and what of
+its settings decides numbers. No torch here: bytes on disk are enough.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from prefkit.adapters import adapter_weights, base_folder, deciding_settings, is_adapter
 from prefkit.encode import EncodeSettings
 from prefkit.errors import ModelError
 from prefkit.format import canonical_json
@@ -79,10 +81,12 @@ def _place(path: Path, base: int, entry: Mapping[str, Any]) -> TensorPlace:
 
 
 def weights_sha256(folder: Path) -> str:
-    """Sha256 over the tensors sorted by name: name, dtype, shape and bytes of each."""
+    """Sha256 over the tensors sorted by name: name, dtype, shape and bytes of each; of an adapter its base's too."""
     places: dict[str, TensorPlace] = {}
-    for path in weight_files(folder):
+    for path in weight_files(base_folder(folder)):
         places |= tensor_places(path)
+    if is_adapter(folder):  # no tensor of a model has a space in its name
+        places |= {f"adapter {name}": place for name, place in tensor_places(adapter_weights(folder)).items()}
     digest = hashlib.sha256()
     opened: dict[Path, BinaryIO] = {}
     try:
@@ -111,7 +115,9 @@ def _update(digest: Any, file: BinaryIO, place: TensorPlace) -> None:
 
 
 def model_config(folder: Path) -> dict[str, Any]:
-    """config.json without what does not change a number."""
+    """config.json without what does not change a number; of an adapter its base's, and `adapter`: its own settings."""
+    if is_adapter(folder):
+        return model_config(base_folder(folder)) | {"adapter": deciding_settings(folder)}
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:

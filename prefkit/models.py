@@ -15,8 +15,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
+from prefkit.adapters import base_folder, is_adapter
 from prefkit.errors import ModelError
 from prefkit.identity import model_config, weight_files
+from prefkit.lora import load_adapter
 
 CPU = torch.device("cpu")
 
@@ -74,7 +76,7 @@ def muted_transformers() -> Iterator[None]:
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer of a model folder.
+    """The tokenizer of a model folder; of an adapter that has none, its base's.
 
     Raises:
         ModelError: there is none that loads.
@@ -85,8 +87,9 @@ def load_tokenizer(folder: str | Path) -> Any:
             where=str(folder),
             expected="a folder of save_pretrained, with its tokenizer",
         )
-    names = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "spiece.*", "tokenizer_config.json")
-    if not any(any(Path(folder).glob(name)) for name in names):
+    if not _has_tokenizer(folder) and is_adapter(folder):
+        folder = base_folder(folder)
+    if not _has_tokenizer(folder):
         raise ModelError(
             "no tokenizer in it", where=str(folder), expected="tokenizer.json, as written by save_pretrained"
         )
@@ -96,6 +99,11 @@ def load_tokenizer(folder: str | Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever transformers raises, the user needs the folder and the reason
         raise ModelError(f"its tokenizer does not load: {_first_line(error)}", where=str(folder)) from None
+
+
+def _has_tokenizer(folder: str | Path) -> bool:
+    names = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "spiece.*", "tokenizer_config.json")
+    return any(any(Path(folder).glob(name)) for name in names)
 
 
 def steady_sums() -> None:
@@ -109,19 +117,20 @@ def steady_sums() -> None:
 
 
 def load_model(folder: str | Path, dtype: str, device: torch.device, attention: str = "auto") -> nn.Module:
-    """A causal LM in one regime, in eval mode and without dropout.
+    """A causal LM in one regime, in eval mode and without dropout. With an adapter in it, that alone would be trained.
 
     Args:
-        folder: as written by save_pretrained; weights are safetensors.
+        folder: as written by save_pretrained, an adapter's too; weights are safetensors. Adapter weights are float32.
         dtype: float32 | bfloat16 | bfloat16_weights.
         device: where it goes.
         attention: sdpa | eager; with any other kind the class's own choice: packed and flex come with a layout.
 
     Raises:
         ModelError: it does not load, or the class does not support that attention.
+        InputError: an adapter without peft.
     """
     steady_sums()
-    path = Path(folder)
+    path = base_folder(folder)
     weight_files(path)
     model_config(path)
     chosen = {"attn_implementation": attention} if attention in ("sdpa", "eager") else {}
@@ -146,6 +155,8 @@ def load_model(folder: str | Path, dtype: str, device: torch.device, attention: 
         raise ModelError(
             f"{len(absent)} of its weights are missing or of another shape: {named}", where=str(folder), expected="all"
         )
+    if is_adapter(folder):
+        load_adapter(model, folder)
     disable_dropout(model)
     module: nn.Module = model.to(device).eval()
     return module

@@ -646,6 +646,7 @@ def test_a_head_whose_addition_begins_as_nothing_is_trained_right() -> None:
         assert largest(scored(model, layout, PAIRS), plain(model, PAIRS)) <= A_TOKEN, layout.name
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 @pytest.mark.parametrize("target", ["lm_head", "q_proj", "embed_tokens"])
 def test_lora_is_trained_right_wherever_it_sits(target: str) -> None:
     peft = pytest.importorskip("peft")
