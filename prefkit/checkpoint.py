@@ -120,14 +120,19 @@ def load_best(run: Path, step: int, model: nn.Module) -> None:
     """
     place = run / BEST / f"step-{step:06d}"
     try:
-        _put_weights(load_file(place / WEIGHTS), model)
+        put_weights(load_file(place / WEIGHTS), model)
     except Exception as error:  # whatever safetensors raises
         if is_out_of_memory(error):
             raise
         raise DatasetError(f"the best model cannot be read: {_first_line(error)}", where=str(place)) from None
 
 
-def _put_weights(weights: Mapping[str, Tensor], model: nn.Module) -> None:
+def put_weights(weights: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Whole weights into a model, of which each process may have but shares.
+
+    Raises:
+        ValueError: they are not those that the model trains, by name or by shape.
+    """
     own = trained_weights(model)
     if own.keys() != weights.keys():
         apart = sorted(own.keys() ^ weights.keys())
@@ -180,7 +185,7 @@ def load_checkpoint(place: Path, model: nn.Module, optimizer: torch.optim.Optimi
     """
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
-        _put_weights(load_file(place / WEIGHTS), model)
+        put_weights(load_file(place / WEIGHTS), model)
         state = torch.load(place / OPTIMIZER, map_location="cpu", weights_only=True)
         _put_state(state["optimizer"], model, optimizer)
         step = int(read_json(place / STATE)["step"])

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from prefkit.adapters import saved_as
 from prefkit.batches import NUM_TOKENS
 from prefkit.budget import CPU_BATCH_TOKENS
 from prefkit.checkpoint import list_checkpoints
@@ -22,6 +23,7 @@ from prefkit.gate import GateFigures, check_policy, check_table, find_reference,
 from prefkit.identity import identity_sha256
 from prefkit.locks import give_lock, take_lock
 from prefkit.logps import CompletionLogps, Layout
+from prefkit.lora import peft_module
 from prefkit.models import load_tokenizer, pick_device
 from prefkit.optimizers import check_optimizer
 from prefkit.processes import Team
@@ -109,6 +111,8 @@ def claim_job(
     """Read and check all that needs no model, and claim the run directory."""
     settings, dataset = pipeline.train, Path(pipeline.dataset)
     folder = require_model(settings.model or pipeline.precompute.model, "train.model")
+    if saved_as(settings, folder) != "model":
+        peft_module("train.lora" if settings.lora is not None else folder)
     check_optimizer(settings)
     check_trackers(settings.trackers)
     manifest = read_manifest(dataset)

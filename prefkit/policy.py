@@ -5,17 +5,20 @@ from typing import Any
 
 import torch
 
+from prefkit.adapters import base_folder, saved_as
+from prefkit.checkpoint import put_weights, whole_weights
 from prefkit.compiling import compile_layers
 from prefkit.config import Pipeline, TrainConfig
 from prefkit.errors import InputError, located
 from prefkit.layouts import choose_layout
 from prefkit.logps import CompletionLogps, Layout
+from prefkit.lora import add_adapter
 from prefkit.losses import Objective
 from prefkit.models import check_fits, checkpoint_activations, load_model, load_tokenizer, pick_device
 from prefkit.optimizers import make_optimizer
 from prefkit.processes import Team
 from prefkit.run import Final
-from prefkit.sharding import is_shared_out, shared_out, whole, whole_in_each
+from prefkit.sharding import is_shared_out, shared_out, whole_in_each
 from prefkit.updates import Trainee
 
 
@@ -40,7 +43,7 @@ def load_policy(pipeline: Pipeline, folder: str, identity: Mapping[str, Any], de
         InputError: the attention that was asked for is not right for it, or has no backward here.
     """
     attention, max_length = pipeline.precompute.attention, identity["max_length"]
-    model = load_model(folder, identity["dtype"], device, attention)
+    model = loaded(pipeline, folder, identity["dtype"], device)
     with located(folder):
         check_fits(model, load_tokenizer(folder), max_length, folder)
         layout = choose_layout(model, identity["dtype"], max_length, attention, backward=True)
@@ -71,14 +74,30 @@ def make_trainee(scorer: CompletionLogps, settings: TrainConfig, folder: str, te
     return Trainee(scorer, policy, make_optimizer(scorer, settings), objective, settings.max_grad_norm, team)
 
 
-def final_model(scorer: CompletionLogps, team: Team) -> Final:
-    """The trained model as it is saved; every process must ask."""
-    state: dict[str, Any] = {}
+def final_model(scorer: CompletionLogps, pipeline: Pipeline, folder: str, dtype: str, team: Team) -> Final:
+    """The trained model as it is saved; every process must ask.
+
+    Where it lies in shares, process 0 loads the policy once more, on the CPU, and puts what was trained into it.
+    """
+    saved, base = saved_as(pipeline.train, folder), str(base_folder(folder).resolve())
     if not is_shared_out(scorer):
-        return Final(scorer.model, None)
+        return Final(scorer.model, saved, base)
     with team.together():
-        for name, value in scorer.model.state_dict().items():
-            gathered = whole(value)  # one at a time: a device may not hold them all
-            if team.is_main:
-                state[name] = gathered.cpu()
-    return Final(scorer.model, state)
+        weights = whole_weights(scorer.model, team)
+
+    models: list[Any] = [None]
+
+    def load_again() -> None:
+        models[0] = loaded(pipeline, folder, dtype, torch.device("cpu"))
+        put_weights(weights, models[0])
+
+    team.on_main(load_again)
+    return Final(models[0], saved, base)
+
+
+def loaded(pipeline: Pipeline, folder: str, dtype: str, device: torch.device) -> Any:
+    """The policy's model as it is trained, with a new adapter where one is asked for."""
+    model = load_model(folder, dtype, device, pipeline.precompute.attention)
+    if pipeline.train.lora is not None:
+        add_adapter(model, pipeline.train.lora, pipeline.train.seed)
+    return model

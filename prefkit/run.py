@@ -7,9 +7,10 @@ A run goes on only with the settings, the reference and the very pairs it was st
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
@@ -22,6 +23,7 @@ from prefkit.format import AUDIT_JSON, LOCK, MODEL, REFERENCES, RUN_JSON, RUNS, 
 from prefkit.gate import GateFigures
 from prefkit.identity import differing
 from prefkit.locks import give_lock, leave_no_empty_directory, locked, take_lock
+from prefkit.lora import save_adapter, save_merged
 from prefkit.models import quiet_transformers
 from prefkit.store import folder_beside, read_document, write_json, write_text, written
 from prefkit.work import TEMPLATE_FILE
@@ -53,10 +55,11 @@ class End(NamedTuple):
 
 
 class Final(NamedTuple):
-    """The trained model, and where it lies in shares all of its weights; in process 0."""
+    """The trained model, whole, and how it is to be saved; `base`: the folder that an adapter belongs to."""
 
     model: Any
-    state: Mapping[str, Any] | None
+    saved: Literal["model", "adapter", "merged"]
+    base: str
 
 
 def data_sha256(rows: pl.DataFrame) -> str:
@@ -259,13 +262,14 @@ def finish_run(
         tokenizer.chat_template = template.read_text(encoding="utf-8")
     evaluated = {name.removeprefix("eval_"): value for name, value in end.evaluated.items()} or None
     with folder_beside(run / MODEL) as beside, quiet_transformers():
-        final.model.save_pretrained(beside, state_dict=final.state)
+        save_final(final, beside)
         tokenizer.save_pretrained(beside)
-        write_text(beside / "README.md", model_card(recorded, dataset, manifest, end, evaluated))
+        write_text(beside / "README.md", model_card(recorded, dataset, manifest, end, evaluated, final))
     train = recorded["train"]
     prune_checkpoints(run, train["save_steps"], train["save_total_limit"], finished=True)  # now the model is safe
     prune_best(run, None)
     summary = {
+        "saved": final.saved,
         "steps": end.steps,
         "loss": end.loss,
         "eval": evaluated,
@@ -277,19 +281,33 @@ def finish_run(
     return Trained(str(run), end.steps, end.loss, evaluated, end.first_loss, end.best, end.stopped_early)
 
 
+def save_final(final: Final, folder: Path) -> None:
+    """A whole model in the Hugging Face layout, or an adapter in peft's."""
+    if final.saved == "adapter":
+        save_adapter(final.model, folder, final.base)
+    elif final.saved == "merged":
+        save_merged(final.model, folder)
+    else:
+        final.model.save_pretrained(folder)
+
+
 def model_card(
     recorded: Mapping[str, Any],
     dataset: Path,
     manifest: Mapping[str, Any],
     end: End,
     evaluated: Mapping[str, float] | None,
+    final: Final,
 ) -> str:
     """The README.md beside the final model: data, audit verdict, reference and result."""
+    library = "library_name: transformers\n"
+    if final.saved == "adapter":
+        library = f"base_model: {json.dumps(final.base)}\nlibrary_name: peft\n"
     audit = read_document(dataset / AUDIT_JSON, Audit)["verdict"] if (dataset / AUDIT_JSON).exists() else "not audited"
     accuracy = f"{evaluated['rewards/accuracies']:.3f}" if evaluated else "no test split"
     settings = recorded["train"]
     return (
-        "---\nlibrary_name: transformers\ntags: [dpo, prefkit]\n---\n\n"
+        f"---\n{library}tags: [dpo, prefkit]\n---\n\n"
         "# A policy trained with DPO by prefkit\n\n"
         f"| | |\n|---|---|\n| started from | {recorded['model']} |\n"
         f"| pairs | {manifest['counts']['train']} train, {manifest['counts']['test']} test |\n"

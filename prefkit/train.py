@@ -112,7 +112,7 @@ def _trained(
     with located(job.run):
         loop = _Loop(trainee, job, own, settings, start, tell)
         end = loop.go(watch, stop)
-        final = final_model(scorer, team)
+        final = final_model(scorer, pipeline, job.folder, job.identity["dtype"], team)
         return team.on_main(lambda: own.finish(final, end))  # type: ignore[union-attr]
 
 

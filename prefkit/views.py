@@ -89,8 +89,8 @@ def view_sql(view: str, kind: Kind, files: Sequence[str] = ()) -> str:
     key_sql = f"regexp_extract(filename, '(?:^|/){root}/([^/]+)/{below}$', 1) AS {directory}"
     read = f"read_parquet({listed}, filename=true, union_by_name=true)"
     # runs of earlier releases lack columns: an empty row of all of them, united by name, gives nulls there
-    typed = ", ".join(f'CAST(NULL AS {sql_type(dtype)}) AS "{name}"' for name, dtype in columns.items())
-    rows = f"(SELECT {typed}, NULL::VARCHAR AS filename WHERE false UNION ALL BY NAME SELECT * FROM {read})"
+    empty = ", ".join(f'CAST(NULL AS {sql_type(dtype)}) AS "{name}"' for name, dtype in columns.items())
+    rows = f"(SELECT {empty}, NULL::VARCHAR AS filename WHERE false UNION ALL BY NAME SELECT * FROM {read})"
     return f"CREATE OR REPLACE VIEW {view} AS SELECT {key_sql}, {names} FROM {rows};"
 
 
