@@ -157,23 +157,24 @@ class _Loop:
 
     def go(self, watch: Watch, stop: Callable[[], bool]) -> End:
         """All updates from `start` on, and the last evaluation."""
-        updates = step_rows(len(self.job.lengths), self.settings)
-        for step, (epoch, numbers) in enumerate(itertools.islice(updates, self.start, None), self.start):
+        updates = itertools.islice(step_rows(len(self.job.lengths), self.settings), self.start, None)
+        step = self.start
+        while True:
             beta = beta_at(step, self.total, self.settings)
             evaluated = self.evaluated(step, beta)
             if step == self.total or self.waited:
                 return self.end(step, beta, evaluated)
-            row = self.update(step, epoch, numbers, beta, evaluated)
-            made, due = step + 1, self.every is not None and (step + 1) % self.every == 0 and step + 1 < self.total
+            row = self.update(step, *next(updates), beta, evaluated)
+            step += 1
+            due = self.every is not None and step % self.every == 0 and step < self.total
             if due:
-                self.save(made, due=True)
-            watch(made, self.total, row)
-            if any(self.team.on_each(stop)) and made < self.total:
+                self.save(step, due=True)
+            watch(step, self.total, row)
+            if any(self.team.on_each(stop)) and step < self.total:
                 if not due:
-                    self.save(made, due=False)
-                message = f"stopped after {made} of {self.total} updates; a checkpoint is written"
+                    self.save(step, due=False)
+                message = f"stopped after {step} of {self.total} updates; a checkpoint is written"
                 raise Interrupted(message, where=str(self.run))
-        raise AssertionError("there is always another update")
 
     def evaluated(self, step: int, beta: float) -> dict[str, float]:
         """The eval_ metrics where an evaluation is due; the weights are kept where it is the best."""

@@ -57,7 +57,6 @@ NO_PLACE = {
     "the result cannot be written:": "likewise; the message names the column",
     "csv holds no lists": "likewise; the message names the columns",
     "is not set": "the message begins with the name of the setting",
-    "training runs in one process so far": "the place is the way in which it was started",
     "out of memory": "the machine as a whole; of a single pair, the caller adds the model",
     "the tokenizer has no eos_token": "the caller adds the model's folder (errors.located); a test reads it there",
     "log-probs are not finite": "likewise",

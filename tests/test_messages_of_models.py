@@ -539,14 +539,6 @@ def test_several_references_of_one_policy_are_answered_in_full(ready: Path, refu
 # training
 
 
-def test_training_in_several_processes_is_answered_in_full(
-    ready: Path, refuses: Refuses, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    text = "training runs in one process so far\n  next: prefkit train, without accelerate launch"
-    refuses(TRAIN, re.escape(text), "InputError")
-
-
 def test_a_dataset_without_a_train_split_is_answered_in_full(
     tmp_path: Path, refuses: Refuses, prefkit: Prefkit
 ) -> None:

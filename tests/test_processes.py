@@ -1,6 +1,7 @@
 """Several processes score one reference: the bytes of one process, one voice, one outcome."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -96,7 +97,8 @@ def test_a_failure_of_all_is_told_once_and_nobody_waits_for_it(ready: Pipeline, 
     assert done.stderr.count("no such model folder") == 1
     assert not (tmp_path / "dataset" / "reference").exists()
     done = command([*torchrun(2), "train", dataset, "--model", str(ready.precompute.model)])
-    assert done.stderr.count("training runs in one process so far") == 1
+    assert done.stderr.count("no finished reference") == 1
+    assert "gone" not in done.stderr
 
 
 @pytest.mark.slow
@@ -197,3 +199,54 @@ def test_what_one_process_cannot_do_fails_all_of_them_by_name(tmp_path: Path) ->
     expected = "MachineError here: no memory less\nRuntimeError Traceback (most recent call last): \n10 [0, 1]\n"
     for rank in (0, 1):
         assert Path(f"{script}.{rank}").read_text(encoding="utf-8") == expected
+
+
+@pytest.mark.slow
+def test_an_error_that_only_one_process_has_is_its_own_to_tell(ready: Pipeline, tmp_path: Path) -> None:
+    """Inside a step the others wait in a collective: process 1 speaks for itself, and they say that it is gone."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from prefkit import cli, processes\n"
+        "from prefkit.processes import join_team\n"
+        "def work():\n"
+        "    import torch\n"
+        "    with join_team() as team, team.together():\n"
+        "        if team.rank == 1:\n"
+        "            raise torch.OutOfMemoryError('CUDA out of memory.')\n"
+        "        torch.distributed.all_reduce(torch.zeros(1))\n"
+        "cli.app = lambda **_: work()\n"
+        "cli.main()\n",
+        encoding="utf-8",
+    )
+    done = command([*torchrun(2)[:-2], str(script)])
+    assert done.returncode != 0
+    assert done.stderr.count("error: process 1: out of memory") == 1
+    assert done.stderr.count("of 2 is gone") <= 1  # unless the launcher was quicker to end it
+    assert "Traceback" not in done.stderr.split("torch/distributed/elastic")[0]
+
+
+def test_of_those_that_are_left_the_first_one_names_the_lost_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = socket.gethostname()
+    members = tuple(processes.Member(here, pid) for pid in (11, 22, 33))
+    monkeypatch.setattr(processes, "_lives", lambda pid: pid != 11)
+    for rank, speaks in ((1, True), (2, False)):
+        with pytest.raises(MachineError) as caught, Team(rank, 3, members).together():
+            raise RuntimeError("[..] Connection closed by peer [127.0.0.1]:1234")
+        assert caught.value.message == f"process 0 (11 on {here}) of 3 is gone"
+        hint = "the same command goes on from the last checkpoint or part; the lines above may say why it ended"
+        assert caught.value.hint == hint
+        assert hasattr(caught.value, processes.ALONE_WITH) == speaks
+    monkeypatch.setattr(processes, "_lives", lambda _pid: True)
+    monkeypatch.setattr("time.monotonic", iter([0.0, 9.0]).__next__)
+    with pytest.raises(MachineError, match="another process of 3 is gone"), Team(0, 3, members).together():
+        raise RuntimeError("Connection reset by peer")
+
+
+def test_a_bug_of_one_process_is_not_taken_for_a_lost_one() -> None:
+    error = RuntimeError("shapes differ")
+    with pytest.raises(RuntimeError), Team(1, 2).together():
+        raise error
+    assert getattr(error, processes.ALONE_WITH) == 1
+    with pytest.raises(RuntimeError, match="alone"), Team(0, 1).together():
+        raise RuntimeError("alone: Connection closed by peer")
