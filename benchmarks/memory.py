@@ -7,8 +7,9 @@ reference by `precompute`, and then `train_dpo` itself in a fresh process, AdamW
 tokens a pass. The process reads its own resident set: before the model, with it, before the optimiser's first step (the
 gradients are there), after it (its state is there), and the highest of all. `said` is what arithmetic says: 4 bytes a
 weight, 4 a gradient, 8 of AdamW, and the tensors that autograd keeps of the largest pass, each storage counted once
-(torch.autograd.graph.saved_tensors_hooks). What the libraries hold is taken off, and freed memory that malloc still
-keeps is given back before each reading but the highest.
+(torch.autograd.graph.saved_tensors_hooks); with checkpointing the inputs of the layers and one layer's own. What the
+libraries hold is taken off. Freed memory that malloc still keeps is given back before each reading but the highest; for
+that one --malloc returning has it hand back each block above 1 MB (MALLOC_MMAP_THRESHOLD_), as it does not by default.
 
 With a `trl` in this environment, or in that of --peer, TRL's DPOTrainer trains the same model on the same pairs as
 tokens beside it, with the same pairs in a pass: as it comes, with the reference model in memory, and with a reference
@@ -39,6 +40,7 @@ KINDS = {
     "checkpointing": {"gradient_checkpointing": True},
     "lora": {"lora": {"r": 16}},
 }
+MALLOC = {"default": {}, "returning": {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}}
 
 
 def resident() -> int:
@@ -169,35 +171,37 @@ def activations(settings: Settings) -> Figures:
     model: Any = load_model(Path(settings["folder"]) / "model", "float32", torch.device("cpu"))
     layout = choose_layout(model, "float32", MAX_LENGTH, "auto", backward=True)
     scorer = CompletionLogps(model, "float32", layout)
-    if run.gradient_checkpointing:
-        checkpoint_activations(model)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     rows = pl.read_parquet(Path(settings["folder"]) / "rows.parquet").sort("pair_id")
-    lengths = rows.select(NUM_TOKENS).to_series().to_list()
-    most, largest = 0, 0
-    limits = limits_of(run, CPU_BATCH_TOKENS)
-    for _, drawn in itertools.islice(step_rows(len(lengths), run), settings["updates"]):
-        for numbers in micro_batches(drawn, lengths, limits):
-            pairs = [Sides(*(rows[f"{side}_ids"][n].to_list() for side in SIDES)) for n in numbers]
-            held: dict[int, int] = {}
+    lengths, limits = rows.select(NUM_TOKENS).to_series().to_list(), limits_of(run, CPU_BATCH_TOKENS)
+    updates = itertools.islice(step_rows(len(lengths), run), settings["updates"])
+    batches = [numbers for _, drawn in updates for numbers in micro_batches(drawn, lengths, limits)]
+    largest = max(batches, key=lambda numbers: sum(lengths[n] for n in numbers))
+    pairs = [Sides(*(rows[f"{side}_ids"][n].to_list() for side in SIDES)) for n in largest]
 
-            def keep(tensor: Any, held: dict[int, int] = held) -> Any:
-                storage = tensor.untyped_storage()
-                if storage.data_ptr() not in weights:
-                    held[storage.data_ptr()] = storage.nbytes()
-                return tensor
+    def kept() -> int:
+        held: dict[int, int] = {}
 
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                batch = scorer.batch(pairs)
-                scored = scorer(batch)
-            logits = 4 * len(batch.predictors) * SIZE.vocabulary  # kept by the head, below its bound
-            size = sum(held.values()) + logits
-            if run.gradient_checkpointing:  # the input of each layer is kept by the function that runs it again
-                size += SIZE.layers * batch.input_ids.numel() * SIZE.hidden * 4
-            if size > most:
-                most, largest = size, batch.input_ids.numel()
-            del scored
-    return {"bytes": most, "tokens": largest}
+        def keep(tensor: Any) -> Any:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                held[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            scored = scorer(scorer.batch(pairs))
+        assert scored.chosen_logps.requires_grad
+        return sum(held.values())
+
+    batch = scorer.batch(pairs)
+    size = kept()
+    if run.gradient_checkpointing:
+        checkpoint_activations(model)
+        outside = kept()
+        inputs = SIZE.layers * batch.input_ids.numel() * SIZE.hidden * 4  # kept by the function that runs a layer again
+        size = outside + inputs + (size - outside) // SIZE.layers
+    logits = 4 * len(batch.predictors) * SIZE.vocabulary  # kept by the head, below its bound
+    return {"bytes": size + logits, "tokens": batch.input_ids.numel()}
 
 
 def trl(settings: Settings) -> Figures:
@@ -239,10 +243,10 @@ def megabytes(size: float) -> str:
     return f"{size / 1e6:,.0f}"
 
 
-def ours(report: Report, base: Settings, kinds: list[str], weights: int) -> None:
+def ours(report: Report, base: Settings, kinds: list[str], weights: int, malloc: str) -> None:
     """A table a kind of run: what each part should hold and what the process held more."""
     for kind in kinds:
-        told = run_job(__file__, "train", base | {"kind": kind})
+        told = run_job(__file__, "train", base | {"kind": kind}, MALLOC[malloc])
         kept = run_job(__file__, "activations", base | {"kind": kind}) if kind != "lora" else None
         said = {
             "model": 4 * weights,
@@ -301,6 +305,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=16)
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=["full", "checkpointing"])
+    parser.add_argument("--malloc", choices=MALLOC, default="default", help="how freed memory is kept: see above")
     parser.add_argument("--peer", default="", help="a Python that has trl, and what prefkit needs; by default this one")
     parser.add_argument("--no-peer", action="store_true", help="prefkit alone")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the real data")
@@ -311,7 +316,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         base = {"threads": 1, "device": "cpu", "folder": name, "updates": options.updates}
         made = run_job(__file__, "prepare", base | {"pairs": options.pairs, "data": str(options.data)})
-        ours(report, base, options.kinds, made["weights"])
+        ours(report, base, options.kinds, made["weights"], options.malloc)
         if not options.no_peer and has_trl(options.peer):
             theirs(report, base, options.peer or sys.executable, made["weights"])
 
