@@ -42,7 +42,7 @@ def sigmoid_loss(
 ) -> Tensor:
     """The DPO loss: arXiv 2305.18290, equation 7; with label_smoothing the conservative form of Mitchell (2023), eq. 3.
 
-    Of log-ratios a token it is Tulu 3's length-normalised DPO (arXiv 2411.15124, equation 6), `sigmoid_norm`.
+    Of log-ratios a token it is Tulu 3's length-normalised DPO (arXiv 2411.15124), `sigmoid_norm`.
 
     Args:
         chosen_logratios: (B,) in nats.

@@ -47,6 +47,8 @@ def load_policy(pipeline: Pipeline, folder: str, identity: Mapping[str, Any], de
     with located(folder):
         check_fits(model, load_tokenizer(folder), max_length, folder)
         layout = choose_layout(model, identity["dtype"], max_length, attention, backward=True)
+        if pipeline.train.compile:
+            compile_layers(model)  # before the gate, which lets them score
     if layout.attention == "flex" and device.type == "cpu":
         raise InputError(
             "flex attention has no backward on a CPU",
@@ -61,9 +63,6 @@ def make_trainee(scorer: CompletionLogps, settings: TrainConfig, folder: str, te
     if settings.gradient_checkpointing:
         with located(folder):
             checkpoint_activations(scorer.model)
-    if settings.compile:
-        with located(folder):
-            compile_layers(scorer.model)
     policy: torch.nn.Module = scorer
     with team.together():
         if shards:
