@@ -37,7 +37,7 @@ def train(settings: Settings) -> Figures:
     from prefkit.encode import Sides
     from prefkit.lora import add_adapter, save_adapter
     from prefkit.models import checkpoint_activations
-    from prefkit.settings import LoraSettings
+    from prefkit.train_settings import LoraSettings
 
     be_quiet()
     size, device = SIZES[settings["size"]], settings["device"]

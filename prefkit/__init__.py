@@ -10,15 +10,16 @@ The data goes down one road, and every step leaves what the next one needs on di
 Words, without input or output: `errors`, `format` (the layout on disk), `records` (what a user may hand us), `text`.
 Pure functions on Polars frames: `screen`, `formats`, `pairs`, `corrections`, `comparisons`, `quality`, `pairing`,
 `selection`, `grams`, `minhash`, `buckets`, `decontaminate`, `keys`, `validate`, `cycles`, `dedupe`, `split`, `audit`.
-Files: `documents`, `settings`, `config`, `rows`, `checked`, `shapes`, `plans`, `ingest`, `sources`, `detection`,
-`evals`, `views`, `store`, `tables`, `locks`, `spill`, `ahead`, `workers`, `near`, `comparing`, `candidates`,
-`rewriting`, `rejecting`, `drafts`, `target`, `accounts`, `assembly`, `additions`, `papers`, `resolving`, `build`,
-`query`, `spans`, `show`, `export`, `curves`, `info`, `run_facts`, `run_charts`, `run_page`, `schemas`. Below the torch
-line: `conversations`, `controls`, `encode`, `adapters`, `identity`, `lora`, `models`, `boundaries`, `judgement`,
-`audits`, `report`, `openers`, `mending`, `repairs`, `packing`, `attention`, `head`, `logps`, `layouts`, `batches`,
-`budget`, `work`, `processes`, `scoring`, `reference`, `losses`, `metrics`, `optimizers`, `schedule`, `perf`,
-`compiling`, `signs`, `gate`, `sharding`, `checkpoint`, `best`, `run`, `trackers`, `run_log`, `updates`, `policy`,
-`job`, `train`. The edge: `terminal`, `sides`, `before_after`, `sparklines`, `run_view`, `stopping`, `demo`, `cli`.
+Files: `documents`, `sections`, `build_settings`, `train_settings`, `settings`, `config`, `rows`, `checked`, `shapes`,
+`plans`, `ingest`, `sources`, `detection`, `evals`, `views`, `store`, `tables`, `locks`, `spill`, `ahead`, `workers`,
+`near`, `comparing`, `candidates`, `rewriting`, `rejecting`, `drafts`, `target`, `accounts`, `assembly`, `additions`,
+`papers`, `resolving`, `build`, `query`, `spans`, `show`, `export`, `curves`, `info`, `run_facts`, `run_charts`,
+`run_page`, `schemas`. Below the torch line: `conversations`, `controls`, `encode`, `adapters`, `identity`, `lora`,
+`models`, `boundaries`, `judgement`, `audits`, `report`, `openers`, `mending`, `repairs`, `packing`, `attention`,
+`head`, `logps`, `layouts`, `batches`, `budget`, `work`, `processes`, `scoring`, `reference`, `losses`, `metrics`,
+`optimizers`, `schedule`, `perf`, `compiling`, `signs`, `gate`, `sharding`, `checkpoint`, `best`, `run`, `trackers`,
+`run_log`, `updates`, `policy`, `job`, `train`. The edge: `terminal`, `sides`, `before_after`, `sparklines`,
+`run_view`, `stopping`, `demo`, `cli`.
 
 Each command is one function here, imported on first use so that `import prefkit` stays light.
 """

@@ -29,7 +29,8 @@ from prefkit.errors import AuditError, located
 from prefkit.format import AUDIT_JSON, Kind
 from prefkit.judgement import Audited, Counted, judge_evidence
 from prefkit.locks import locked
-from prefkit.settings import AuditConfig, num_bytes
+from prefkit.sections import num_bytes
+from prefkit.settings import AuditConfig
 from prefkit.spill import Spill
 from prefkit.store import read_manifest, write_json, write_views
 from prefkit.tables import check_parts, table_blocks, write_parquet

@@ -13,18 +13,12 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from prefkit.build_settings import DecontaminateConfig, PairsConfig, RewriteRule, SourceConfig
 from prefkit.errors import ConfigError, InputError
 from prefkit.format import MANIFEST
 from prefkit.records import LONE_SURROGATE
-from prefkit.settings import (
-    DecontaminateConfig,
-    PairsConfig,
-    Pipeline,
-    PrecomputeConfig,
-    RewriteRule,
-    SourceConfig,
-    TrainConfig,
-)
+from prefkit.settings import Pipeline
+from prefkit.train_settings import PrecomputeConfig, TrainConfig
 
 __all__ = [
     "DecontaminateConfig",

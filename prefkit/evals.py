@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from prefkit.build_settings import EvalSetConfig
 from prefkit.detection import keys_found
 from prefkit.errors import SourceError
 from prefkit.formats.reading import dig
 from prefkit.rows import RawRow, read_rows
-from prefkit.settings import EvalSetConfig
 from prefkit.sources import CHANGED, SourceFile, expand, source_sha256
 
 # where evaluation sets keep what is asked, the first that a file has: GSM8K, ARC, MMLU, TruthfulQA (question), MATH

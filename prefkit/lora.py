@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from prefkit.adapters import ADAPTER_WEIGHTS, adapter_config, adapter_weights
 from prefkit.errors import InputError, ModelError, is_out_of_memory
-from prefkit.settings import LoraSettings
+from prefkit.train_settings import LoraSettings
 
 NAME = "default"  # peft's own name for the only adapter
 PREFIX = "base_model.model."  # of every tensor in peft's files

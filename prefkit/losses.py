@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
-from prefkit.settings import DPOP_LAMBDA
+from prefkit.train_settings import DPOP_LAMBDA
 
 
 class Objective(NamedTuple):
@@ -28,8 +28,8 @@ class Loss(NamedTuple):
     """A loss and what it wants of its caller.
 
     `function`: (chosen_logratios, rejected_logratios, beta) to (B,) losses; `token_averaged`: each log-ratio is divided
-    by its side's number of tokens first; `takes`: the fields of Objective that it is given by name beside. settings.py
-    refuses the others.
+    by its side's number of tokens first; `takes`: the fields of Objective that it is given by name beside. the
+    settings refuse the others.
     """
 
     function: Callable[..., Tensor]

@@ -5,7 +5,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from prefkit.curves import Curves, Ends, progress
-from prefkit.settings import TrainConfig
+from prefkit.train_settings import TrainConfig
 
 SAVED = {
     "model": "the whole model",

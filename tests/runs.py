@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from prefkit.format import schema
-from prefkit.settings import TrainConfig
+from prefkit.train_settings import TrainConfig
 
 GATE = {"rows": 64, "tokens": 4408, "max_abs": 3e-6, "rms": 1e-7, "mean": 2e-8}
 

@@ -17,11 +17,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prefkit import decontaminate
+from prefkit.build_settings import EvalSetConfig
 from prefkit.decontaminate import Index, contaminated, decontaminate_pairs, index_of
 from prefkit.evals import read_evals
 from prefkit.format import MESSAGES, Kind
 from prefkit.grams import words_in
-from prefkit.settings import EvalSetConfig
 
 PROPERTY = settings(deadline=None, max_examples=120, derandomize=True, database=None)
 SIDES = ("prompt", "chosen", "rejected")

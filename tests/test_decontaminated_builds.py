@@ -11,9 +11,9 @@ import yaml
 from command import Prefkit
 
 from prefkit.build import Built, build_dataset
+from prefkit.build_settings import NearDuplicatesConfig
 from prefkit.config import Pipeline
 from prefkit.errors import ConfigError, SourceError
-from prefkit.settings import NearDuplicatesConfig
 from prefkit.sources import source_sha256
 from prefkit.store import read_manifest
 

@@ -11,10 +11,10 @@ from typing import Any
 import polars as pl
 import pytest
 
+from prefkit.build_settings import EvalSetConfig
 from prefkit.errors import SourceError
 from prefkit.evals import Evals, read_evals
 from prefkit.rows import read_rows
-from prefkit.settings import EvalSetConfig
 from prefkit.sources import SourceFile
 
 Write = Callable[..., Path]

@@ -75,6 +75,9 @@ FRAMES = [
 ]
 FILES = [
     "documents",
+    "sections",
+    "build_settings",
+    "train_settings",
     "settings",
     "config",
     "rows",

@@ -30,7 +30,7 @@ from prefkit.layouts import choose_layout
 from prefkit.logps import CompletionLogps
 from prefkit.lora import add_adapter, layer_names, merged, save_adapter, save_merged, trainable_names
 from prefkit.models import checkpoint_activations, load_model
-from prefkit.settings import LoraSettings
+from prefkit.train_settings import LoraSettings
 
 CPU = torch.device("cpu")
 CONFIGS: dict[str, Callable[..., Any]] = {

@@ -20,8 +20,8 @@ from prefkit.errors import GateError, InputError, Interrupted
 from prefkit.lora import add_adapter, save_adapter
 from prefkit.models import load_model
 from prefkit.reference import precompute_reference
-from prefkit.settings import LoraSettings
 from prefkit.train import train_dpo
+from prefkit.train_settings import LoraSettings
 
 CPU = torch.device("cpu")
 CONFIGS = {"llama": llama_config, "gpt2": gpt2_config, "gemma2": gemma2_config, "mixtral": mixtral_config}

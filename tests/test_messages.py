@@ -171,7 +171,7 @@ def sites_of(path: Path) -> list[Site]:
             parts: dict[str, ast.expr]
             if name in TREE:
                 parts = {"message": node.args[0]} | {k: v for k, v in arguments.items() if k in ("expected", "hint")}
-            elif name == "ValueError" and path.name == "settings.py":
+            elif name == "ValueError" and path.name.endswith(("settings.py", "sections.py")):
                 parts = {"message": node.args[0]}
             elif name == "Unreadable":
                 parts = {"reason": node.args[1]}

@@ -21,7 +21,7 @@ from prefkit.curves import read_curves
 from prefkit.errors import DatasetError, InputError
 from prefkit.format import SIDE_METRICS
 from prefkit.run_page import as_script_json, page_of, plotly_script, write_run_page
-from prefkit.settings import TrainConfig
+from prefkit.train_settings import TrainConfig
 
 # names that would do something if anything took them for more than text
 HOSTILE = [

@@ -18,11 +18,11 @@ from dying import Killed
 from prefkit import assembly, candidates, comparing, drafts, ingest, near, rows, tables
 from prefkit.accounts import Account, Counts, OfSources
 from prefkit.build import Built, Watch, build_dataset
+from prefkit.build_settings import BuildConfig
 from prefkit.config import Pipeline
 from prefkit.errors import MachineError, SourceError
 from prefkit.format import Kind, schema
 from prefkit.rejecting import Rejected
-from prefkit.settings import BuildConfig
 from prefkit.sources import read_source
 from prefkit.store import read_manifest
 from prefkit.tables import TableWriter

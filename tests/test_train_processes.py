@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import built, text_rows, tiny_llama
 from transformers import AutoModelForCausalLM
 
@@ -219,3 +220,20 @@ def test_an_interrupt_of_all_leaves_a_checkpoint_that_any_number_goes_on_with(
     assert err.count("error: ") == 1
     done([*launched(1 if shares else 3, by="torchrun"), *train(ready, run, settings)])
     same_curve(run, alone)
+
+
+@pytest.mark.parametrize("settings", [[], ["merge_adapter=true"]], ids=["adapter", "merged"])
+def test_an_adapter_of_several_processes_is_that_of_one(settings: list[str], ready: Pipeline, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    told = [*SAVES, "lora={r: 4}", *settings]
+    done([*launched(1), *train(ready, tmp_path / "alone", told)])
+    done([*launched(2, by="torchrun"), *train(ready, tmp_path / "shares", [*told, "shard_weights=true"])])
+    left, right = (curve(tmp_path / name)["loss"].drop_nulls().to_list() for name in ("alone", "shares"))
+    assert left == pytest.approx(right, abs=2e-5)
+    (held,) = (tmp_path / "shares" / "checkpoints").glob("step-000006/model.safetensors")
+    assert all("lora_" in name for name in load_file(held))
+    name = "model.safetensors" if settings else "adapter_model.safetensors"
+    saved = [load_file(tmp_path / run / "model" / name) for run in ("alone", "shares")]
+    assert saved[0].keys() == saved[1].keys()
+    assert max(float((saved[0][name] - saved[1][name]).abs().max()) for name in saved[0]) <= 1e-4
+    assert json.loads((tmp_path / "shares" / "run.json").read_text())["saved"] == ("merged" if settings else "adapter")
