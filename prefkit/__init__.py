@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from prefkit.query import query_dataset as query_dataset
     from prefkit.reference import precompute_reference as precompute_reference
     from prefkit.repairs import repair_dataset as repair_dataset
+    from prefkit.run_page import write_run_page as write_run_page
     from prefkit.show import show_pairs as show_pairs
     from prefkit.target import pipeline_of as pipeline_of
     from prefkit.train import train_dpo as train_dpo
@@ -54,6 +55,7 @@ _HOMES = {
     "repair_dataset": "prefkit.repairs",
     "show_pairs": "prefkit.show",
     "train_dpo": "prefkit.train",
+    "write_run_page": "prefkit.run_page",
 }
 
 __all__ = [*_HOMES, "__version__"]  # noqa: PLE0604 - the names are literal strings

@@ -120,7 +120,8 @@ class CompletionLogps(nn.Module):
         ches = None
         if states is not None and not torch.is_grad_enabled():
             ches = length_normalised_ches(states[batch.sources], batch.sides)
-        return Scored(logps, sums[0::2], sums[1::2], ches)
+        # copies: fully_shard hangs its hooks on what a forward returns, and warns of views
+        return Scored(logps, sums[0::2].clone(), sums[1::2].clone(), ches)
 
     def _fused(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The base model's last states where something is predicted, and our head."""
