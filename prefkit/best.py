@@ -1,6 +1,6 @@
 """The best evaluation so far, and when there has been no better one for too long."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
 LOWER_IS_BETTER = ("eval_loss",)
@@ -32,10 +32,19 @@ class Best(NamedTuple):
         return {"metric": self.metric, "value": self.evaluated[self.metric], "step": self.step}
 
 
-def best_of(metric: str, rows: Iterable[Mapping[str, Any]]) -> Best:
-    """The best of the logged rows; those without an evaluation are passed over."""
+def best_of(metric: str, rows: Iterable[Mapping[str, Any]], kept: Container[int]) -> Best:
+    """The best of the logged rows whose weights are there; rows without an evaluation are passed over.
+
+    An evaluation that was better has no weights where train.best_metric was set, or changed, after it.
+
+    Args:
+        metric: as logged.
+        rows: of steps, in order.
+        kept: the steps whose weights there are.
+    """
     best = Best(metric)
     for row in rows:
         if row.get(metric) is not None:
-            best = best.after(int(row["step"]), row)
+            found = best.after(int(row["step"]), row)
+            best = found if found.step == best.step or found.step in kept else best._replace(since=best.since + 1)
     return best

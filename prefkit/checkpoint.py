@@ -10,7 +10,7 @@ optimiser state go by name, whole, and only those that are trained: any number o
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from prefkit.errors import DatasetError, is_out_of_memory
+from prefkit.errors import DatasetError, first_line, is_out_of_memory
 from prefkit.format import (
     BEST,
     CHECKPOINTS,
@@ -112,19 +112,48 @@ def prune_best(run: Path, keep: int | None) -> None:
         shutil.rmtree(run / BEST, ignore_errors=True)
 
 
-def load_best(run: Path, step: int, model: nn.Module) -> None:
-    """Put the weights of best/step-<step>/ into the model.
+def list_best(run: Path) -> set[int]:
+    """The steps whose weights best/ holds."""
+    return {_step(path) for path in (run / BEST).glob("step-*") if (path / WEIGHTS).exists()}
+
+
+def load_best(run: Path, step: int, model: nn.Module, team: Team = ALONE) -> None:
+    """Put the weights of best/step-<step>/ into the model; every process of the team must call.
 
     Raises:
         DatasetError: they are not there, or of another model.
     """
     place = run / BEST / f"step-{step:06d}"
+    (weights,) = _read_on_each(team, lambda: (load_file(place / WEIGHTS),), "the best model cannot be read", place)
+    with team.together():
+        _put(lambda: put_weights(weights, model), place)
+
+
+def _read_on_each(team: Team, read: Callable[[], tuple[Any, ...]], message: str, place: Path, hint: str = "") -> Any:
+    """Read files in every process, each for itself; what one cannot read, all are told."""
+    own: list[Any] = []
+
+    def work() -> None:
+        try:
+            own.append(read())
+        except Exception as error:  # whatever safetensors and torch raise, the user needs the folder and a way out
+            if is_out_of_memory(error):
+                raise
+            raise DatasetError(f"{message}: {first_line(error)}", where=str(place), hint=hint) from None
+
+    team.on_each(work)
+    return own[0]
+
+
+def _put(work: Callable[[], None], place: Path) -> None:
+    """Put what was read into model or optimiser; one of other settings is no damage."""
     try:
-        put_weights(load_file(place / WEIGHTS), model)
-    except Exception as error:  # whatever safetensors raises
-        if is_out_of_memory(error):
-            raise
-        raise DatasetError(f"the best model cannot be read: {_first_line(error)}", where=str(place)) from None
+        work()
+    except (ValueError, KeyError) as error:
+        message = f"is of another model, adapter or optimiser: {first_line(error)}"
+        raise DatasetError(
+            message, where=str(place), hint="run.json has the settings that the run began with"
+        ) from None
 
 
 def put_weights(weights: Mapping[str, Tensor], model: nn.Module) -> None:
@@ -142,10 +171,6 @@ def put_weights(weights: Mapping[str, Tensor], model: nn.Module) -> None:
             if weights[name].shape != parameter.shape:
                 raise ValueError(f"{name} is of shape {list(weights[name].shape)}, not {list(parameter.shape)}")
             parameter.copy_(share_of(weights[name], parameter))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def prune_checkpoints(run: Path, every: int | None, limit: int, *, finished: bool = False) -> None:
@@ -175,32 +200,34 @@ def list_checkpoints(run: Path) -> list[Path]:
     return sorted((path for path in (run / CHECKPOINTS).glob("step-*") if (path / STATE).exists()), key=_step)
 
 
-def load_checkpoint(place: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put a checkpoint's weights, optimiser state and random state back; returns its step.
+def load_checkpoint(place: Path, model: nn.Module, optimizer: torch.optim.Optimizer, team: Team = ALONE) -> int:
+    """Put a checkpoint's weights, optimiser state and random state back; every process of the team must call.
 
     Rates and decay stay those of the optimiser as it was made: they are settings, not state.
+
+    Returns:
+        its step.
 
     Raises:
         DatasetError: the checkpoint cannot be read, or is one of another model or optimiser.
     """
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    try:
-        put_weights(load_file(place / WEIGHTS), model)
+
+    def read() -> tuple[Any, ...]:
         state = torch.load(place / OPTIMIZER, map_location="cpu", weights_only=True)
-        _put_state(state["optimizer"], model, optimizer)
-        step = int(read_json(place / STATE)["step"])
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        # whatever else safetensors and torch raise, the user needs the folder and a way out
-        hint = f"delete {place} to go on from the checkpoint before it"
-        message = f"the checkpoint cannot be read: {_first_line(error)}"
-        raise DatasetError(message, where=str(place), hint=hint) from None
+        return load_file(place / WEIGHTS), state["optimizer"], state["random"], int(read_json(place / STATE)["step"])
+
+    hint = f"delete {place} to go on from the checkpoint before it"
+    step: int
+    weights, state, random, step = _read_on_each(team, read, "the checkpoint cannot be read", place, hint)
+    with team.together():
+        _put(lambda: put_weights(weights, model), place)
+        _put(lambda: _put_state(state, model, optimizer), place)
     for group, own in zip(optimizer.param_groups, groups, strict=True):
         group.update(own)
-    torch.set_rng_state(state["random"]["cpu"])
-    if torch.cuda.is_available() and len(state["random"]["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    torch.set_rng_state(random["cpu"])
+    if torch.cuda.is_available() and len(random["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(random["cuda"])
     return step
 
 

@@ -433,10 +433,20 @@ def main() -> None:
         close_stdout()
         sys.exit(0)
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(answer(None, as_json=as_json))
+        leave(answer(None, as_json=as_json))
     except Exception as error:
-        sys.exit(answer(error, as_json=as_json))
+        leave(answer(error, as_json=as_json))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def leave(code: int) -> None:
+    """End with an exit code; at once where this process could not part from others, which might keep it for ever."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def close_stdout() -> None:

@@ -8,6 +8,7 @@ Values and gradients differ from uncompiled ones in float rounding, so a run is 
 benchmarks/results/compile.md says what it gains.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from prefkit.attention import PACKED, packed_attention
-from prefkit.errors import InputError, ModelError
+from prefkit.errors import InputError, ModelError, first_line
 from prefkit.models import decoder_layers
 
 OFF = "--set train.compile=false"
@@ -37,10 +38,15 @@ def compile_layers(model: nn.Module) -> None:
             f"{type(model).__name__} has no list of its layers to compile", where="train.compile", hint=OFF
         )
     _try_out(next(model.parameters()).device)
-    left: Any = torch.compiler.disable(packed_attention)  # type: ignore[no-untyped-call]
-    AttentionInterface.register(PACKED, left)
+    AttentionInterface.register(PACKED, _left_as_it_is())
     for layer in layers:
         layer.compile(dynamic=True)
+
+
+@functools.cache
+def _left_as_it_is() -> Any:
+    """Packed attention, which no compiled code is to be made of; elsewhere it works as ever."""
+    return torch.compiler.disable(packed_attention)  # type: ignore[no-untyped-call]
 
 
 def _try_out(device: torch.device) -> None:
@@ -52,7 +58,7 @@ def _try_out(device: torch.device) -> None:
     try:
         torch.compile(line)(torch.ones(8, device=device))
     except Exception as error:  # inductor and triton have a dozen kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(
             f"train.compile: torch.compile does not work here: {reason}",
             expected="a C++ compiler (g++ or clang++) and Python's headers",

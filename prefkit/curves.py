@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from prefkit.documents import Run
-from prefkit.errors import DatasetError
+from prefkit.errors import DatasetError, first_line
 from prefkit.format import PERF, PERF_LIVE, RUN_JSON, STEPS, STEPS_LIVE, schema
 from prefkit.store import read_document
 
@@ -104,7 +104,7 @@ def _read_parquet(path: Path, table: str) -> pl.DataFrame:
         lacking = [pl.lit(None, dtype).alias(name) for name, dtype in columns.items() if name not in frame.columns]
         return frame.select(there).with_columns(lacking).select(columns.names()).sort("step", maintain_order=True)
     except (pl.exceptions.PolarsError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise DatasetError(f"the steps cannot be read: {reason}", where=str(path), hint=DAMAGED) from None
 
 

@@ -9,7 +9,7 @@
     +-- CheckError      1   the input is readable, and a check says no
     |   +-- GateError       the reference on disk is not this policy's
     |   +-- AuditError      the audit is worse than --strict allows
-    +-- MachineError    3   disk or memory ran out
+    +-- MachineError    3   disk or memory ran out, or another process of several is gone
     +-- Interrupted   130   somebody asked to stop; what is done is on disk
 
 A message says what is wrong; `where` names file, line, row or field; `expected` what would have been right; `hint` the
@@ -79,7 +79,7 @@ class AuditError(CheckError):
 
 
 class MachineError(PrefkitError):
-    """The machine ran out of disk or memory; nothing is half-written, so the same command goes on."""
+    """The machine ran out of disk or memory, or lost a process; nothing is half-written: the same command goes on."""
 
     exit_code = 3
 
@@ -98,6 +98,11 @@ def located(where: str) -> Iterator[None]:
     except PrefkitError as error:
         error.where = error.where or where
         raise
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in a line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -106,14 +106,14 @@ class Claimed:
 
 
 def claim_job(
-    pipeline: Pipeline, reference: str | None, out: str | None, held: contextlib.ExitStack, *, go_on: bool
+    pipeline: Pipeline, reference: str | None, out: str | None, held: contextlib.ExitStack, *, go_on: bool, shards: bool
 ) -> Claimed:
     """Read and check all that needs no model, and claim the run directory."""
     settings, dataset = pipeline.train, Path(pipeline.dataset)
     folder = require_model(settings.model or pipeline.precompute.model, "train.model")
     if saved_as(settings, folder) != "model":
         peft_module("train.lora" if settings.lora is not None else folder)
-    check_optimizer(settings)
+    check_optimizer(settings, shards=shards)
     check_trackers(settings.trackers)
     manifest = read_manifest(dataset)
     tokenizer = load_tokenizer(folder)

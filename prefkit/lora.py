@@ -8,13 +8,13 @@ regime. peft is an optional extra and imported only here; files are local, safet
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from prefkit.adapters import ADAPTER_WEIGHTS, adapter_config, adapter_weights
 from prefkit.errors import InputError, ModelError, is_out_of_memory
@@ -188,18 +188,17 @@ def _never_called(model: Any) -> list[str]:
 
 
 def trainable_names(model: nn.Module) -> list[str]:
-    """The parameters that training changes, by name, in the model's order: what a checkpoint has to hold."""
+    """The parameters that training changes, by name, in the model's order."""
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def save_adapter(model: Any, folder: Path, base: str, tensors: Mapping[str, Tensor] | None = None) -> None:
+def save_adapter(model: Any, folder: Path, base: str) -> None:
     """Write adapter_config.json and adapter_model.safetensors as peft does; the same adapter gives the same bytes.
 
     Args:
         model: with an adapter in it, of add_adapter or load_adapter.
         folder: where to; it is made.
         base: base_model_name_or_path: the folder of the model it belongs to.
-        tensors: the weights by their names in the model, where the model's own are shares of them (FSDP).
     """
     peft = peft_module(str(folder))
     folder.mkdir(parents=True, exist_ok=True)
@@ -208,7 +207,7 @@ def save_adapter(model: Any, folder: Path, base: str, tensors: Mapping[str, Tens
     for name, value in vars(config).items():
         if isinstance(value, set):
             setattr(config, name, sorted(value))  # a set is written in the order of this process
-    state = dict(model.state_dict() if tensors is None else tensors)
+    state = model.state_dict()
     with _quiet():
         found = peft.get_peft_model_state_dict(model, state_dict=state, adapter_name=NAME, save_embedding_layers=False)
         config.save_pretrained(str(folder))

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from prefkit.adapters import base_folder, is_adapter
-from prefkit.errors import ModelError
+from prefkit.errors import ModelError, first_line
 from prefkit.identity import model_config, weight_files
 from prefkit.lora import load_adapter
 
@@ -98,7 +98,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever transformers raises, the user needs the folder and the reason
-        raise ModelError(f"its tokenizer does not load: {_first_line(error)}", where=str(folder)) from None
+        raise ModelError(f"its tokenizer does not load: {first_line(error)}", where=str(folder)) from None
 
 
 def _has_tokenizer(folder: str | Path) -> bool:
@@ -148,7 +148,7 @@ def load_model(folder: str | Path, dtype: str, device: torch.device, attention: 
                 **chosen,
             )
     except Exception as error:  # as above
-        raise ModelError(f"the model does not load: {_first_line(error)}", where=str(folder)) from None
+        raise ModelError(f"the model does not load: {first_line(error)}", where=str(folder)) from None
     model, loaded = both
     if absent := sorted([*loaded["missing_keys"], *(str(key) for key in loaded["mismatched_keys"])]):
         named = ", ".join(absent[:5])
@@ -236,7 +236,3 @@ def _is_causal(model: Any) -> bool:
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.float()
     apart = (logits[0] - logits[1]).abs().amax(-1)
     return not bool(apart[:-1].max() > 1e-3 * apart[-1])  # not finite is for the log-probs to find
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

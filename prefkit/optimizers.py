@@ -22,6 +22,7 @@ OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
     if isinstance(found, type) and issubclass(found, torch.optim.Optimizer) and found is not torch.optim.Optimizer
 }
 SPARSE = ("sparseadam",)  # its gradients must be sparse; no layer of a causal LM gives such
+WHOLE_ONLY = ("adafactor", "rprop")  # operations that torch has not for shares (DTensor)
 # what a name of ours sets already
 OURS = {"params": "the model", "lr": "train.learning_rate", "weight_decay": "train.weight_decay"}
 
@@ -45,13 +46,22 @@ def make_optimizer(policy: nn.Module, settings: TrainConfig) -> torch.optim.Opti
     return _made(groups, settings)
 
 
-def check_optimizer(settings: TrainConfig) -> None:
+def check_optimizer(settings: TrainConfig, *, shards: bool = False) -> None:
     """Refuse what make_optimizer would refuse of any model, before there is one.
+
+    Args:
+        settings: as of make_optimizer.
+        shards: each process is to have a share of each weight.
 
     Raises:
         InputError: as of make_optimizer.
     """
     _made([[nn.Parameter(torch.zeros(2, 2))], []], settings)
+    if shards and settings.optimizer.lower() in WHOLE_ONLY:
+        raise InputError(
+            f"train.optimizer: torch's {settings.optimizer} cannot work on shares of a weight",
+            hint="--set train.shard_weights=false, or another optimizer",
+        )
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

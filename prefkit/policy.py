@@ -18,7 +18,7 @@ from prefkit.models import check_fits, checkpoint_activations, load_model, load_
 from prefkit.optimizers import make_optimizer
 from prefkit.processes import Team
 from prefkit.run import Final
-from prefkit.sharding import is_shared_out, shared_out, whole_in_each
+from prefkit.sharding import shared_out, whole_in_each
 from prefkit.updates import Trainee
 
 
@@ -70,19 +70,21 @@ def make_trainee(scorer: CompletionLogps, settings: TrainConfig, folder: str, te
         elif team.size > 1:
             policy = whole_in_each(scorer)
     objective = Objective(settings.loss, settings.label_smoothing, settings.dpop_lambda, settings.sft_weight)
-    return Trainee(scorer, policy, make_optimizer(scorer, settings), objective, settings.max_grad_norm, team)
+    optimizer = make_optimizer(scorer, settings)
+    return Trainee(scorer, policy, optimizer, objective, settings.max_grad_norm, team, shards)
 
 
-def final_model(scorer: CompletionLogps, pipeline: Pipeline, folder: str, dtype: str, team: Team) -> Final:
+def final_model(trainee: Trainee, pipeline: Pipeline, folder: str, dtype: str) -> Final:
     """The trained model as it is saved; every process must ask.
 
     Where it lies in shares, process 0 loads the policy once more, on the CPU, and puts what was trained into it.
     """
     saved, base = saved_as(pipeline.train, folder), str(base_folder(folder).resolve())
-    if not is_shared_out(scorer):
-        return Final(scorer.model, saved, base)
+    model, team = trainee.scorer.model, trainee.team
+    if not trainee.shared:
+        return Final(model, saved, base)
     with team.together():
-        weights = whole_weights(scorer.model, team)
+        weights = whole_weights(model, team)
 
     models: list[Any] = [None]
 

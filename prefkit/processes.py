@@ -182,6 +182,8 @@ def join_team() -> Iterator[Team]:
         team = Team(state.process_index, state.num_processes)
         yield team._replace(members=tuple(team.on_each(lambda: Member(socket.gethostname(), os.getpid()))))
     except BaseException as error:
+        # with NCCL parting is collective itself, and one of the others may never come: this process just ends (cli)
+        ours = ours and torch.distributed.get_backend() != "nccl"
         # DDP waits in vain when it ends after the processes have parted, and a traceback keeps it alive
         seen: BaseException | None = error
         while seen is not None:

@@ -434,14 +434,33 @@ def _without_nulls(value: Any, *, inside: bool = False) -> Any:
 def _python_rows(batch: Any) -> list[dict[str, Any]]:
     """The rows of a batch; of a column that Python has no values for (years above 9999), what is stored."""
     try:
-        return batch.to_pylist()  # type: ignore[no-any-return]
+        return _without_nanoseconds(batch).to_pylist()  # type: ignore[no-any-return]
     except (ValueError, OverflowError, pa.ArrowException):
         columns = {name: _python_values(batch.column(name)) for name in batch.schema.names}
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
+def _in_nanoseconds(kind: Any) -> bool:
+    return bool(pa.types.is_timestamp(kind)) and kind.unit == "ns"
+
+
+def _without_nanoseconds(batch: Any) -> Any:
+    """Times of nanoseconds in microseconds, which Python has; where pandas is installed, pyarrow would give its own.
+
+    Raises:
+        pyarrow.ArrowInvalid: some are no whole microseconds.
+    """
+    for number, column in enumerate(batch.schema):
+        if _in_nanoseconds(column.type):
+            whole = batch.column(number).cast(pa.timestamp("us", column.type.tz))
+            batch = batch.set_column(number, column.name, whole)
+    return batch
+
+
 def _python_values(column: Any) -> list[Any]:
     try:
+        if _in_nanoseconds(column.type):
+            column = column.cast(pa.timestamp("us", column.type.tz))
         return column.to_pylist()  # type: ignore[no-any-return]
     except (ValueError, OverflowError, pa.ArrowException):
         return [{str(column.type): value} for value in column.cast(pa.int64()).to_pylist()]

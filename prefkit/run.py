@@ -1,6 +1,7 @@
 """The run directory: who may use it, what it says of itself before the first step and after the last.
 
-    runs/<n>/   run.json, steps.parquet, steps.jsonl (live), pair_dynamics/, checkpoints/, model/
+    runs/<n>/   run.json, steps.parquet, perf.parquet (live: .jsonl), pair_dynamics/, checkpoints/, best/, trackers/,
+                model/
 
 A run goes on only with the settings, the reference and the very pairs it was started with.
 """
@@ -28,7 +29,13 @@ from prefkit.models import quiet_transformers
 from prefkit.store import folder_beside, read_document, write_json, write_text, written
 from prefkit.work import TEMPLATE_FILE
 
-FIXED = ("reference:", "policy_sha256:", "train.optimizer:", "train.other_reference:")  # a run never changes these
+FIXED = (
+    "reference:",
+    "policy_sha256:",
+    "train.optimizer",
+    "train.other_reference:",
+    "train.lora",
+)  # a run never changes these
 
 
 class Trained(NamedTuple):

@@ -5,6 +5,7 @@ have to agree about; checkpoints and the final model are always of whole weights
 """
 
 import os
+import re
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def whole_in_each(scorer: CompletionLogps) -> DistributedDataParallel:
         scorer,
         forward_sync_buffers=False,
         gradient_as_bucket_view=True,
-        find_unused_parameters=bool(unused_parameters(scorer)),
+        find_unused_parameters=bool(unused_parameters(scorer)) or has_experts(scorer),
     )
 
 
@@ -58,16 +59,22 @@ def unused_parameters(scorer: CompletionLogps) -> list[str]:
     return [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
 
 
+def has_experts(module: nn.Module) -> bool:
+    """Whether experts are modules of their own, some of which a batch may leave out."""
+    return any(re.search(r"experts\.\d+\.", name) for name, _ in module.named_parameters())
+
+
 def shared_out(scorer: CompletionLogps, processes: int) -> CompletionLogps:
     """Leave each process its share of every weight, in place (torch's fully_shard, that is FSDP2).
 
     A layer's weights are whole while it is computed. What lies outside the layers (embeddings, last norm, output
-    matrix) belongs to the scorer, whose forward holds it whole throughout, because our head reads the matrix itself.
+    matrix) belongs to the scorer, whose forward and backward hold it whole throughout, because our head reads the
+    matrix itself. Between passes all are shares, whatever the last pass was.
     """
     mesh = init_device_mesh(scorer.device.type, (processes,))
     for layer in decoder_layers(scorer.model) or []:
         fully_shard(layer, mesh=mesh)
-    fully_shard(scorer, mesh=mesh)
+    fully_shard(scorer, mesh=mesh, reshard_after_forward=True)
     return scorer
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefkit.errors import InputError
+from prefkit.errors import InputError, first_line
 from prefkit.format import TRACKERS
 from prefkit.work import Tell
 
@@ -68,7 +68,7 @@ class Trackers:
                 yield
         except Exception as error:  # whatever it raises is no reason to lose a run
             self.open.pop(name, None)
-            self.tell(f"{name} is told no more: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
+            self.tell(f"{name} is told no more: {first_line(error)}")
 
 
 def _started(name: str, folder: Path, run: str, start: int) -> Any:

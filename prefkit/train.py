@@ -6,7 +6,9 @@ tokenised and no reference model is loaded here. Several processes (accelerate l
 """
 
 import contextlib
+import functools
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 
 from prefkit.best import best_of
 from prefkit.checkpoint import (
+    list_best,
     load_best,
     load_checkpoint,
     prune_best,
@@ -24,7 +27,7 @@ from prefkit.checkpoint import (
     save_checkpoint,
 )
 from prefkit.config import Pipeline, TrainConfig
-from prefkit.errors import DatasetError, Interrupted, is_out_of_memory, located
+from prefkit.errors import CheckError, DatasetError, Interrupted, is_out_of_memory, located
 from prefkit.job import Claimed, Job, claim_job
 from prefkit.logps import CompletionLogps
 from prefkit.metrics import summarise
@@ -45,7 +48,7 @@ from prefkit.schedule import (
 from prefkit.sharding import wants_shards
 from prefkit.signs import Signs
 from prefkit.trackers import Trackers
-from prefkit.updates import Made, Trainee, evaluate, update
+from prefkit.updates import SMALLER_STEP, Made, Trainee, evaluate, update
 from prefkit.work import Tell
 
 Watch = Callable[[int, int, Mapping[str, Any]], None]  # updates made, updates in all, the row just logged
@@ -80,31 +83,45 @@ def train_dpo(
         Interrupted: `stop` said so.
         MachineError: out of disk or memory, or another process of several is gone.
     """
+    shards = wants_shards() or pipeline.train.shard_weights
     with join_team() as team, contextlib.ExitStack() as held:
         own: list[Claimed] = []  # of process 0, which reads and writes for all
 
         def claim() -> Job:
-            own.append(claim_job(pipeline, reference, out, held, go_on=go_on))
+            own.append(claim_job(pipeline, reference, out, held, go_on=go_on, shards=shards and team.size > 1))
             return own[0].job
 
         job = team.on_main(claim)
         told = tell if team.is_main else lambda _text: None
-        return _trained(pipeline, job, own[0] if own else None, team, told, watch, stop)
+        if shards and team.size == 1:
+            told("train.shard_weights has no effect in one process")
+        if pipeline.train.eval_steps is not None and job.test.is_empty():
+            told("train.eval_steps has no effect: there is no test split")
+        return _trained(
+            pipeline, job, own[0] if own else None, team, told, watch, stop, shards=shards and team.size > 1
+        )
 
 
 def _trained(
-    pipeline: Pipeline, job: Job, own: Claimed | None, team: Team, tell: Tell, watch: Watch, stop: Callable[[], bool]
+    pipeline: Pipeline,
+    job: Job,
+    own: Claimed | None,
+    team: Team,
+    tell: Tell,
+    watch: Watch,
+    stop: Callable[[], bool],
+    *,
+    shards: bool,
 ) -> Trained:
     """Load the policy, gate, train, save. What holds on to the other processes (DDP) ends with this call."""
     settings = pipeline.train
-    shards = team.size > 1 and (settings.shard_weights or wants_shards())
     scorer = agreed_policy(pipeline, job.folder, job.identity, team)
     tell(f"training on {_where(scorer, team, shards=shards)} in {job.identity['dtype']}, {scorer.layout.name}")
     if any(team.on_each(stop)):
         raise Interrupted("stopped before the first step", where=job.run)
     figures = team.on_main(lambda: None if own is None or job.resume else own.gate(scorer, settings.seed))
     trainee = make_trainee(scorer, settings, job.folder, team, shards=shards)
-    start = load_checkpoint(Path(job.resume), scorer.model, trainee.optimizer) if job.resume else 0
+    start = load_checkpoint(Path(job.resume), scorer.model, trainee.optimizer, team) if job.resume else 0
     _refuse_fewer(job, start, settings)
     if job.resume:
         tell(f"going on from step {start} of {job.run}" + "".join(f"\n  changed: {line}" for line in job.changed))
@@ -112,7 +129,7 @@ def _trained(
     with located(job.run):
         loop = _Loop(trainee, job, own, settings, start, tell)
         end = loop.go(watch, stop)
-        final = final_model(scorer, pipeline, job.folder, job.identity["dtype"], team)
+        final = final_model(trainee, pipeline, job.folder, job.identity["dtype"])
         return team.on_main(lambda: own.finish(final, end))  # type: ignore[union-attr]
 
 
@@ -153,7 +170,11 @@ class _Loop:
 
         self.team.on_main(open_log)
         metric = settings.best_metric
-        self.best = None if metric is None else self.team.on_main(lambda: best_of(metric, self.logs[0].rows))
+        self.best = (
+            None
+            if metric is None
+            else self.team.on_main(lambda: best_of(metric, self.logs[0].rows, list_best(self.run)))
+        )
 
     def go(self, watch: Watch, stop: Callable[[], bool]) -> End:
         """All updates from `start` on, and the last evaluation."""
@@ -169,12 +190,17 @@ class _Loop:
             due = self.every is not None and step % self.every == 0 and step < self.total
             if due:
                 self.save(step, due=True)
-            watch(step, self.total, row)
-            if any(self.team.on_each(stop)) and step < self.total:
+            if any(self.team.on_each(functools.partial(self.asked, watch, stop, step, row))) and step < self.total:
                 if not due:
                     self.save(step, due=False)
                 message = f"stopped after {step} of {self.total} updates; a checkpoint is written"
                 raise Interrupted(message, where=str(self.run))
+
+    def asked(self, watch: Watch, stop: Callable[[], bool], made: int, row: Mapping[str, Any]) -> bool:
+        """Show the update in process 0; whether this process was asked to stop."""
+        if self.team.is_main:
+            watch(made, self.total, row)
+        return stop()
 
     def evaluated(self, step: int, beta: float) -> dict[str, float]:
         """The eval_ metrics where an evaluation is due; the weights are kept where it is the best."""
@@ -182,6 +208,9 @@ class _Loop:
         if step < self.total and not (every and step and step % every == 0):
             return {}
         found = evaluate(self.trainee, self.job.test, beta, self.limits)
+        if not all(map(math.isfinite, found.values())):
+            message = f"the evaluation at step {step} is not finite"
+            raise CheckError(message, expected="numbers", hint=SMALLER_STEP)
         if self.best is not None:
             self.best = self.best.after(step, found)
             if self.best.step == step:
@@ -227,7 +256,8 @@ class _Loop:
     def made(self, rows: pl.DataFrame, lengths: list[int], step: int, rate: float, beta: float) -> Made:
         """An update; where it does not fit into memory, with micro-batches of half as much.
 
-        Nothing has changed by then: weights change when all gradients are there. Of several processes one cannot do so
+        Nothing has changed by then: weights change when all gradients are there, and an optimiser that does not fit
+        says so itself. Of several processes one cannot do so
         by itself, the others wait for it: there the run ends.
         """
         while True:
@@ -273,5 +303,5 @@ class _Loop:
         if self.best is None or self.best.step is None:
             return end
         if self.best.step != step:
-            load_best(self.run, self.best.step, self.model)
+            load_best(self.run, self.best.step, self.model, self.team)
         return end._replace(evaluated=self.best.evaluated, best=self.best.told())

@@ -140,6 +140,11 @@ class TrainConfig(Section):
             raise ValueError("train.early_stopping_patience has no effect without train.best_metric")
         if self.best_metric is not None and self.eval_steps is None:
             raise ValueError("train.best_metric has no effect without train.eval_steps")
+        if self.beta_end is not None and self.best_metric not in (None, "eval_rewards/accuracies"):
+            raise ValueError(
+                f"train.best_metric {self.best_metric} changes with beta, and train.beta_end changes that: take "
+                "eval_rewards/accuracies"
+            )
         if self.compile and self.gradient_checkpointing:
             raise ValueError("train.compile and train.gradient_checkpointing exclude each other")
         return self

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from prefkit.batches import NUM_TOKENS
 from prefkit.encode import Sides
-from prefkit.errors import CheckError
+from prefkit.errors import CheckError, MachineError, is_out_of_memory
 from prefkit.logps import CompletionLogps
 from prefkit.losses import Objective, pair_losses, weighted_mean
 from prefkit.metrics import Metrics, joined, picked, summarise, token_kl
 from prefkit.perf import peak_memory
 from prefkit.processes import ALONE, Team
 from prefkit.schedule import Limits, dealt
-from prefkit.sharding import is_shared_out, whole
+from prefkit.sharding import whole
 
 SMALLER_STEP = "a smaller train.learning_rate"
 
@@ -30,7 +30,8 @@ SMALLER_STEP = "a smaller train.learning_rate"
 class Trainee(NamedTuple):
     """The policy and what changes it, in one process of a team.
 
-    `scorer`: the policy; `policy`: what is called in an update, the scorer itself or DDP around it.
+    `scorer`: the policy; `policy`: what is called in an update, the scorer itself or DDP around it; `shared`: each
+    process has but a share of the weights, so all of them must make the same number of passes.
     """
 
     scorer: CompletionLogps
@@ -39,11 +40,7 @@ class Trainee(NamedTuple):
     objective: Objective
     max_grad_norm: float | None = None
     team: Team = ALONE
-
-    @property
-    def in_step(self) -> bool:
-        """Whether all processes must make the same number of passes: each needs the others' shares."""
-        return is_shared_out(self.scorer)
+    shared: bool = False
 
 
 class Made(NamedTuple):
@@ -97,7 +94,7 @@ def accumulate(
     passes = [rows[list(batch)] for batch in own]
     found = []
     # in a collective a process takes part even where it has nothing to add: a pair of weight 0
-    most = max(len(share) for share in shares) if trainee.in_step else max(1, len(own))
+    most = max(len(share) for share in shares) if trainee.shared else max(1, len(own))
     passes += [rows[-1:].with_columns(weight=pl.lit(0.0))] * (most - len(own))
     for number, part in enumerate(passes):
         with _silent(trainee.policy) if number < most - 1 else contextlib.nullcontext():
@@ -129,7 +126,13 @@ def apply_gradient(trainee: Trainee, step: int, learning_rate: float) -> float:
         raise CheckError(f"the gradient is not finite at step {step}", expected="a number", hint=SMALLER_STEP)
     for group in trainee.optimizer.param_groups:
         group["lr"] = learning_rate
-    trainee.optimizer.step()
+    try:
+        trainee.optimizer.step()
+    except (RuntimeError, MemoryError) as error:  # some weights may have changed: smaller passes would not help
+        if not is_out_of_memory(error):
+            raise
+        message = f"out of memory in the optimiser at step {step}"
+        raise MachineError(message, hint="train.lora, another train.optimizer, or train.shard_weights") from None
     trainee.optimizer.zero_grad()
     return norm
 
@@ -195,7 +198,7 @@ def evaluate(trainee: Trainee, rows: pl.DataFrame, beta: float, limits: Limits) 
     lengths = rows.select(NUM_TOKENS).to_series().to_list()
     shares = dealt(range(rows.height), lengths, limits, trainee.team.size)
     own = shares[trainee.team.rank]
-    most = max(len(share) for share in shares) if trainee.in_step else len(own)
+    most = max(len(share) for share in shares) if trainee.shared else len(own)
     with torch.no_grad(), trainee.team.together():
         found = [
             score_pairs(trainee.scorer, rows[list(batch)], trainee.objective, beta)[1]

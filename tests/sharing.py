@@ -3,6 +3,7 @@
 python -m torch.distributed.run --standalone --nproc_per_node 2 tests/sharing.py llama FOLDER
 """
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from prefkit.losses import Objective
 from prefkit.processes import Team, join_team
 from prefkit.schedule import Limits, dealt
 from prefkit.sharding import is_shared_out, shared_out, whole, whole_in_each
-from prefkit.updates import Trainee, update
+from prefkit.updates import Trainee, evaluate, update
 
 CONFIGS: dict[str, Any] = {
     "llama": llama_config,
@@ -58,7 +59,7 @@ def trainee(kind: str, team: Team, *, shares: bool, alone: bool = False) -> Trai
     policy: Any = scorer if alone else shared_out(scorer, team.size) if shares else whole_in_each(scorer)
     # with so large an eps a gradient that is nothing but rounding moves nothing
     optimizer = torch.optim.AdamW([p for p in scorer.parameters() if p.requires_grad], lr=1e-2, eps=1e-3)
-    return Trainee(scorer, policy, optimizer, Objective(), 1.0, Team(0, 1) if alone else team)
+    return Trainee(scorer, policy, optimizer, Objective(), 1.0, Team(0, 1) if alone else team, shares)
 
 
 def weights(made: Trainee) -> dict[str, torch.Tensor]:
@@ -90,7 +91,7 @@ def main(kind: str, folder: Path) -> None:
         final = weights(alone)
         for shares in (False, True):
             made = trainee(kind, team, shares=shares)
-            assert is_shared_out(made.scorer) == made.in_step == shares
+            assert is_shared_out(made.scorer) == shares
             close(trained(made, table, range(2)), expected[:2], 2e-4)
             if shares:
                 for name, parameter in made.scorer.named_parameters():
@@ -99,6 +100,9 @@ def main(kind: str, folder: Path) -> None:
                 states = [value for state in made.optimizer.state.values() for value in state.values() if value.ndim]
                 assert states
                 assert all(isinstance(value, DTensor) for value in states)
+            limits = Limits(2, None)
+            assert all(map(math.isfinite, evaluate(made, table, 0.1, limits).values()))
+            assert is_shared_out(made.scorer) == shares  # whatever the last pass was
             run = folder.parent / f"{folder.name}-{shares}"
             save_checkpoint(run, 2, made.scorer.model, made.optimizer, team)
             (place,) = list_checkpoints(run)

@@ -21,11 +21,18 @@ def rows(metric: str, values: list[Any]) -> list[dict[str, Any]]:
     ],
 )
 def test_the_best_by_hand(metric: str, values: list[Any], step: int, since: int) -> None:
-    best = best_of(metric, rows(metric, values))
+    best = best_of(metric, rows(metric, values), range(100))
     assert (best.step, best.since) == (step, since)
     assert best.told() == {"metric": metric, "value": values[step // 10], "step": step}
     assert best.evaluated == {metric: values[step // 10]}  # and nothing of the update
 
 
 def test_before_the_first_evaluation_there_is_none() -> None:
-    assert best_of("eval_loss", [{"step": 0, "loss": 1.0}]).step is None
+    assert best_of("eval_loss", [{"step": 0, "loss": 1.0}], range(9)).step is None
+
+
+def test_an_evaluation_whose_weights_are_gone_is_not_the_best() -> None:
+    """Better, but made before anybody asked for the best one; the later ones still wait for a better."""
+    best = best_of("eval_loss", rows("eval_loss", [0.1, 0.6, 0.5, 0.2, 0.3]), {20})
+    assert (best.step, best.since) == (20, 2)
+    assert best_of("eval_loss", rows("eval_loss", [0.1, 0.6]), ()).step is None

@@ -294,17 +294,6 @@ def test_the_same_adapter_is_saved_in_the_same_bytes(tmp_path: Path) -> None:
     assert config["target_modules"] == ["q_proj", "up_proj", "v_proj"]
 
 
-def test_gathered_weights_are_saved_in_place_of_the_models_own(tmp_path: Path) -> None:
-    base = base_of(tmp_path / "base", llama_config())
-    model: Any = load_model(base, "float32", CPU)
-    add_adapter(model, LoraSettings(r=4), 0)
-    whole = {name: torch.full_like(p, 0.01) for name, p in model.named_parameters() if p.requires_grad}
-    save_adapter(model, tmp_path / "adapter", str(base), whole)
-    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    assert len(saved) == len(whole) == 28
-    assert all(bool((tensor == 0.01).all()) for tensor in saved.values())
-
-
 def test_all_linear_is_every_linear_layer_but_the_head() -> None:
     expected = {
         "llama": {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},

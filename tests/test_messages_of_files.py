@@ -127,7 +127,8 @@ PIPELINES: dict[str, tuple[str | bytes, str]] = {
     ),
     "smoothing of another loss": (
         f"dataset: d\n{SOURCE}train: {{loss: ipo, label_smoothing: 0.1}}\n",
-        "pipeline.yaml:3: train.label_smoothing has no effect on train.loss ipo: it is sigmoid's",
+        "pipeline.yaml:3: train.label_smoothing has no effect on train.loss ipo: it is sigmoid's, sigmoid_norm's and "
+        "robust's",
     ),
     "no room for a completion": (
         f"dataset: d\n{SOURCE}precompute: {{max_length: 16, min_completion_tokens: 16}}\n",
