@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import llama_config, random_model
 
 from prefkit.checkpoint import (
@@ -245,3 +246,29 @@ def test_a_full_part_is_closed_wherever_it_ends(tmp_path: Path, monkeypatch: pyt
     write_dynamics(tmp_path, [{"step": number, "pair_id": f"p{number}", **values} for number in (0, 1)])
     assert cut_dynamics(tmp_path, 2, closed=False) == []
     assert [row["step"] for row in cut_dynamics(tmp_path, 1, closed=False)] == [0]
+
+
+def test_a_checkpoint_of_another_model_is_no_damage_to_be_deleted(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 3, *model_and_optimizer())
+    (place,) = list_checkpoints(tmp_path)
+    for changes, named in (
+        ({"hidden_size": 48}, "is of shape"),
+        ({"num_hidden_layers": 1}, "it is of other weights: "),
+    ):
+        with pytest.raises(DatasetError) as caught:
+            load_checkpoint(place, *model_and_optimizer(**changes))
+        assert caught.value.message.startswith("is of another model, adapter or optimiser: ")
+        assert named in caught.value.message
+        assert caught.value.hint == "run.json has the settings that the run began with"
+
+
+def test_only_what_is_trained_is_in_a_checkpoint(tmp_path: Path) -> None:
+    model, _ = model_and_optimizer()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = "q_proj" in name
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    step(model, optimizer)
+    save_checkpoint(tmp_path, 1, model, optimizer)
+    (place,) = list_checkpoints(tmp_path)
+    held = load_file(place / "model.safetensors")
+    assert sorted(held) == [f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)]

@@ -65,6 +65,7 @@ NO_PLACE = {
     "rules.function": "the caller adds the file and row of the response; a test reads it there",
     "the loss is not finite at step": "the caller adds the run's directory; a test reads it there",
     "the gradient is not finite at step": "likewise",
+    "the evaluation at step": "likewise",
     "another process": "the process is the place",
 }
 

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 from prefkit import train as train_module
 from prefkit import updates as updates_module
 from prefkit.config import Pipeline, TrainConfig
-from prefkit.errors import DatasetError, InputError
+from prefkit.errors import CheckError, DatasetError, InputError, MachineError
+from prefkit.optimizers import check_optimizer
 from prefkit.reference import precompute_reference
 from prefkit.run import Trained
 from prefkit.train import train_dpo
@@ -133,21 +134,63 @@ def test_a_resumed_run_keeps_the_best_model_of_the_unbroken_one(
     assert snapshot(tmp_path / "run") == snapshot(tmp_path / "unbroken")
 
 
-def test_a_best_model_that_somebody_removed_is_missed_by_name(ready: Pipeline, tmp_path: Path) -> None:
-    import shutil
-
-    settings = {"max_steps": 6, "eval_steps": 1, "save_steps": 3, "best_metric": "eval_loss", "learning_rate": 3e-2}
-
-    def killed(done: int, _total: int, _row: Any) -> None:
-        if done == 4:
+def killed_at(step: int) -> Callable[[int, int, Any], None]:
+    def watch(done: int, _total: int, _row: Any) -> None:
+        if done == step:
             raise KeyboardInterrupt
 
+    return watch
+
+
+def test_the_best_is_one_whose_weights_were_kept(ready: Pipeline, tmp_path: Path, scripted: Scripted) -> None:
+    """The best metric is asked for after four updates: what was better before that is gone."""
+    settings = {"max_steps": 8, "eval_steps": 2, "save_steps": 4, "batch_size": 4}
+    scripted([0.1, 0.5])
     with pytest.raises(KeyboardInterrupt):
-        train(ready, tmp_path / "run", killed, **settings)
-    shutil.rmtree(tmp_path / "run" / "best")
+        train(ready, tmp_path / "run", killed_at(5), **settings)
+    scripted([0.5, 0.4, 0.45])
+    asked = TrainConfig.model_validate(
+        ready.train.model_dump() | {"learning_rate": 1e-3, "best_metric": "eval_loss"} | settings
+    )
+    done = train_dpo(ready.model_copy(update={"train": asked}), out=str(tmp_path / "run"), go_on=True)
+    assert done.best == {"metric": "eval_loss", "value": 0.4, "step": 6}
+
+
+def test_a_best_model_that_is_damaged_is_named(ready: Pipeline, tmp_path: Path, scripted: Scripted) -> None:
+    settings = {"max_steps": 6, "eval_steps": 2, "save_steps": 3, "best_metric": "eval_loss", "batch_size": 4}
+    scripted([0.1, 0.5])
+    with pytest.raises(KeyboardInterrupt):
+        train(ready, tmp_path / "run", killed_at(5), **settings)
+    (tmp_path / "run" / "best" / "step-000002" / "model.safetensors").write_bytes(b"no tensors")
+    scripted([0.5, 0.6])
     with pytest.raises(DatasetError, match="the best model cannot be read: ") as caught:
         train(ready, tmp_path / "run", **settings)
-    assert caught.value.where.startswith(str(tmp_path / "run" / "best" / "step-00000"))
+    assert caught.value.where == str(tmp_path / "run" / "best" / "step-000002")
+
+
+def test_an_evaluation_that_is_not_finite_ends_the_run_before_anything_is_saved(
+    ready: Pipeline, tmp_path: Path, scripted: Scripted
+) -> None:
+    scripted([math.nan])
+    with pytest.raises(CheckError) as caught:
+        train(ready, tmp_path / "run", max_steps=2)
+    assert str(caught.value) == (
+        f"{tmp_path / 'run'}: the evaluation at step 2 is not finite\n  expected: numbers\n"
+        "  next: a smaller train.learning_rate"
+    )
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_evaluations_without_a_test_split_are_told_to_have_no_effect(tmp_path: Path) -> None:
+    pipeline = built(tmp_path, text_rows(4), tiny_llama(tmp_path / "model"))
+    precompute_reference(pipeline)
+    said: list[str] = []
+    settings = TrainConfig(max_steps=1, eval_steps=1, shard_weights=True)
+    train_dpo(pipeline.model_copy(update={"train": settings}), out=str(tmp_path / "run"), tell=said.append)
+    assert said[:2] == [
+        "train.shard_weights has no effect in one process",
+        "train.eval_steps has no effect: there is no test split",
+    ]
 
 
 def test_the_best_model_needs_a_test_split(tmp_path: Path) -> None:
@@ -169,6 +212,11 @@ def test_the_best_model_needs_a_test_split(tmp_path: Path) -> None:
         ({"loss": "robust"}, "train.loss robust is sigmoid without train.label_smoothing: set it above 0"),
         ({"dpop_lambda": 5.0}, "train.dpop_lambda has no effect on train.loss sigmoid: it is dpop's"),
         ({"beta_schedule": "cosine"}, "train.beta_schedule has no effect without train.beta_end"),
+        (
+            {"beta_end": 0.5, "best_metric": "eval_loss", "eval_steps": 1},
+            "train.best_metric eval_loss changes with beta, and train.beta_end changes that: take "
+            "eval_rewards/accuracies",
+        ),
         (
             {"compile": True, "gradient_checkpointing": True},
             "train.compile and train.gradient_checkpointing exclude each other",
@@ -308,3 +356,53 @@ def test_a_single_pair_that_does_not_fit_ends_the_run(
     monkeypatch.setattr(updates_module, "score_pairs", full)
     with pytest.raises(torch.OutOfMemoryError):
         train(ready, tmp_path / "run", max_steps=1, batch_size=1)
+
+
+def test_an_optimiser_that_does_not_fit_ends_the_run_and_is_not_tried_again(
+    ready: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some weights may have changed by then: the same update once more would be made twice."""
+    steps = []
+
+    def full(_optimizer: Any, closure: Any = None) -> Any:
+        steps.append(closure)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    with pytest.raises(MachineError) as caught:
+        train(ready, tmp_path / "run", max_steps=1, batch_size=4)
+    assert caught.value.message == "out of memory in the optimiser at step 0"
+    assert caught.value.hint == "train.lora, another train.optimizer, or train.shard_weights"
+    assert len(steps) == 1
+
+
+@pytest.mark.parametrize("name", ["adafactor", "Rprop"])
+def test_an_optimiser_that_cannot_work_on_shares_is_refused_where_there_are_some(name: str) -> None:
+    check_optimizer(TrainConfig(optimizer=name))
+    with pytest.raises(InputError) as caught:
+        check_optimizer(TrainConfig(optimizer=name), shards=True)
+    assert str(caught.value) == (
+        f"train.optimizer: torch's {name} cannot work on shares of a weight\n"
+        "  next: --set train.shard_weights=false, or another optimizer"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"optimizer_args": {"eps": 1e-6}}, "train.optimizer_args"),
+        ({"lora": {"r": 8}}, "train.lora"),
+        ({"lora": {"r": 4, "alpha": 320}}, "train.lora.alpha: 32.0 and 320.0"),
+        ({"lora": None}, "train.lora"),
+    ],
+)
+def test_what_a_checkpoint_cannot_take_is_never_changed(
+    changes: dict[str, Any], named: str, ready: Pipeline, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    settings: dict[str, Any] = {"max_steps": 4, "save_steps": 1, "lora": {"r": 4}, "batch_size": 2}
+    with pytest.raises(KeyboardInterrupt):
+        train(ready, tmp_path / "run", killed_at(2), **settings)
+    other = TrainConfig.model_validate(ready.train.model_dump() | {"learning_rate": 1e-3} | settings | changes)
+    with pytest.raises(DatasetError, match=named):
+        train_dpo(ready.model_copy(update={"train": other}), out=str(tmp_path / "run"), go_on=True)
