@@ -99,6 +99,8 @@ def train(pipeline: Pipeline, name: str, **settings: Any) -> Path:
     """Train a run of that name, unless it is there and finished; returns its directory."""
     run = Path(pipeline.dataset) / "runs" / name
     if not (run / "model").exists():
+        if "epochs" in settings:
+            settings["max_steps"] = None
         changed = Pipeline.model_validate(
             pipeline.model_dump(by_alias=True) | {"train": pipeline.train.model_dump() | settings}
         )

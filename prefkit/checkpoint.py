@@ -32,6 +32,7 @@ from prefkit.format import (
 from prefkit.optimizers import load_state
 from prefkit.processes import ALONE, Team
 from prefkit.sharding import share_of, whole
+from prefkit.sources import file_sha256
 from prefkit.store import folder_beside, read_json, write_json, write_text, written
 from prefkit.tables import write_parquet
 
@@ -45,12 +46,26 @@ def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def save_checkpoint(
-    run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, team: Team = ALONE
+    run: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    team: Team = ALONE,
+    history: Mapping[str, int] | None = None,
 ) -> None:
-    """Write checkpoints/step-<step>/ whole or not at all; every process of the team must call."""
+    """Write checkpoints/step-<step>/ whole or not at all; every process of the team must call.
+
+    Args:
+        run: its directory.
+        step: updates made.
+        model: what is trained of it is written.
+        optimizer: of these weights.
+        team: of the processes that train it.
+        history: how much has been logged by then, by name; in process 0.
+    """
     with team.together():
         weights, state = whole_weights(model, team), _whole_state(model, optimizer, team)
-    team.on_main(lambda: _write_checkpoint(run, step, weights, state))
+    team.on_main(lambda: _write_checkpoint(run, step, weights, state, history or {}))
 
 
 def _whole_state(model: nn.Module, optimizer: torch.optim.Optimizer, team: Team) -> dict[str, dict[str, Any]]:
@@ -64,12 +79,15 @@ def _whole_state(model: nn.Module, optimizer: torch.optim.Optimizer, team: Team)
     return state
 
 
-def _write_checkpoint(run: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+def _write_checkpoint(
+    run: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any], history: Mapping[str, int]
+) -> None:
     with folder_beside(run / CHECKPOINTS / f"step-{step:06d}") as beside:
         save_file(dict(weights), str(beside / WEIGHTS))
         with (beside / OPTIMIZER).open("wb") as file:  # a file of Python's: its OSError is the cause of torch's error
             torch.save({"optimizer": state, "random": _random_states()}, file)
-        write_json(beside / STATE, {"step": step})
+        hashes = {name: file_sha256(beside / name) for name in (WEIGHTS, OPTIMIZER)}
+        write_json(beside / STATE, {"step": step, "sha256": hashes, "history": dict(history)})
 
 
 def whole_weights(model: nn.Module, team: Team = ALONE) -> dict[str, Tensor]:
@@ -156,6 +174,17 @@ def _put(work: Callable[[], None], place: Path) -> None:
         ) from None
 
 
+def history_of(place: Path) -> dict[str, int]:
+    """How much had been logged when a checkpoint was written, by name; empty where it does not say."""
+    return dict(read_json(place / STATE).get("history", {}))
+
+
+def num_seen(run: Path, step: int) -> int:
+    """The rows of pair_dynamics before an update."""
+    parts = sorted((run / DYNAMICS).glob("part-*.parquet"))
+    return sum(pl.read_parquet(p, columns=["step"], glob=False).filter(pl.col("step") < step).height for p in parts)
+
+
 def put_weights(weights: Mapping[str, Tensor], model: nn.Module) -> None:
     """Whole weights into a model, of which each process may have but shares.
 
@@ -213,11 +242,18 @@ def load_checkpoint(place: Path, model: nn.Module, optimizer: torch.optim.Optimi
     """
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
 
+    def check() -> None:
+        for name, known in read_json(place / STATE).get("sha256", {}).items():
+            if file_sha256(place / name) != known:
+                message = f"the checkpoint cannot be read: {name} is not as it was written"
+                raise DatasetError(message, where=str(place), hint=hint)
+
     def read() -> tuple[Any, ...]:
         state = torch.load(place / OPTIMIZER, map_location="cpu", weights_only=True)
         return load_file(place / WEIGHTS), state["optimizer"], state["random"], int(read_json(place / STATE)["step"])
 
     hint = f"delete {place} to go on from the checkpoint before it"
+    team.on_main(check)
     step: int
     weights, state, random, step = _read_on_each(team, read, "the checkpoint cannot be read", place, hint)
     with team.together():

@@ -457,7 +457,7 @@ def close_stdout() -> None:
 def answer(error: Exception | None, *, as_json: bool) -> int:
     """Say what went wrong (None: somebody interrupted); returns the exit code."""
     from prefkit.errors import Interrupted, PrefkitError
-    from prefkit.processes import ALONE_WITH
+    from prefkit.processes import ALONE_WITH, num_processes
 
     if error is None or (type(error) is RuntimeError and "Query interrupted" in str(error)):  # as DuckDB says it
         error = Interrupted("interrupted; what is finished is on disk")
@@ -468,6 +468,8 @@ def answer(error: Exception | None, *, as_json: bool) -> int:
             setattr(known, ALONE_WITH, rank)
         if isinstance(known, Interrupted):  # without the launcher of several processes, which nobody can know
             known.hint = shlex.join(["prefkit", *sys.argv[1:]])
+            if num_processes() > 1:
+                known.hint += ", by a launcher of any number of processes"
         fail(known.as_dict(), str(known), known, as_json=as_json)
         return known.exit_code
     show = getattr(error, "show", None)  # a usage error knows how to show itself

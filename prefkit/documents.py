@@ -133,7 +133,7 @@ class Run(_Document):
     """runs/<n>/run.json."""
 
     dataset: str
-    pairs: int
+    pairs: int = Field(description="that it trains and evaluates on")
     reference: str
     model: str
     train: dict[str, Any] = Field(description="the resolved train section")

@@ -141,6 +141,8 @@ def encode_pairs(pairs: pl.DataFrame, tokenizer: Any, settings: EncodeSettings) 
     """
     if settings.kind == "text" and tokenizer.eos_token_id is None:
         raise ModelError("the tokenizer has no eos_token", expected="one: a text completion ends with it")
+    if settings.chat_template == TRANSCRIPT and tokenizer.eos_token_id is None:
+        raise ModelError("the tokenizer has no eos_token", expected="one: the transcript ends with it")
     controls = control_tokens(tokenizer)
     shadow = functools.cache(lambda: make_shadow(tokenizer))  # once, and only if a text spells a control token
     starts = range(0, max(pairs.height, 1), CHUNK)

@@ -93,7 +93,7 @@ class Claimed:
             "layout": layout.name,
             "num_processes": team.size,
         }
-        num_pairs = self.manifest["counts"]["pairs"]
+        num_pairs = self.data.train.height + self.data.test.height
         begin_run(Path(self.job.run), self.dataset, num_pairs, told, figures, start, self.job.changed)
 
     def finish(self, final: Final, end: End) -> Trained:

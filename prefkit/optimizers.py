@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from prefkit.config import TrainConfig
-from prefkit.errors import InputError
+from prefkit.errors import InputError, first_line
 
 OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
     name.lower(): found
@@ -23,6 +23,7 @@ OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
 }
 SPARSE = ("sparseadam",)  # its gradients must be sparse; no layer of a causal LM gives such
 WHOLE_ONLY = ("adafactor", "rprop")  # operations that torch has not for shares (DTensor)
+MATRICES = "it takes matrices only: train.lora, or another optimizer"
 # what a name of ours sets already
 OURS = {"params": "the model", "lr": "train.learning_rate", "weight_decay": "train.weight_decay"}
 
@@ -110,9 +111,12 @@ def _made(groups: list[list[nn.Parameter]], settings: TrainConfig) -> torch.opti
     build: Any = make
     try:
         optimizer: torch.optim.Optimizer = build(told, lr=settings.learning_rate, **given)
-    except (TypeError, ValueError, RuntimeError) as error:  # what the classes of torch.optim refuse by
+    except Exception as error:  # the classes of torch.optim take their arguments apart in many ways
         said = ", ".join(f"{name}={value}" for name, value in given.items())
-        raise InputError(f"train.optimizer: {make.__name__}({said}) cannot train this: {error}") from None
+        raise InputError(
+            f"train.optimizer: {make.__name__}({said}) cannot train this: {first_line(error)}",
+            hint=MATRICES if make.__name__ == "Muon" else "",
+        ) from None
     return optimizer
 
 
@@ -121,7 +125,7 @@ def _find(name: str) -> type[torch.optim.Optimizer]:
     usable = [known for known, found in OPTIMIZERS.items() if known not in SPARSE and not _asks_for_closure(found)]
     wanted = name.lower()
     if wanted not in OPTIMIZERS:
-        near = difflib.get_close_matches(wanted, usable, n=5, cutoff=0.5)
+        near = difflib.get_close_matches(wanted, usable, n=5, cutoff=0.7)
         raise InputError(f"train.optimizer: torch.optim has no {name}", expected=f"one of {', '.join(near or usable)}")
     if wanted not in usable:
         reason = "sparse gradients, and these are dense" if wanted in SPARSE else "a closure that it calls many times"

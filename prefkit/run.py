@@ -20,7 +20,7 @@ from prefkit.checkpoint import list_checkpoints, prune_best, prune_checkpoints
 from prefkit.config import TrainConfig
 from prefkit.documents import Audit, Run
 from prefkit.errors import DatasetError, PrefkitError
-from prefkit.format import AUDIT_JSON, LOCK, MODEL, REFERENCES, RUN_JSON, RUNS, canonical_json
+from prefkit.format import AUDIT_JSON, LOCK, MODEL, REFERENCES, RUN_JSON, RUNS, STEPS_LIVE, canonical_json
 from prefkit.gate import GateFigures
 from prefkit.identity import differing
 from prefkit.locks import give_lock, leave_no_empty_directory, locked, take_lock
@@ -133,8 +133,11 @@ def _changed(run: Path, dataset: Path, out: str | None, settings: Mapping[str, A
     fixed = [line for line in apart if line.startswith(FIXED)]
     if fixed or (apart and not go_on):
         elsewhere = f"--out {_next_run(dataset) if out is None else 'RUN'} starts another run"
+        what = "is unfinished and was started with other settings"
+        if fixed:
+            what += ", which a run never changes"
         raise DatasetError(
-            "is unfinished and was started with other settings (then and now): " + "; ".join(fixed or apart),
+            f"{what} (then and now): " + "; ".join(fixed or apart),
             where=str(run),
             hint=elsewhere if fixed else f"--go-on goes on with it under the new settings; {elsewhere}",
         )
@@ -145,6 +148,9 @@ def _refuse_foreign(run: Path) -> None:
     if not run.is_dir():
         return
     if not (run / RUN_JSON).exists() and any(path.name not in (LOCK, f".{RUN_JSON}.tmp") for path in run.iterdir()):
+        if (run / STEPS_LIVE).exists():
+            message = f"is a run without its {RUN_JSON}, which says what it was started with"
+            raise DatasetError(message, where=str(run), hint="choose another --out")
         raise DatasetError("holds something that is no run", where=str(run), hint="choose another --out")
     if not _unfinished(run):
         raise DatasetError("is a finished run", where=str(run), hint="choose another --out")

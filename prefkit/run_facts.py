@@ -98,7 +98,8 @@ def facts_of(run: Curves) -> list[Fact]:
         facts.append(Fact("best", f"{best['metric']} {_number(best['value'])} at step {best['step']:,}"))
     if evaluated := document.get("eval"):
         named = [f"{name} {_number(evaluated[key])}" for name, key in EVALUATED.items() if key in evaluated]
-        facts.append(Fact("test split", ", ".join(named)))
+        of = f" of step {best['step']:,}" if best else ""
+        facts.append(Fact(f"test split{of}", ", ".join(named)))
     changes = document.get("changes", [])
     return facts + [Fact("changed", f"at step {one['step']:,}: {'; '.join(one['settings'])}") for one in changes]
 

@@ -13,6 +13,7 @@ from prefkit.checkpoint import (
     append_row,
     cut_dynamics,
     cut_rows,
+    num_seen,
     write_dynamics,
     write_rows,
 )
@@ -29,14 +30,37 @@ class RunLog:
     """The rows of a run so far."""
 
     def __init__(
-        self, run: Path, start: int, signs: Signs, trackers: Trackers, tell: Tell = lambda _text: None, *, closed: bool
+        self,
+        run: Path,
+        start: int,
+        signs: Signs,
+        trackers: Trackers,
+        tell: Tell = lambda _text: None,
+        *,
+        closed: bool,
+        history: Mapping[str, int] | None = None,
     ) -> None:
-        """Cut what is there back to the updates before `start`; `closed`: see cut_dynamics."""
+        """Cut what is there back to the updates before `start`.
+
+        Args:
+            run: its directory.
+            start: updates made.
+            signs: what reads warnings off the rows.
+            trackers: who else is told.
+            tell: called with lines for a person.
+            closed: see cut_dynamics.
+            history: of the checkpoint that is gone on from: what there must be.
+        """
         self.run, self.signs, self.trackers, self.tell = run, signs, trackers, tell
+        self.num_seen = num_seen(run, start)
         self.rows = cut_rows(run / STEPS_LIVE, start)
         self.perf = cut_rows(run / PERF_LIVE, start)
         self._seen = cut_dynamics(run, start, closed=closed)
         self.warnings: list[Sign] = []
+        if lost := self._lost(history or {}):
+            text = f"of what was logged before step {start} {lost} are gone: figures and views of this run lack them"
+            for sign in self._warn([Sign(start, "history", text)]):
+                tell(f"warning: {sign.text}")
         for row in self.rows:  # told before, and kept as they were
             self._warn(signs.look(row))
 
@@ -51,6 +75,15 @@ class RunLog:
             self.tell(f"warning: {sign.text}")
         self.trackers.log(row, perf)
 
+    @property
+    def history(self) -> dict[str, int]:
+        """How much is logged so far, as a checkpoint keeps it."""
+        return {"rows of steps": len(self.rows), "rows of pair_dynamics": self.num_seen}
+
+    def _lost(self, known: Mapping[str, int]) -> str:
+        counts = {name: known.get(name, 0) - there for name, there in self.history.items()}
+        return " and ".join(f"{lost} {name}" for name, lost in counts.items() if lost > 0)
+
     def _warn(self, signs: list[Sign]) -> list[Sign]:
         """Keep warnings where whoever looks at a run that goes on finds them."""
         if signs:
@@ -62,6 +95,7 @@ class RunLog:
     def saw(self, step: int, pair_ids: Sequence[str], metrics: Metrics, beta: float) -> None:
         """Keep the margins of an update's pairs, in the order of `metrics`."""
         rewards = (beta * metrics.chosen_logratios).tolist(), (beta * metrics.rejected_logratios).tolist()
+        self.num_seen += len(pair_ids)
         self._seen += [
             {"step": step, "pair_id": pair, "rewards_chosen": c, "rewards_rejected": r, "margin": c - r}
             for pair, c, r in zip(pair_ids, *rewards, strict=True)

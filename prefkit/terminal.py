@@ -132,7 +132,14 @@ def print_trained(trained: "Trained", console: Console) -> None:
         console.print("  no test split: nothing held out to evaluate on")
         return
     accuracy, margin = trained.eval["rewards/accuracies"], trained.eval["rewards/margins"]
-    console.print(f"  test: accuracy {accuracy:.3f}, margin {margin:.4f}, loss {trained.eval['loss']:.4f}")
+    which = ""
+    if trained.best is not None:
+        early = "stopped early; " if trained.stopped_early else ""
+        console.print(
+            f"  {early}the final model is that of step {trained.best['step']}, best by {trained.best['metric']}"
+        )
+        which = f" (step {trained.best['step']})"
+    console.print(f"  test{which}: accuracy {accuracy:.3f}, margin {margin:.4f}, loss {trained.eval['loss']:.4f}")
 
 
 def print_exported(exported: "Exported", console: Console) -> None:

@@ -18,6 +18,7 @@ import torch
 
 from prefkit.best import best_of
 from prefkit.checkpoint import (
+    history_of,
     list_best,
     load_best,
     load_checkpoint,
@@ -166,7 +167,8 @@ class _Loop:
         def open_log() -> None:
             trackers = Trackers(settings.trackers, self.run, start, settings.model_dump(mode="json"), tell)
             signs = Signs(str(own.dataset), own.findings())  # type: ignore[union-attr]
-            self.logs.append(RunLog(self.run, start, signs, trackers, tell, closed=closed))
+            history = history_of(Path(job.resume)) if job.resume else {}
+            self.logs.append(RunLog(self.run, start, signs, trackers, tell, closed=closed, history=history))
 
         self.team.on_main(open_log)
         metric = settings.best_metric
@@ -278,7 +280,8 @@ class _Loop:
     def save(self, made: int, *, due: bool) -> None:
         """A checkpoint after so many updates."""
         self.team.on_main(lambda: self.logs[0].write(close=due))
-        save_checkpoint(self.run, made, self.model, self.trainee.optimizer, self.team)
+        history = self.logs[0].history if self.logs else None
+        save_checkpoint(self.run, made, self.model, self.trainee.optimizer, self.team, history)
 
         def prune() -> None:
             prune_checkpoints(self.run, self.every, self.settings.save_total_limit)

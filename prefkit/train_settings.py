@@ -132,6 +132,8 @@ class TrainConfig(Section):
             )
         if self.loss == "robust" and not self.label_smoothing:
             raise ValueError("train.loss robust is sigmoid without train.label_smoothing: set it above 0")
+        if self.max_steps is not None and self.epochs != 1.0:
+            raise ValueError("train.epochs has no effect beside train.max_steps: --set train.max_steps=null")
         if self.dpop_lambda != DPOP_LAMBDA and self.loss != "dpop":
             raise ValueError(f"train.dpop_lambda has no effect on train.loss {self.loss}: it is dpop's")
         if self.beta_schedule != "linear" and self.beta_end is None:

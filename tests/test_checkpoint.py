@@ -14,6 +14,7 @@ from prefkit.checkpoint import (
     append_row,
     cut_dynamics,
     cut_rows,
+    history_of,
     list_checkpoints,
     load_checkpoint,
     prune_checkpoints,
@@ -272,3 +273,18 @@ def test_only_what_is_trained_is_in_a_checkpoint(tmp_path: Path) -> None:
     (place,) = list_checkpoints(tmp_path)
     held = load_file(place / "model.safetensors")
     assert sorted(held) == [f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)]
+
+
+def test_a_checkpoint_whose_bytes_were_changed_is_refused(tmp_path: Path) -> None:
+    model, optimizer = model_and_optimizer()
+    step(model, optimizer)
+    save_checkpoint(tmp_path, 3, model, optimizer, history={"rows of steps": 3})
+    (place,) = list_checkpoints(tmp_path)
+    assert history_of(place) == {"rows of steps": 3}
+    content = bytearray((place / "optimizer.pt").read_bytes())
+    content[-5000] ^= 1
+    (place / "optimizer.pt").write_bytes(content)
+    with pytest.raises(DatasetError) as caught:
+        load_checkpoint(place, *model_and_optimizer())
+    assert caught.value.message == "the checkpoint cannot be read: optimizer.pt is not as it was written"
+    assert caught.value.hint == f"delete {place} to go on from the checkpoint before it"

@@ -42,7 +42,6 @@ KEYS_THAT_OTHERS_SET = {
         "gradient_accumulation_steps": 2,
         "gradient_checkpointing": True,
         "max_steps": 30,
-        "epochs": 2,
         "warmup_steps": 3,
         "eval_steps": 10,
         "logging_steps": 1,

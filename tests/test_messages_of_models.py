@@ -129,6 +129,15 @@ def test_a_tokenizer_without_an_end_is_answered_with_its_folder(refuses: Refuses
     refuses(PRECOMPUTE, re.escape(text), "ModelError")
 
 
+def test_a_transcript_without_an_end_is_answered_with_the_models_folder(refuses: Refuses, tmp_path: Path) -> None:
+    dataset_of(tmp_path, chat_rows(3), "chat")
+    tokenizer = tiny_tokenizer(template=None)
+    tokenizer.eos_token = None
+    save_model(tmp_path / "model", random_model(llama_config(len(tokenizer))), tokenizer)
+    text = "model: the tokenizer has no eos_token\n  expected: one: the transcript ends with it"
+    refuses([*PRECOMPUTE, "--set", "precompute.chat_template=transcript"], re.escape(text), "ModelError")
+
+
 def test_prompts_that_end_inside_a_token_are_answered_in_full(refuses: Refuses, tmp_path: Path) -> None:
     rows = text_rows(8)
     for row in rows:

@@ -64,7 +64,7 @@ def test_a_run_with_everything_says_it(tmp_path: Path) -> None:
     assert told["layout"] == "packed rows"
     assert told["model/ holds"] == "an adapter: the model it started from is needed beside it"
     assert told["best"] == "eval_loss 0.3051 at step 1,550"
-    assert told["test split"] == "loss 0.31, accuracy 0.871, margin 1.42"
+    assert told["test split of step 1,550"] == "loss 0.31, accuracy 0.871, margin 1.42"
     assert told["changed"] == "at step 1,200: train.max_steps: 5 and 9; pairs: 1 and 2"
     assert told["gate"] == "rows 3"
 

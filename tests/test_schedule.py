@@ -90,7 +90,7 @@ def test_beta_stays_where_no_end_is_set() -> None:
 def test_the_number_of_updates_by_hand(pairs: int, size: int, times: int, epochs: float, expected: int) -> None:
     settings = TrainConfig(batch_size=size, gradient_accumulation_steps=times, epochs=epochs)
     assert num_updates(pairs, settings) == expected
-    assert num_updates(pairs, TrainConfig(max_steps=7, epochs=epochs)) == 7
+    assert num_updates(pairs, TrainConfig(max_steps=7)) == 7
 
 
 def test_the_order_is_one_permutation_a_pass_and_depends_on_the_seed_alone() -> None:

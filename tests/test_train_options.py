@@ -210,6 +210,10 @@ def test_the_best_model_needs_a_test_split(tmp_path: Path) -> None:
         ({"best_metric": "eval_loss"}, "train.best_metric has no effect without train.eval_steps"),
         ({"label_smoothing": 0.1, "loss": "hinge"}, "train.label_smoothing has no effect on train.loss hinge: it is"),
         ({"loss": "robust"}, "train.loss robust is sigmoid without train.label_smoothing: set it above 0"),
+        (
+            {"max_steps": 9, "epochs": 2},
+            "train.epochs has no effect beside train.max_steps: --set train.max_steps=null",
+        ),
         ({"dpop_lambda": 5.0}, "train.dpop_lambda has no effect on train.loss sigmoid: it is dpop's"),
         ({"beta_schedule": "cosine"}, "train.beta_schedule has no effect without train.beta_end"),
         (
@@ -404,5 +408,59 @@ def test_what_a_checkpoint_cannot_take_is_never_changed(
     with pytest.raises(KeyboardInterrupt):
         train(ready, tmp_path / "run", killed_at(2), **settings)
     other = TrainConfig.model_validate(ready.train.model_dump() | {"learning_rate": 1e-3} | settings | changes)
-    with pytest.raises(DatasetError, match=named):
+    with pytest.raises(DatasetError, match=f", which a run never changes .*{named}"):
         train_dpo(ready.model_copy(update={"train": other}), out=str(tmp_path / "run"), go_on=True)
+
+
+@pytest.mark.parametrize(
+    ("gone", "lost"),
+    [("steps.jsonl", "4 rows of steps"), ("pair_dynamics", "16 rows of pair_dynamics")],
+)
+def test_what_is_gone_of_the_log_is_told_and_kept(gone: str, lost: str, ready: Pipeline, tmp_path: Path) -> None:
+    import shutil
+
+    settings = {"max_steps": 8, "save_steps": 4, "batch_size": 4}
+    with pytest.raises(KeyboardInterrupt):
+        train(ready, tmp_path / "run", killed_at(5), **settings)
+    place = tmp_path / "run" / gone
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    said: list[str] = []
+    asked = TrainConfig.model_validate(ready.train.model_dump() | {"learning_rate": 1e-3} | settings)
+    train_dpo(ready.model_copy(update={"train": asked}), out=str(tmp_path / "run"), tell=said.append)
+    text = f"of what was logged before step 4 {lost} are gone: figures and views of this run lack them"
+    assert f"warning: {text}" in said
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert recorded["warnings"] == [{"step": 4, "name": "history", "text": text}]
+
+
+def test_a_run_without_its_document_is_refused(ready: Pipeline, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(ready, tmp_path / "run", killed_at(2), max_steps=4)
+    (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(DatasetError) as caught:
+        train(ready, tmp_path / "run", max_steps=4)
+    assert caught.value.message == "is a run without its run.json, which says what it was started with"
+    assert caught.value.hint == "choose another --out"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer_args": {"betas": [0.9]}}, "train.optimizer: AdamW(betas=(0.9,)) cannot train this: "),
+        ({"optimizer": "lion"}, "train.optimizer: torch.optim has no lion"),
+    ],
+)
+def test_arguments_that_no_optimiser_takes_are_no_bug(
+    changes: dict[str, Any], message: str, ready: Pipeline, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as caught:
+        train(ready, tmp_path / "run", max_steps=1, **changes)
+    assert caught.value.message.startswith(message)
+    if "optimizer" in changes:
+        assert "adamw" in caught.value.expected
+
+
+def test_muon_says_what_it_trains(ready: Pipeline, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        train(ready, tmp_path / "run", max_steps=1, optimizer="muon")
+    assert caught.value.hint == "it takes matrices only: train.lora, or another optimizer"
