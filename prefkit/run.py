@@ -29,6 +29,7 @@ from prefkit.models import quiet_transformers
 from prefkit.store import folder_beside, read_document, write_json, write_text, written
 from prefkit.work import TEMPLATE_FILE
 
+HISTORY = "history"  # the name of a warning: something is gone of what was logged
 FIXED = (
     "reference:",
     "policy_sha256:",
@@ -247,6 +248,8 @@ def begin_run(
     """
     there = read_document(run / RUN_JSON, Run) if (run / RUN_JSON).exists() else {}
     changes = there.get("changes", []) if start else []
+    # what the log says once more is said again; what is gone of it is known from here alone
+    warnings = [told for told in there.get("warnings", []) if told["name"] == HISTORY] if start else []
     if start and there.get("layout") not in (None, settings["layout"]):
         changed = [*changed, f"layout: {there['layout']} and {settings['layout']}"]
     if changed and start:
@@ -260,6 +263,7 @@ def begin_run(
             "gate": there["gate"] if figures is None else figures._asdict(),
             "prefkit_version": __version__,
             "changes": changes,
+            "warnings": warnings,
             "finished": False,
         },
     )

@@ -20,6 +20,7 @@ from prefkit.checkpoint import (
 from prefkit.documents import Run
 from prefkit.format import PERF_LIVE, RUN_JSON, STEPS_LIVE
 from prefkit.metrics import Metrics
+from prefkit.run import HISTORY
 from prefkit.signs import Sign, Signs
 from prefkit.store import read_document, write_json
 from prefkit.trackers import Trackers
@@ -56,10 +57,10 @@ class RunLog:
         self.rows = cut_rows(run / STEPS_LIVE, start)
         self.perf = cut_rows(run / PERF_LIVE, start)
         self._seen = cut_dynamics(run, start, closed=closed)
-        self.warnings: list[Sign] = []
+        self.warnings = [Sign(**told) for told in read_document(run / RUN_JSON, Run).get("warnings", [])]
         if lost := self._lost(history or {}):
             text = f"of what was logged before step {start} {lost} are gone: figures and views of this run lack them"
-            for sign in self._warn([Sign(start, "history", text)]):
+            for sign in self._warn([Sign(start, HISTORY, text)]):
                 tell(f"warning: {sign.text}")
         for row in self.rows:  # told before, and kept as they were
             self._warn(signs.look(row))

@@ -300,6 +300,8 @@ class _Loop:
             log.write(close=True)
             log.trackers.close()
             losses = [row["loss"] for row in log.rows if "loss" in row]
+            if not losses:
+                raise DatasetError("all that was logged is gone", where=str(self.run), hint="choose another --out")
             return End(step, losses[0], losses[-1], evaluated, None, step < self.total)
 
         end = self.team.on_main(close)

@@ -419,16 +419,20 @@ def test_what_a_checkpoint_cannot_take_is_never_changed(
 def test_what_is_gone_of_the_log_is_told_and_kept(gone: str, lost: str, ready: Pipeline, tmp_path: Path) -> None:
     import shutil
 
-    settings = {"max_steps": 8, "save_steps": 4, "batch_size": 4}
+    settings = {"max_steps": 8, "save_steps": 2, "batch_size": 4}
     with pytest.raises(KeyboardInterrupt):
         train(ready, tmp_path / "run", killed_at(5), **settings)
     place = tmp_path / "run" / gone
     shutil.rmtree(place) if place.is_dir() else place.unlink()
-    said: list[str] = []
     asked = TrainConfig.model_validate(ready.train.model_dump() | {"learning_rate": 1e-3} | settings)
-    train_dpo(ready.model_copy(update={"train": asked}), out=str(tmp_path / "run"), tell=said.append)
+    pipeline, out = ready.model_copy(update={"train": asked}), str(tmp_path / "run")
     text = f"of what was logged before step 4 {lost} are gone: figures and views of this run lack them"
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        train_dpo(pipeline, out=out, tell=said.append, watch=killed_at(7))
     assert f"warning: {text}" in said
+    train_dpo(pipeline, out=out, tell=said.append)  # told once, and still known
+    assert said.count(f"warning: {text}") == 1
     recorded = json.loads((tmp_path / "run" / "run.json").read_text())
     assert recorded["warnings"] == [{"step": 4, "name": "history", "text": text}]
 
@@ -464,3 +468,14 @@ def test_muon_says_what_it_trains(ready: Pipeline, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         train(ready, tmp_path / "run", max_steps=1, optimizer="muon")
     assert caught.value.hint == "it takes matrices only: train.lora, or another optimizer"
+
+
+def test_a_run_of_which_no_row_is_left_says_so(ready: Pipeline, tmp_path: Path) -> None:
+    settings = {"max_steps": 4, "save_steps": 3, "batch_size": 4, "logging_steps": 4}
+    with pytest.raises(KeyboardInterrupt):
+        train(ready, tmp_path / "run", killed_at(3), **settings)
+    (tmp_path / "run" / "steps.jsonl").unlink()
+    with pytest.raises(DatasetError) as caught:
+        train(ready, tmp_path / "run", **settings)
+    assert caught.value.message == "all that was logged is gone"
+    assert caught.value.hint == "choose another --out"
