@@ -150,7 +150,7 @@ class Run(_Document):
     steps: int | None = None
     loss: float | None = Field(None, description="of the last logged step")
     eval: dict[str, float] | None = Field(None, description="of the final model, on the test split")
-    num_processes: int | None = Field(None, description="that the run began with")
+    num_processes: int | None = Field(None, description="at its last start")
     saved: Literal["model", "adapter", "merged"] | None = Field(None, description="what model/ holds")
     best: dict[str, Any] | None = Field(None, description="of train.best_metric: metric, value, step")
     stopped_early: bool = Field(False, description="by train.early_stopping_patience")
