@@ -63,6 +63,7 @@ def make_trainee(scorer: CompletionLogps, settings: TrainConfig, folder: str, te
     if settings.gradient_checkpointing:
         with located(folder):
             checkpoint_activations(scorer.model)
+    torch.manual_seed(settings.seed)  # checkpoints keep the random state, and are the same for the same run
     policy: torch.nn.Module = scorer
     with team.together():
         if shards:
