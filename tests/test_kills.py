@@ -69,7 +69,7 @@ def test_twenty_kills_and_the_same_command_leave_the_bytes_of_an_unbroken_run(co
     output = tmp_path / "output.txt"
     assert done.returncode == 0, done.stderr[-2000:] + (output.read_text()[-2000:] if output.exists() else "")
     found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found["moments"]) == KILLS
+    assert len(found["moments"]) >= KILLS
     assert found["different"] == []
     assert found["kills"] >= KILLS // 2, found  # a moment may come after the end of the work
     assert found["unfinished"] >= 3, found  # and some kills must have left work behind
