@@ -104,8 +104,10 @@ def main() -> None:
         wait(spawn(COMMANDS[command], work))
         durations.append(time.monotonic() - started)
     unbroken, rng = results(work), random.Random(seed)
-    moments, kills, unfinished, different = [], 0, 0, []
-    # a machine that has become slower since the two runs would only be killed while it starts: then later, and more often
+    moments: list[float] = []
+    different: list[str] = []
+    kills = unfinished = 0
+    # where the machine has become slower since, all kills may come while it starts: then some more, and later
     while len(moments) < count or (unfinished < ENOUGH and len(moments) < 2 * count):
         late = 1 if len(moments) < count else 2
         work, moment = fresh(folder), rng.random() * durations[-1] * late
