@@ -41,7 +41,16 @@ A_STEP = 8  # pairs
 def train(settings: Settings) -> Figures:
     """One run: its times, losses, and a hash of the weights it ends with; `resume` makes the second half alone."""
     import torch
-    from contenders import be_quiet, longest, our_budget, our_reference, our_scorer, our_settings, our_training, sums_of
+    from contenders import (
+        be_quiet,
+        beside_reference,
+        longest,
+        our_budget,
+        our_reference,
+        our_scorer,
+        our_settings,
+        our_training,
+    )
 
     from prefkit.compiling import compile_layers
 
@@ -50,9 +59,7 @@ def train(settings: Settings) -> Figures:
     pairs = pl.read_parquet(settings["pairs"])
     model = random_model(SIZES[settings["size"]], dtype, device)
     scorer = our_scorer(model, dtype, longest(pairs))
-    sums = sums_of(our_reference(scorer, pairs, our_budget(scorer, pairs)), pairs)
-    names = ("ref_chosen_logps", "ref_rejected_logps")
-    rows = pairs.with_columns(pl.Series(name, values) for name, values in zip(names, sums, strict=True))
+    rows = beside_reference(our_reference(scorer, pairs, our_budget(scorer, pairs)), pairs)
     half = Path(settings["folder"]) / "half.pt"
     if settings["resume"]:
         model.load_state_dict(torch.load(half, weights_only=True))

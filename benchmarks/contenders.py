@@ -82,6 +82,12 @@ def sums_of(scores: pl.DataFrame, pairs: pl.DataFrame) -> Scores:
     return rows["ref_chosen_logps"].to_numpy(), rows["ref_rejected_logps"].to_numpy()
 
 
+def beside_reference(scores: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
+    """The pairs with what a reference has of each: sums, and a value a token."""
+    names = [f"ref_{side}_{of}" for side in ("chosen", "rejected") for of in ("logps", "token_logps")]
+    return pairs.join(scores.select("pair_id", *names), on="pair_id", how="left", maintain_order="left")
+
+
 def our_settings(micro: int, size: int, learning_rate: float, optimizer: str = "adamw") -> TrainConfig:
     """Plain DPO: by default AdamW, a constant rate without warm-up, clipping at 1."""
     return TrainConfig(

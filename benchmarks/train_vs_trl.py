@@ -50,16 +50,14 @@ MICRO_BATCHES = (8, 4, 2, 1)
 
 def reference(settings: Settings) -> Figures:
     """Write the sums of the untrained model beside the pairs."""
-    from contenders import be_quiet, longest, our_budget, our_layout, our_reference, our_scorer, sums_of
+    from contenders import be_quiet, beside_reference, longest, our_budget, our_layout, our_reference, our_scorer
 
     be_quiet()
     pairs = pl.read_parquet(settings["pairs"])
     model = random_model(SIZES[settings["size"]], settings["dtype"], settings["device"])
     scorer = our_scorer(model, settings["dtype"], longest(pairs))
-    sums = sums_of(our_reference(scorer, pairs, our_budget(scorer, pairs)), pairs)
-    names = ("ref_chosen_logps", "ref_rejected_logps")
-    rows = pairs.with_columns(pl.Series(name, values) for name, values in zip(names, sums, strict=True))
-    rows.write_parquet(settings["rows"])
+    scores = our_reference(scorer, pairs, our_budget(scorer, pairs))
+    beside_reference(scores, pairs).write_parquet(settings["rows"])
     return {"layout": our_layout(scorer)}
 
 
