@@ -189,9 +189,9 @@ def join_team() -> Iterator[Team]:
         while seen is not None:
             traceback.clear_frames(seen.__traceback__)
             seen = seen.__cause__ or seen.__context__
-        gc.collect()
         raise
     finally:
+        gc.collect()  # DDP and shared layers hold themselves in cycles
         if ours:
             state.destroy_process_group()  # left to the end of the process, gloo's threads abort it now and then
             PartialState._reset_state()  # so that the next team can be joined

@@ -62,8 +62,7 @@ class RunLog:
             text = f"of what was logged before step {start} {lost} are gone: figures and views of this run lack them"
             for sign in self._warn([Sign(start, HISTORY, text)]):
                 tell(f"warning: {sign.text}")
-        for row in self.rows:  # told before, and kept as they were
-            self._warn(signs.look(row))
+        self._warn([sign for row in self.rows for sign in signs.look(row)])  # told before, and kept as they were
 
     def add(self, row: Mapping[str, Any], perf: Mapping[str, Any] | None = None) -> None:
         """Log an update, or the last evaluation."""

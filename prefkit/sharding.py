@@ -78,11 +78,6 @@ def shared_out(scorer: CompletionLogps, processes: int) -> CompletionLogps:
     return scorer
 
 
-def is_shared_out(module: nn.Module) -> bool:
-    """Whether each process has but a share of a module's weights."""
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
-
-
 def whole(tensor: Tensor) -> Tensor:
     """A tensor with all shares of it; every process must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

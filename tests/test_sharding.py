@@ -12,7 +12,7 @@ from tiny import llama_config, random_model
 from prefkit.encode import Sides
 from prefkit.errors import InputError
 from prefkit.logps import CompletionLogps, Layout
-from prefkit.sharding import is_shared_out, share_of, unused_parameters, wants_shards, whole
+from prefkit.sharding import share_of, unused_parameters, wants_shards, whole
 
 SCRIPT = Path(__file__).parent / "sharing.py"
 LAYOUT = Layout("packed", "packed")
@@ -34,7 +34,6 @@ def test_shares_and_whole_copies_train_as_one_process_does(kind: str, tmp_path: 
 def test_alone_a_weight_is_whole_and_its_own_share() -> None:
     model = random_model(llama_config())
     weight = model.lm_head.weight
-    assert not is_shared_out(model)
     assert whole(weight) is weight
     assert torch.equal(share_of(weight.detach(), weight), weight)
 

@@ -208,33 +208,20 @@ def test_the_best_model_needs_a_test_split(tmp_path: Path) -> None:
     [
         ({"early_stopping_patience": 2}, "train.early_stopping_patience has no effect without train.best_metric"),
         ({"best_metric": "eval_loss"}, "train.best_metric has no effect without train.eval_steps"),
-        ({"label_smoothing": 0.1, "loss": "hinge"}, "train.label_smoothing has no effect on train.loss hinge: it is"),
-        ({"loss": "robust"}, "train.loss robust is sigmoid without train.label_smoothing: set it above 0"),
         (
             {"max_steps": 9, "epochs": 2},
             "train.epochs has no effect beside train.max_steps: --set train.max_steps=null",
         ),
-        ({"dpop_lambda": 5.0}, "train.dpop_lambda has no effect on train.loss sigmoid: it is dpop's"),
-        ({"beta_schedule": "cosine"}, "train.beta_schedule has no effect without train.beta_end"),
         (
             {"beta_end": 0.5, "best_metric": "eval_loss", "eval_steps": 1},
             "train.best_metric eval_loss changes with beta, and train.beta_end changes that: take "
             "eval_rewards/accuracies",
-        ),
-        (
-            {"compile": True, "gradient_checkpointing": True},
-            "train.compile and train.gradient_checkpointing exclude each other",
         ),
     ],
 )
 def test_a_setting_without_effect_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig.model_validate(changes)
-
-
-def test_label_smoothing_says_whose_it_is() -> None:
-    with pytest.raises(ValueError, match=": it is sigmoid's, sigmoid_norm's and robust's"):
-        TrainConfig(label_smoothing=0.1, loss="ipo")
 
 
 # --- what the rows tell
