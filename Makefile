@@ -2,8 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+OLD := .venv-old-trl
 
-.PHONY: demo test test-all check schemas
+.PHONY: demo test test-all check schemas docs
 
 demo: $(READY)
 	$(BIN)/prefkit demo
@@ -11,7 +12,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow" -n 2
 
-test-all: $(READY)
+test-all: $(READY) $(OLD)/.ready
 	$(BIN)/python -m pytest -n 2
 
 check: $(READY)
@@ -23,7 +24,19 @@ check: $(READY)
 schemas: $(READY)
 	$(BIN)/python -m prefkit.schemas schemas
 
+docs: $(READY)
+	$(BIN)/python tools/api_page.py docs/api.md
+
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# an old trl on .venv's torch, for one test: what is pinned here hides what .venv has newer
+$(OLD)/.ready: constraints-old-trl.txt $(READY)
+	$(BIN)/python -m venv --clear --without-pip $(OLD)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> "$$($(OLD)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/of_venv.pth"
+	$(BIN)/python -m pip --python $(OLD)/bin/python install --quiet --disable-pip-version-check \
+		--no-deps --ignore-installed -r constraints-old-trl.txt
 	touch $@

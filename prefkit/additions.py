@@ -48,9 +48,9 @@ def _why_anew(manifest: Mapping[str, Any], wanted: Mapping[str, Any], pipeline: 
         return f"it is of prefkit {manifest['prefkit_version']}"
     if changed := _changed(manifest["pipeline"], wanted):
         return f"{changed} changed"
-    earlier = manifest["pipeline"]["sources"]
+    earlier, named = ([_read_with(source) for source in of["sources"]] for of in (manifest["pipeline"], wanted))
     for source in earlier:
-        if wanted["sources"].count(source) < earlier.count(source):
+        if named.count(source) < earlier.count(source):
             return f"the source {source['path']} changed or is gone"
     files = [path for source in earlier_sources(manifest, pipeline) for path in files_of(source)]
     evals = [path for one in pipeline.decontaminate.against for path in expand(one.path)]
@@ -58,8 +58,8 @@ def _why_anew(manifest: Mapping[str, Any], wanted: Mapping[str, Any], pipeline: 
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """The first setting that makes other tables of the same sources: later steps, memory and processes do not."""
-    others = ("sources", "build", "audit", "precompute", "train")
+    """The first setting that makes other tables of the same sources: later steps, memory and the card do not."""
+    others = ("sources", "build", "card", "audit", "precompute", "train")
     for key in sorted({*old, *new} - {*others}):
         one, other = old.get(key), new.get(key)
         if one != other:
@@ -84,19 +84,31 @@ def _changed_file(recorded: Sequence[Mapping[str, Any]], files: Sequence[str]) -
 
 def earlier_sources(manifest: Mapping[str, Any], pipeline: Pipeline) -> list[SourceConfig]:
     """The sources of the pipeline that a dataset was built of, in its order."""
-    by_settings = [(source.model_dump(mode="json"), source) for source in pipeline.sources]
-    return [
-        next(source for settings, source in by_settings if settings == one) for one in manifest["pipeline"]["sources"]
-    ]
+    return _sorted_out(manifest, pipeline)[0]
 
 
 def added_sources(base: Base, pipeline: Pipeline) -> list[SourceConfig]:
     """The sources of the pipeline that the base does not hold."""
-    left = [*base.manifest["pipeline"]["sources"]]
-    new = []
-    for source in pipeline.sources:
-        if (settings := source.model_dump(mode="json")) in left:
-            left.remove(settings)
-        else:
-            new.append(source)
-    return new
+    return _sorted_out(base.manifest, pipeline)[1]
+
+
+def licensed(base: Base, pipeline: Pipeline) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What the manifest holds of the base's sources, settings and files, with the licenses that the pipeline names."""
+    sources = earlier_sources(base.manifest, pipeline)
+    licenses = {path: source.license for source in reversed(sources) for path in files_of(source)}
+    files = [file | {"license": licenses[file["path"]]} for file in base.manifest["sources"]]
+    return [source.model_dump(mode="json") for source in sources], files
+
+
+def _sorted_out(manifest: Mapping[str, Any], pipeline: Pipeline) -> tuple[list[SourceConfig], list[SourceConfig]]:
+    left, earlier = [*pipeline.sources], []
+    for settings in manifest["pipeline"]["sources"]:
+        source = next(source for source in left if _read_with(source.model_dump(mode="json")) == _read_with(settings))
+        left.remove(source)
+        earlier.append(source)
+    return earlier, left
+
+
+def _read_with(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a source that decide its rows: all but its license."""
+    return {key: value for key, value in settings.items() if key != "license"}

@@ -21,19 +21,21 @@ from prefkit.audit.evidence import TEXTS, Evidence, gather
 from prefkit.audit.features import Sides
 from prefkit.audit.postings import ids_of, names_of
 from prefkit.audit.structure import pair_similarity
-from prefkit.audit.verdict import LEVELS
+from prefkit.audit.verdict import LEVELS, Level
 from prefkit.boundaries import tokenise_pairs
-from prefkit.config import Pipeline
+from prefkit.config import Changes, Pipeline
 from prefkit.encode import EncodeSettings, resolve_template
 from prefkit.errors import AuditError, located
 from prefkit.format import AUDIT_JSON, Kind
 from prefkit.judgement import Audited, Counted, judge_evidence
 from prefkit.locks import locked
+from prefkit.papers import renew_papers
 from prefkit.sections import num_bytes
 from prefkit.settings import AuditConfig
 from prefkit.spill import Spill
-from prefkit.store import read_manifest, write_json, write_views
+from prefkit.store import read_manifest, write_json
 from prefkit.tables import check_parts, table_blocks, write_parquet
+from prefkit.target import Target, pipeline_of
 from prefkit.text import words_of
 
 Tell = Callable[[str], None]
@@ -42,8 +44,9 @@ BLOCK = 4096
 
 
 def audit_dataset(
-    pipeline: Pipeline,
+    target: Target,
     *,
+    changes: Changes = (),
     strict: bool = False,
     keep: bool = True,
     tell: Tell = lambda _text: None,
@@ -52,18 +55,27 @@ def audit_dataset(
     """Audit a dataset and, with `keep`, write what was found into its audit/.
 
     Args:
-        pipeline: its `audit` section says what to count and when something is a finding; with `audit.model` the
-            `precompute` section says how pairs become tokens.
+        target: a dataset directory, a pipeline file or a loaded Pipeline. Its `audit` section says what to count and
+            when something is a finding; with `audit.model` the `precompute` section says how pairs become tokens.
+        changes: settings by their dotted keys, as in `load_pipeline`.
         strict: findings have to hold under Benjamini-Yekutieli, and tokens under sign flips by prompt; others are
             notes.
         keep: write audit/; without it nothing in the dataset changes.
         tell: called with what the work is at.
         watch: called with the pairs that a pass has read, and all.
 
+    Returns:
+        the verdict, the findings worst first, and the tables; also where nothing is kept.
+
     Raises:
         DatasetError: the dataset is unfinished or damaged.
         ModelError: `audit.model` holds no tokenizer that fits.
+
+    Example:
+        audited = prefkit.audit_dataset("demo/dataset", changes={"audit.allow": ["certainly"]}, keep=False)
+        print(audited.verdict, [(finding.level, finding.name) for finding in audited.findings])
     """
+    pipeline = pipeline_of(target, changes)
     dataset, settings = Path(pipeline.dataset), pipeline.audit
     manifest = read_manifest(dataset)
     check_parts(dataset / "pairs", manifest["parts"]["pairs"])
@@ -74,9 +86,7 @@ def audit_dataset(
             tell(f"{settings.num_flips} sign flips by prompt")
             counted = _flipped(counted, settings)
         audited = judge_evidence(counted, settings, str(dataset), strict=strict, tell=tell)
-        if keep:
-            _write(dataset, audited, manifest["kind"])
-    return audited
+        return _kept(dataset, audited) if keep else audited
 
 
 @contextlib.contextmanager
@@ -198,21 +208,34 @@ def _flipped(counted: Counted, settings: AuditConfig) -> Counted:
     return counted._replace(words=words, model=model)
 
 
-def _write(dataset: Path, audited: Audited, kind: Kind) -> None:
-    """The tables, then audit.json, which is taken away first: with it they are of one audit."""
+def _kept(dataset: Path, audited: Audited) -> Audited:
+    """Write the tables, then audit.json, which has their hashes and is taken away first: with it they are of one."""
     (dataset / AUDIT_JSON).unlink(missing_ok=True)
-    for name, table in audited.tables.items():
-        write_parquet(dataset / name, table)
-    write_json(dataset / AUDIT_JSON, audited.document)
-    write_views(dataset, kind)
+    parts = [write_parquet(dataset / name, table)._asdict() for name, table in audited.tables.items()]
+    document = audited.document | {"parts": parts}
+    write_json(dataset / AUDIT_JSON, document)
+    renew_papers(dataset)
+    return audited._replace(document=document)
 
 
-def enforce(audited: Audited, limit: str) -> None:
-    """`--strict`: fail where the verdict is at the limit or worse.
+def enforce_audit(audited: Audited, limit: Level | None = None) -> None:
+    """Fail where the verdict of an audit is at a limit or worse: the exit of `prefkit audit --strict`.
+
+    Args:
+        audited: what `audit_dataset` returned.
+        limit: not enough data | note | warn | fail; None takes the audit's own audit.limits.strict (warn by default).
 
     Raises:
-        AuditError: it is.
+        AuditError: the verdict is at the limit or worse.
+
+    Example:
+        audited = prefkit.audit_dataset("demo/dataset", strict=True, keep=False)
+        try:
+            prefkit.enforce_audit(audited)
+        except prefkit.AuditError as error:
+            print(error)
     """
+    limit = limit or audited.document["limits"]["strict"]
     if LEVELS.index(audited.verdict) >= LEVELS.index(limit):
         raise AuditError(
             f"the verdict is {audited.verdict}: {audited.reason}",

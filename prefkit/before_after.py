@@ -16,7 +16,7 @@ from prefkit.grams import words_in
 from prefkit.judgement import Audited
 from prefkit.mending import Step
 from prefkit.repairs import Repaired
-from prefkit.report import COLOURS
+from prefkit.report import COLOURS, TOO_FEW
 from prefkit.text import printable
 
 PROBES = ("length", "structure", "words", "both", "generator")
@@ -103,7 +103,7 @@ def _accuracy(audited: Audited, probe: str) -> str:
     if not rows.height or rows["accuracy"][0] is None:
         return NOTHING
     row = rows.row(0, named=True)
-    return f"{row['accuracy']:.1%} ({row['accuracy_low']:.1%} to {row['accuracy_high']:.1%}) {row['band']}"
+    return f"{row['accuracy']:.1%} ({row['accuracy_low']:.1%} to {row['accuracy_high']:.1%}) {row['band'] or TOO_FEW}"
 
 
 def _longer(audited: Audited) -> str:

@@ -18,16 +18,16 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from prefkit.accounts import Account, Counts, OfSources
-from prefkit.additions import added_sources, base_of
+from prefkit.additions import added_sources, base_of, licensed
 from prefkit.assembly import Base, Gathered, assembled, compared, how_to_compare, prompt_report
-from prefkit.config import Pipeline, SourceConfig
+from prefkit.config import Changes, Pipeline, SourceConfig
 from prefkit.decontaminate import index_of
 from prefkit.drafts import Draft, Drafting, drafted_source, files_of, kept_draft
 from prefkit.errors import DatasetError, PrefkitError
 from prefkit.evals import read_evals
-from prefkit.format import MANIFEST, Kind, schema
+from prefkit.format import MANIFEST, SPLITS, Kind, schema
 from prefkit.locks import give_lock, leave_no_empty_directory, locked, take_lock
-from prefkit.papers import Made, write_papers
+from prefkit.papers import Made, manifest_of, renew_papers, write_papers
 from prefkit.resolving import refuse_without_effect, resolve_formats, resolve_kind
 from prefkit.sources import SourceFile
 from prefkit.store import (
@@ -43,9 +43,9 @@ from prefkit.store import (
     read_manifest,
     swap_in,
     write_json,
-    write_views,
 )
 from prefkit.tables import TableWriter
+from prefkit.target import Target, pipeline_of
 
 Tell = Callable[[str], None]
 TABLES = ("pairs", "dropped", "rejects")
@@ -90,27 +90,24 @@ class Tables(NamedTuple):
 
 
 class Built(NamedTuple):
-    """What `build_dataset` returns.
+    """What `build_dataset` returns."""
 
-    `unchanged`: the dataset was already there, nothing was written; `added`: the sources that were added to it, and
-    the pairs they brought; None where it was built as a whole; `seconds`: by stage.
-    """
-
-    dataset: str
+    dataset: str  # its directory
     kind: Kind
-    counts: dict[str, int]
-    reasons: dict[str, int]
-    unused: dict[str, int]
-    report: list[dict[str, Any]]
-    unchanged: bool
-    checked_only: bool
-    added: dict[str, Any] | None
-    seconds: dict[str, float]
+    counts: dict[str, int]  # what became of everything that was read, as in the manifest
+    reasons: dict[str, int]  # dropped and rejected rows by reason, most first
+    unused: dict[str, int]  # unused candidates by reason, most first
+    report: list[dict[str, Any]]  # by source: what selection or rules did
+    unchanged: bool  # the dataset was there already, nothing was written
+    checked_only: bool  # `check` was asked for, nothing was written
+    added: dict[str, Any] | None  # the sources that were added and the pairs they brought; None where built as a whole
+    seconds: dict[str, float]  # by stage
 
 
 def build_dataset(
-    pipeline: Pipeline,
+    target: Target,
     *,
+    changes: Changes = (),
     check: bool = False,
     rebuild: bool = False,
     tell: Tell = lambda _text: None,
@@ -119,14 +116,30 @@ def build_dataset(
     """Build the dataset of a pipeline, or with `check` only say what would be built.
 
     A dataset that was built of some of the pipeline's sources and otherwise alike is added to: what it holds stays, in
-    its split, and new pairs are compared with it. `rebuild` builds all of it anew.
+    its split, and new pairs are compared with it. The same pipeline and sources again: nothing is written.
+
+    Args:
+        target: a pipeline file or a loaded Pipeline; of a dataset directory, the pipeline that it was built with.
+        changes: settings by their dotted keys, as in `load_pipeline`.
+        check: read and check everything, write nothing.
+        rebuild: build all of it anew, also where new sources could be added to what is there.
+        tell: called with lines for a person.
+        watch: a `prefkit.build.Watch`, told of each stage and of the rows done in it.
+
+    Returns:
+        counts of what became of every row that was read, and the reasons.
 
     Raises:
         ConfigError: a setting of pairs that no source can use.
         SourceError: a source or evaluation file cannot be read, or too many of its lines are rejects.
         DatasetError: the dataset directory is not ours, or another prefkit is writing to it.
         MachineError: the disk is full, or build.memory_limit too small.
+
+    Example:
+        built = prefkit.build_dataset("demo/pipeline.yaml")
+        print(built.counts["pairs"], built.reasons)
     """
+    pipeline = pipeline_of(target, changes)
     watch = watch or Watch()
     dataset = Path(pipeline.dataset)
     claim_directory(dataset)
@@ -156,7 +169,7 @@ def build_dataset(
                 clear_scratch(dataset)
                 with built_beside(dataset) as beside:
                     made = _make(pipeline, kind, base, dataset / DRAFTS, beside, tell, watch)
-                write_views(dataset, kind)
+                renew_papers(dataset)
     except PrefkitError:
         if not existed:
             leave_no_empty_directory(dataset)
@@ -223,16 +236,16 @@ def finish_swap(dataset: Path) -> None:
     Raises:
         DatasetError: another prefkit is writing to it.
     """
-    if not half_swapped(dataset) or "repair" in (manifest := read_json(dataset / BUILDING / MANIFEST)):
+    if not half_swapped(dataset) or "repair" in read_json(dataset / BUILDING / MANIFEST):
         return
     with locked(dataset):
         if half_swapped(dataset):
             swap_in(dataset)
-            write_views(dataset, manifest["kind"])
+            renew_papers(dataset)
 
 
 def make_tables(pipeline: Pipeline, kind: Kind) -> Tables:
-    """What a build of this pipeline makes, in memory."""
+    """What a build of this pipeline makes, in memory, the rows in the order of the parts."""
     rows: dict[str, list[pl.DataFrame]] = {name: [pl.DataFrame(schema=schema(name, kind))] for name in TABLES}
 
     def keep(table: str, frame: pl.DataFrame) -> None:
@@ -241,6 +254,7 @@ def make_tables(pipeline: Pipeline, kind: Kind) -> Tables:
     with tempfile.TemporaryDirectory(prefix="prefkit-") as scratch:
         made = _make(pipeline, kind, None, Path(scratch), None, lambda _text: None, Watch(), keep)
     pairs, dropped, rejects = (pl.concat(rows[name], how="diagonal") for name in TABLES)
+    pairs = pl.concat([pairs.filter(pl.col("split") == split) for split in SPLITS])
     return Tables(pairs, dropped, rejects, made)
 
 
@@ -289,7 +303,7 @@ def _make(
                 keep(table, rows)
                 done += rows.height
                 watch.look(done, total)
-    made = _account(gathered, sources, account, evals.files)
+    made = _account(gathered, pipeline, sources, account, evals.files)
     made.counts.check()
     share = pipeline.split.test_share
     report = [
@@ -298,11 +312,13 @@ def _make(
     ]
     made = made._replace(told=report)
     if target is not None:
-        write_papers(target, pipeline, made, {name: writer.parts for name, writer in writers.items()})
+        write_papers(target, manifest_of(pipeline, made, {name: writer.parts for name, writer in writers.items()}))
     return made
 
 
-def _account(gathered: Gathered, sources: Sequence[SourceConfig], account: Account, evals: list[SourceFile]) -> Made:
+def _account(
+    gathered: Gathered, pipeline: Pipeline, sources: Sequence[SourceConfig], account: Account, evals: list[SourceFile]
+) -> Made:
     """What is said of all that was read, the base's own account included."""
     drafts, base = gathered.drafts, gathered.base
     old: Mapping[str, Any] = base.manifest if base else {}
@@ -321,6 +337,7 @@ def _account(gathered: Gathered, sources: Sequence[SourceConfig], account: Accou
         num_prompts=[*([before["prompts"]] if before.get("prompts") else []), *(s["num_prompts"] for s in selections)],
     )
     counts = account.counts(of)
+    old_sources, old_files = licensed(base, pipeline) if base else ([], [])
     files = [_manifest_file(file, source) for d, source in zip(drafts, sources, strict=True) for file in d.files]
     told = [one for one in old.get("report", []) if "source" in one]
     told += [{"source": source.path, **d.report} for d, source in zip(drafts, sources, strict=True) if d.report]
@@ -332,8 +349,8 @@ def _account(gathered: Gathered, sources: Sequence[SourceConfig], account: Accou
     settings = [source.model_dump(mode="json") for source in sources]
     return Made(
         gathered.kind,
-        [*(base.manifest["pipeline"]["sources"] if base else []), *settings],
-        [*old.get("sources", []), *files],
+        [*old_sources, *settings],
+        [*old_files, *files],
         [file._asdict() for file in evals],
         additions,
         counts,
@@ -357,21 +374,22 @@ def _drafted(source: SourceConfig, how: Drafting, work: Path, tell: Tell, watch:
 
 
 def _manifest_file(file: SourceFile, source: SourceConfig) -> dict[str, Any]:
-    return {**file._asdict(), "format": source.format}
+    return {**file._asdict(), "format": source.format, "license": source.license}
 
 
 def _unchanged(base: Base, pipeline: Pipeline, kind: Kind, *, check: bool) -> Built:
     """Nothing to do but what a kill left over, and settings of later steps, which the manifest learns."""
     dataset, manifest = base.dataset, base.manifest
     wanted = {**pipeline.as_manifest(), "kind": kind}
-    wanted["sources"] = manifest["pipeline"]["sources"]  # in the order of the tables
-    if manifest["pipeline"] != wanted and not check:
+    wanted["sources"], files = licensed(base, pipeline)  # in the order of the tables
+    if (manifest["pipeline"], manifest["sources"]) != (wanted, files) and not check:
         with locked(dataset):
-            write_json(dataset / MANIFEST, {**manifest, "pipeline": wanted})
+            write_json(dataset / MANIFEST, {**manifest, "pipeline": wanted, "sources": files})
+            renew_papers(dataset)
     # of a kill, not of somebody at work
     if not check and left_behind(dataset) and (lock := take_lock(dataset)) is not None:
         clear_left_behind(dataset)
-        write_views(dataset, kind)
+        renew_papers(dataset)
         give_lock(dataset, lock)
     counts, reasons, unused, report = (manifest[name] for name in ("counts", "reasons", "unused", "report"))
     return Built(

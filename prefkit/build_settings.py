@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from prefkit.formats import FORMATS
 from prefkit.formats.comparisons import label_key
-from prefkit.sections import Section, Share, check_size, num_bytes
+from prefkit.sections import Line, Section, Share, check_size, num_bytes
 
 REJECTED = re.compile(r"worst|random|all|sigma:\d+(\.\d+)?")
 FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")
@@ -48,7 +48,7 @@ class RewriteRule(Section):
         if self.function is not None:
             if not FUNCTION.fullmatch(self.function):
                 raise ValueError(f"rules.function: {self.function} is not module:function")
-            if self.model_fields_set & {"replace", "ignore_case"}:
+            if self.replace or self.ignore_case:  # a manifest says all defaults
                 raise ValueError("replace: and ignore_case: have no effect on a rule with function:")
         else:
             self._check_pattern(self.pattern or "", self.replace)
@@ -79,6 +79,9 @@ class SourceConfig(Section):
     rules: list[RewriteRule] = Field([], description="of format rewrite: what makes the correction, in order")
     annotator: Literal["human", "model", "rule"] | None = Field(
         None, description="who preferred, where the rows do not say"
+    )
+    license: Line | None = Field(
+        None, description="of the file, for the card: an id of the hub or SPDX (cc-by-4.0), or another name"
     )
 
     @field_validator("columns", mode="before")
@@ -296,6 +299,18 @@ class BuildConfig(Section):
         return self.processes or (
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         )
+
+
+class CardConfig(Section):
+    """What the dataset's card says of it besides; what is left out follows from the data."""
+
+    pretty_name: Line | None = Field(None, description="title")
+    language: list[Annotated[str, Field(pattern=r"^([a-z]{2,3}|code|multilingual)$")]] = Field(
+        [], description="ISO 639 codes: [en, fr]"
+    )
+    license: Line | None = Field(
+        None, description="of the whole; left out: that of the sources where they all have one, else other"
+    )
 
 
 class SplitConfig(Section):

@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from duckdb import DuckDBPyRelation
     from rich.console import Console
 
     from prefkit.errors import MachineError
+    from prefkit.results import Form
+    from prefkit.terminal import QueryLine
 
 app = typer.Typer(
     name="prefkit",
@@ -89,7 +92,11 @@ def emit(value: dict[str, Any], *, as_json: bool, error: Exception | None = None
 
 def changed(changes: list[str] | None, **options: object) -> list[str]:
     """`--set` changes, with options that are short for one."""
-    named = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in options.items() if value is not None]
+    named = [
+        f"{key.replace('__', '.')}={json.dumps(value, ensure_ascii=False)}"
+        for key, value in options.items()
+        if value is not None
+    ]
     return [*(changes or []), *named]
 
 
@@ -151,7 +158,7 @@ def audit(
     from prefkit.target import pipeline_of
 
     pipeline = pipeline_of(target, changed(changes, audit__model=model))
-    from prefkit.audits import audit_dataset, enforce
+    from prefkit.audits import audit_dataset, enforce_audit
     from prefkit.errors import AuditError
     from prefkit.report import print_audit
     from prefkit.terminal import pass_progress
@@ -162,7 +169,7 @@ def audit(
     emit(audited.document, as_json=as_json)
     if strict:
         try:
-            enforce(audited, pipeline.audit.limits.strict)
+            enforce_audit(audited, pipeline.audit.limits.strict)
         except AuditError as error:  # the JSON line is out already, and stays the last one
             sys.stderr.write(f"error: {error}\n")
             raise typer.Exit(error.exit_code) from None
@@ -189,7 +196,7 @@ def precompute(
 
     screen = console(as_json=as_json)
     if dry_run:
-        foretold = reference.dry_run(pipeline, tell=screen.print)
+        foretold = reference.estimate_reference(pipeline, tell=screen.print)
         print_dry_run(foretold, screen)
         return emit(foretold._asdict(), as_json=as_json)
     with token_progress() as watch, stop_on_signals("this part") as stop:
@@ -241,26 +248,54 @@ def train(
 def query(
     dataset: Annotated[str, typer.Argument(help="A dataset directory.")],
     sql: Annotated[
-        str,
-        typer.Argument(help="One SELECT over the views: pairs, dropped, rejects, changes, tokens, structure, probe..."),
-    ],
+        str | None,
+        typer.Argument(help="One SELECT, @FILE.sql or - for stdin; left out: the views that there are."),
+    ] = None,
     form: Annotated[
-        Literal["table", "csv", "json", "parquet"], typer.Option("--format", help="How rows are printed.")
-    ] = "table",
+        Literal["table", "csv", "json", "parquet"] | None,
+        typer.Option("--format", help="How rows are written: otherwise a table, or as FILE is named."),
+    ] = None,
     out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="Write to a file instead of stdout.")] = None,
+    external: Annotated[
+        bool, typer.Option("--external", help="Let the SELECT read other files and URLs too, as DuckDB does.")
+    ] = False,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not compare files with their hashes.")] = False,
 ) -> None:
     """Ask a dataset in SQL (DuckDB)."""
-    from prefkit.query import query_dataset, refuse_inside, write_result
-    from prefkit.terminal import print_relation
+    from prefkit import query as asking
+    from prefkit.results import result_form
+    from prefkit.terminal import query_progress
 
-    refuse_inside(dataset, out)
-    relation = query_dataset(dataset, sql)
-    if form == "table" and out is None:
-        print_relation(relation, console())
-    else:
-        rows = write_result(relation, "csv" if form == "table" else form, out, put)
-        if out is not None:
-            console().print(f"{rows} rows in {out}")
+    written = result_form(form, out, dataset)
+    with query_progress() as line:
+        if sql is None:
+            return show_result(asking.list_views(dataset), written, out, line, views=True)
+        text, verify = asking.read_sql(sql), not no_verify
+        relation = asking.query_dataset(
+            dataset, text, external=external, verify=verify, tell=line.tell, watch=line.watch
+        )
+        return show_result(relation, written, out, line)
+
+
+def show_result(
+    relation: "DuckDBPyRelation", form: "Form", out: str | None, line: "QueryLine", *, views: bool = False
+) -> None:
+    """Print the first rows of a result as a table, or write all of it; the progress line goes before rows appear."""
+    from prefkit.grid import MAX_ROWS, print_rows, print_views
+    from prefkit.results import first_rows, write_result
+
+    def shown(text: str) -> None:
+        if sys.stdout.isatty():
+            line.end()
+        put(text)
+
+    if form == "table":
+        found = first_rows(relation, MAX_ROWS, line.interrupt)
+        line.end()
+        return (print_views if views else print_rows)(found, console())
+    rows = write_result(relation, form, out, shown, line.interrupt)
+    line.end()
+    return console().print(f"{rows} rows in {out}") if out is not None else None
 
 
 @app.command()
@@ -354,6 +389,12 @@ def export(
     source_format: Annotated[
         str | None, typer.Option("--from", metavar="FORMAT", help="Of a file; otherwise found by its rows.")
     ] = None,
+    with_reference: Annotated[
+        bool, typer.Option("--with-reference", help="Add ref_chosen_logps and ref_rejected_logps of the reference.")
+    ] = False,
+    reference: Annotated[
+        str | None, typer.Option("--reference", metavar="KEY", help="Of which, where there are several.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -361,7 +402,16 @@ def export(
     from prefkit.export import export_dataset
     from prefkit.terminal import print_exported
 
-    exported = export_dataset(target, to, out, split, source_format, overwrite=overwrite)
+    exported = export_dataset(
+        target,
+        to,
+        out,
+        split,
+        source_format,
+        with_reference=with_reference,
+        reference=reference,
+        overwrite=overwrite,
+    )
     print_exported(exported, console(as_json=as_json))
     emit(exported._asdict(), as_json=as_json)
 
@@ -375,21 +425,28 @@ def info(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace PAGE.html although it is no such page.")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all of a dataset, and fail where a file is not as it was written.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what a dataset or a run holds; draw the curves of runs."""
+    """Say what a dataset or a run holds; verify a dataset; draw the curves of runs."""
     from prefkit.info import dataset_info, read_runs
     from prefkit.run_view import print_runs
     from prefkit.terminal import print_info
 
     screen = console(as_json=as_json)
+    if html is not None and verify:
+        from prefkit.errors import InputError
+
+        raise InputError("--verify is for a dataset, and --html for runs", where="--verify")
     if html is not None:
         from prefkit.run_page import write_run_page
 
         written = write_run_page(targets, html, overwrite=overwrite)
         screen.print(f"{written.page}: {written.runs} run{'s' * (written.runs > 1)}, {written.bytes / 1e6:.1f} MB")
         return emit(written._asdict(), as_json=as_json)
-    found = dataset_info(*targets)
+    found = dataset_info(*targets, verify=verify)
     if "dataset" in found and "run" not in found:
         print_info(found, screen)
     else:

@@ -1,14 +1,15 @@
 """A pipeline file is read and checked. What does not fit is an error that names the line.
 
-Comes in: a YAML file and `--set section.key=value` changes. Goes out: a `Pipeline` (settings.py), or a `ConfigError`
-that names file, line, key, what was expected and the nearest known key. Config stops at the entry functions; all below
-take values.
+Comes in: a YAML file, and changes: `section.key=value` as `--set` takes them, or a mapping from key to value. Goes out:
+a `Pipeline` (settings.py), or a `ConfigError` that names file, line, key, what was expected and the nearest known key.
+Config stops at the entry functions; all below take values.
 """
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -21,6 +22,7 @@ from prefkit.settings import Pipeline
 from prefkit.train_settings import PrecomputeConfig, TrainConfig
 
 __all__ = [
+    "Changes",
     "DecontaminateConfig",
     "PairsConfig",
     "Pipeline",
@@ -28,24 +30,41 @@ __all__ = [
     "RewriteRule",
     "SourceConfig",
     "TrainConfig",
+    "change_pipeline",
     "load_pipeline",
     "pipeline_from_manifest",
     "require_model",
 ]
 
 Path_ = tuple[str | int, ...]
+Changes: TypeAlias = Sequence[str] | Mapping[str, Any]
 
 
-def load_pipeline(path: str | Path, changes: Sequence[str] = (), **overrides: Any) -> Pipeline:
-    """Read a pipeline file, apply `section.key=value` changes, and check all of it.
+class Change(NamedTuple):
+    """One setting that is changed: its dotted key, and the new value."""
+
+    key: str
+    value: Any
+
+
+def load_pipeline(path: str | Path, changes: Changes = (), **overrides: Any) -> Pipeline:
+    """Read a pipeline file, change settings of it, and check all of it.
 
     Args:
         path: the YAML file.
-        changes: as given to `--set`; values are read as YAML.
+        changes: settings by their dotted keys: `{"train.beta": 0.05}`, or as the command line takes them,
+            `["train.beta=0.05"]`, where values are read as YAML. A whole section replaces what the file says of it.
         overrides: top-level keys that a command's own option replaces, None for "not given".
 
+    Returns:
+        all settings, frozen, with their defaults.
+
     Raises:
-        ConfigError: the file is missing or no YAML, or a key or value does not fit.
+        ConfigError: the file is missing or no YAML, or a key or value does not fit; file, line and key are named.
+
+    Example:
+        pipeline = prefkit.load_pipeline("demo/pipeline.yaml", {"train.beta": 0.05})
+        print(pipeline.dataset, pipeline.train.beta)
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -54,27 +73,77 @@ def load_pipeline(path: str | Path, changes: Sequence[str] = (), **overrides: An
         raise ConfigError(f"cannot read the pipeline file: {reason}", where=str(path)) from None
     settings, lines = _parse(text, str(path))
     settings |= {key: value for key, value in overrides.items() if value is not None}
-    return _checked(settings, changes, str(path), lines)
+    return _checked(settings, read_changes(changes), str(path), lines)
 
 
-def pipeline_from_manifest(settings: Mapping[str, Any], dataset: str, changes: Sequence[str] = ()) -> Pipeline:
+def read_changes(changes: Changes) -> list[Change]:
+    """Changes in one form, in their order.
+
+    Raises:
+        ConfigError: one is no `section.key=value`, or its value no YAML.
+    """
+    if isinstance(changes, str):
+        changes = [changes]
+    if not isinstance(changes, Mapping):
+        return [_read_change(change) for change in changes]
+    values = (os.fspath(value) if isinstance(value, os.PathLike) else value for value in changes.values())
+    return [Change(str(key).strip(), value) for key, value in zip(changes, values, strict=True)]
+
+
+def _read_change(change: str) -> Change:
+    key, equals, value = str(change).partition("=")
+    if not equals or key.strip().rpartition(".")[2] == "":
+        raise ConfigError(f"--set {change} is not a change", expected="section.key=value", hint="--set train.beta=0.05")
+    try:
+        return Change(key.strip(), yaml.safe_load(value))
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {key}: the value is no YAML", expected="section.key=value") from None
+
+
+def change_pipeline(pipeline: Pipeline, changes: Changes) -> Pipeline:
+    """Another pipeline, of the same settings but for some.
+
+    Args:
+        pipeline: stays as it is.
+        changes: as in `load_pipeline`.
+
+    Raises:
+        ConfigError: a key or value does not fit.
+    """
+    made = read_changes(changes)
+    # what was left out stays so, which some settings ask for; but for precompute, where `_saying` tells the two apart
+    settings = pipeline.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    settings["precompute"] = pipeline.precompute.model_dump(mode="json")
+    return _saying(_checked(settings, made, "the pipeline", {}), pipeline.precompute.model_fields_set | _told(made))
+
+
+def pipeline_from_manifest(settings: Mapping[str, Any], dataset: str, changes: Changes = ()) -> Pipeline:
     """The pipeline that a dataset was built with, changed by `--set`.
 
     The manifest resolves every default, so only what `changes` say of precompute counts as said on purpose there
     (`model_fields_set`): the gate compares that with the reference.
     """
-    pipeline = _checked(dict(settings) | {"dataset": dataset}, changes, f"{dataset}/{MANIFEST}", {})
+    made = read_changes(changes)
+    return _saying(_checked(dict(settings) | {"dataset": dataset}, made, f"{dataset}/{MANIFEST}", {}), _told(made))
+
+
+def _told(changes: Sequence[Change]) -> set[str]:
+    """The keys of the precompute section that are changed."""
     told: set[str] = set()
-    for change in changes:
-        key, _, value = change.partition("=")
-        section, *inner = key.strip().split(".")
+    for key, value in changes:
+        section, *inner = key.split(".")
         if section == "precompute":
-            told |= set(inner or (yaml.safe_load(value) or {}))
+            told |= set(inner or (value or {}))
+    return told
+
+
+def _saying(pipeline: Pipeline, told: set[str]) -> Pipeline:
+    """The same pipeline, with only these keys of the precompute section said on purpose."""
     precompute = PrecomputeConfig.model_construct(told, **dict(pipeline.precompute))
     return pipeline.model_copy(update={"precompute": precompute})
 
 
-def _checked(settings: dict[str, Any], changes: Sequence[str], name: str, lines: Mapping[Path_, int]) -> Pipeline:
+def _checked(settings: dict[str, Any], changes: Sequence[Change], name: str, lines: Mapping[Path_, int]) -> Pipeline:
     for change in changes:
         _apply(settings, change)
     if (key := _half_a_character(settings)) is not None:
@@ -98,22 +167,16 @@ def _place(name: str, lines: Mapping[Path_, int], key: Path_) -> str:
     return f"{name}:{line}" if line else name
 
 
-def _apply(settings: dict[str, Any], change: str) -> None:
-    key, equals, value = change.partition("=")
-    *sections, last = key.strip().split(".")
-    if not equals or not last:
-        raise ConfigError(f"--set {change} is not a change", expected="section.key=value", hint="--set train.beta=0.05")
+def _apply(settings: dict[str, Any], change: Change) -> None:
+    *sections, last = change.key.split(".")
     target: Any = settings
     for section in sections:
         if target.get(section) is None:
             target[section] = {}
         target = target[section]
         if not isinstance(target, dict):
-            raise ConfigError(f"--set {key}: {section} is not a section", expected="section.key=value")
-    try:
-        target[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {key}: the value is no YAML", expected="section.key=value") from None
+            raise ConfigError(f"--set {change.key}: {section} is not a section", expected="section.key=value")
+    target[last] = change.value
 
 
 def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[Path_, int]]:
@@ -151,7 +214,7 @@ def _lines_of(node: Any, path: Path_, lines: dict[Path_, int], name: str) -> Non
             _lines_of(value, (*path, index), lines, name)
 
 
-def _explain(error: ValidationError, name: str, lines: Mapping[Path_, int], changes: Sequence[str]) -> ConfigError:
+def _explain(error: ValidationError, name: str, lines: Mapping[Path_, int], changes: Sequence[Change]) -> ConfigError:
     """The first problem as a sentence, with its line and the nearest known key."""
     problems = error.errors(include_url=False)
     # a misspelt key first: the key that is missing is then mostly the same one
@@ -170,14 +233,14 @@ def _explain(error: ValidationError, name: str, lines: Mapping[Path_, int], chan
         return ConfigError(f"key {_dotted(loc)} is missing", where=where, expected=_doc_of(loc))
     if problem["type"] == "value_error":
         message = str(problem["ctx"]["error"])
-        named = any(change.partition("=")[0].strip() in message for change in changes)  # of two keys that do not agree
+        named = any(change.key in message for change in changes)  # of two keys that do not agree
         return ConfigError(message, where="--set" if named else where)
     got = f"{_dotted(loc)} = {problem['input']!r}"
     return ConfigError(f"{got} does not fit", where=where, expected=_plain(problem["msg"]))
 
 
-def _from_change(path: Path_, changes: Iterable[str]) -> bool:
-    changed = {change.partition("=")[0].strip() for change in changes}
+def _from_change(path: Path_, changes: Iterable[Change]) -> bool:
+    changed = {change.key for change in changes}
     return _dotted(path) in changed or any(key.startswith(f"{_dotted(path)}.") for key in changed if path)
 
 

@@ -44,12 +44,12 @@ PERF_CURVES = ("tokens_per_second", "mfu", "peak_memory", "seconds")
 
 
 class Curves(NamedTuple):
-    """One run: its directory as it was named, run.json, and rows of the columns of steps and perf, by step."""
+    """One run as it is now."""
 
-    path: str
-    document: dict[str, Any]
-    steps: pl.DataFrame
-    perf: pl.DataFrame
+    path: str  # its directory as it was named
+    document: dict[str, Any]  # run.json
+    steps: pl.DataFrame  # a row an update, and the last evaluation, by step
+    perf: pl.DataFrame  # a row an update, by step
 
 
 class Progress(NamedTuple):

@@ -5,7 +5,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from prefkit.format import Kind
 
@@ -17,7 +17,7 @@ class _Document(BaseModel):
 class PartEntry(_Document):
     """One Parquet file of a table."""
 
-    file: str = Field(description="name inside the table's directory")
+    file: str = Field(description="name inside the table's directory", pattern=r"^[A-Za-z0-9_-]+\.parquet$")
     rows: int
     sha256: str = Field(description="hex, over the file's bytes")
 
@@ -29,6 +29,7 @@ class SourceEntry(_Document):
     sha256: str = Field(description="hex, over the file's bytes")
     rows: int
     format: str
+    license: str | None = Field(None, description="as the pipeline says, null where it does not")
 
 
 class EvalEntry(_Document):
@@ -101,6 +102,16 @@ class Manifest(_Document):
     parts: dict[Literal["pairs", "dropped", "rejects", "changes"], list[PartEntry]]
     repair: RepairEntry | None = Field(None, description="of a dataset that prefkit repair wrote")
 
+    @field_validator("parts")
+    @classmethod
+    def _has_pairs(cls, parts: dict[str, list[PartEntry]]) -> dict[str, list[PartEntry]]:
+        """A table of pairs has one part at least, and no part is listed twice."""
+        if not parts.get("pairs") or any(
+            len({part.file for part in listed}) < len(listed) for listed in parts.values()
+        ):
+            raise ValueError("no pairs, or a part that is listed twice")
+        return parts
+
 
 class ReferenceIdentity(_Document):
     """All that decides a reference's numbers; its canonical JSON is hashed into the key."""
@@ -121,12 +132,14 @@ class Reference(_Document):
     key: str
     identity: ReferenceIdentity
     provenance: dict[str, Any] = Field(
-        description="attention, layout, device, template setting, versions: recorded, never refused"
+        description="attention, layout, device, template setting, versions, the name of the model's folder: recorded, "
+        "never refused"
     )
     counts: dict[str, int] = Field(description="tokens, truncations, boundaries, missing ends")
     boundary: dict[str, int] = Field({}, description="pairs by the number of prompt tokens lost to the completion")
     parts: list[PartEntry]
     dropped: PartEntry = Field(description="dropped.parquet: the pairs that encoding left out")
+    plan: PartEntry | None = Field(None, description="plan.parquet; null in a reference of an earlier release")
 
 
 class Run(_Document):
@@ -239,6 +252,7 @@ class Audit(_Document):
     sources: dict[str, int] = Field(description="pairs by source")
     limits: dict[str, Any]
     settings: dict[str, Any] = Field(description="the rest of the audit section")
+    parts: list[PartEntry] = Field([], description="the tables beside it; none of an audit that was not kept")
 
 
 DOCUMENTS: dict[str, type[_Document]] = {"manifest": Manifest, "reference": Reference, "run": Run, "audit": Audit}

@@ -2,10 +2,11 @@
 
     DATASET/
       manifest.json                    written last: a directory without one is an unfinished build
-      README.md                        dataset card
+      README.md                        dataset card: YAML for the Hugging Face hub and `datasets`, then for a person
       views.sql                        the DuckDB views, relative paths
       .lock                            one writer at a time; .building/ and .drafts/: of a build that is not finished
-      pairs/part-00000.parquet         only pairs fit to train on
+      pairs/part-train-00000.parquet   only pairs fit to train on; a part holds one split, here of train
+      pairs/part-test-00000.parquet    those held out
       dropped/part-00000.parquet       what a named rule removed, and why
       rejects/part-00000.parquet       lines that could not become a record, raw
       changes/part-00000.parquet       of a repaired dataset: what was done to which pair, and why
@@ -25,13 +26,15 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import polars as pl
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 Kind: TypeAlias = Literal["chat", "text"]
+Split: TypeAlias = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")  # in the order of their parts
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
@@ -417,9 +420,14 @@ def schema(table: str, kind: Kind, *, plain: bool = False) -> pl.Schema:
     return pl.Schema({c.name: texts if c.dtype is None else c.dtype for c in TABLES[table]})
 
 
-def part_name(number: int) -> str:
-    """`part-00007.parquet` for 7."""
-    return f"part-{number:05d}.parquet"
+def part_name(number: int, split: Split | None = None) -> str:
+    """`part-00007.parquet` for 7; of a table whose parts hold one split each `part-test-00007.parquet`."""
+    return f"part-{split}-{number:05d}.parquet" if split else f"part-{number:05d}.parquet"
+
+
+def part_split(file: str) -> Split | None:
+    """The split whose pairs a part holds, by its name; None for a part of a table without splits."""
+    return next((split for split in SPLITS if file.startswith(f"part-{split}-")), None)
 
 
 _ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
@@ -433,3 +441,22 @@ def canonical_json(value: object) -> str:
 def reference_key(identity: Mapping[str, object]) -> str:
     """The directory name of a reference: the first 16 hex digits of sha256 over its identity settings."""
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The settings in which two identities differ, each with both values, long ones cut."""
+    lines = []
+    for name in sorted(one.keys() | other.keys()):
+        a, b = one.get(name), other.get(name)
+        if a == b:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += [f"{name}.{line}" for line in differing(a, b)]
+        else:
+            lines.append(f"{name}: {_short(a)} and {_short(b)}")
+    return lines
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:16] + "..."

@@ -24,17 +24,14 @@ import torch
 
 from prefkit.config import PrecomputeConfig
 from prefkit.encode import EncodeSettings, Sides, encode_pairs, resolve_template
-from prefkit.errors import DatasetError, GateError, ModelError
-from prefkit.format import REFERENCE_DROPPED, REFERENCE_JSON, REFERENCES, Kind, reference_key, schema
-from prefkit.identity import differing, policy_identity, template_sha256
+from prefkit.errors import GateError, ModelError
+from prefkit.format import Kind, differing
+from prefkit.identity import policy_identity, template_sha256
 from prefkit.logps import CompletionLogps
-from prefkit.reference import read_reference
-from prefkit.tables import check_parts
+from prefkit.reference_table import AGAIN, distinction, read_reference, reference_keys, refuse_pairs
 from prefkit.work import TEMPLATE_FILE
 
-AGAIN = "delete the reference and type prefkit precompute again"
 NUM_LONGEST, NUM_RANDOM = 16, 48
-MAX_TOKEN_LOGP = 1e-6  # a float32 log_softmax may round a hair above 0
 MAX_ABS = 1e-4  # float32: largest difference of one token, in nats
 MAX_RMS, MAX_MEAN = 0.05, 0.005  # bfloat16: what two evaluations of one model may differ by, in nats a token
 
@@ -92,18 +89,8 @@ def find_reference(
         DatasetError: there is no reference, or the wanted one is not among them.
         GateError: none is this policy's, or several are; the message lists them and what differs.
     """
-    keys = [path.parent.name for path in _listed(dataset)]
-    if not keys:
-        raise DatasetError("no finished reference", where=str(dataset), hint="prefkit precompute TARGET --model M")
-    if wanted is not None and wanted not in keys:
-        raise DatasetError(f"no reference {wanted}", where=str(dataset), expected="one of " + ", ".join(keys))
-    looked_at = {key: read_reference(dataset, key) for key in ([wanted] if wanted is not None else keys)}
-    for key, ref in looked_at.items():
-        if not key == ref["key"] == reference_key(ref["identity"]):
-            where = str(dataset / REFERENCES / key / REFERENCE_JSON)
-            raise GateError(
-                "its identity is not the one that its key was made from: it was changed", where=where, hint=AGAIN
-            )
+    keys = reference_keys(dataset, wanted)
+    looked_at = {key: read_reference(dataset, key) for key in keys}
     apart = {key: _apart(ref, policy, other=other) for key, ref in looked_at.items()}
     same = [key for key, lines in apart.items() if not lines]
     if not same:
@@ -112,7 +99,7 @@ def find_reference(
         listed += "".join(f"\n  {key}: {len(apart[key])} settings differ" for key in nearest[1:])
         raise GateError(f"no reference is this policy's:{listed}", where=str(dataset), hint=_way_out(apart[nearest[0]]))
     if len(same) > 1:
-        shared = [f"{key}: " + _distinction(looked_at[key]["identity"]) for key in same]
+        shared = [f"{key}: " + distinction(looked_at[key]["identity"]) for key in same]
         raise GateError(
             "several references are this policy's:\n  " + "\n  ".join(shared),
             where=str(dataset),
@@ -132,10 +119,6 @@ def _way_out(lines: Sequence[str]) -> str:
     return again
 
 
-def _listed(dataset: Path) -> list[Path]:
-    return sorted((dataset / REFERENCES).glob(f"*/{REFERENCE_JSON}"))
-
-
 def _apart(reference: Mapping[str, Any], policy: Policy, *, other: bool) -> list[str]:
     """The settings in which a reference is not the policy's, each with both values."""
     compared = ("tokenizer_sha256",) if other else ("weights_sha256", "config", "tokenizer_sha256")
@@ -149,112 +132,6 @@ def _apart(reference: Mapping[str, Any], policy: Policy, *, other: bool) -> list
 def _setting(identity: Mapping[str, Any], name: str) -> Any:
     section, _, inner = name.partition(".")
     return identity[section][inner] if inner else identity[section]
-
-
-def _distinction(identity: Mapping[str, Any]) -> str:
-    names = ("max_length", "dtype", "truncation", "chat_template_sha256", "weights_sha256")
-    return ", ".join(f"{name} {str(identity[name])[:16] if 'sha256' in name else identity[name]}" for name in names)
-
-
-def check_table(dataset: Path, key: str, reference: Mapping[str, Any], pair_ids: Sequence[str]) -> pl.DataFrame:
-    """Read a reference and check all that can be checked without a model.
-
-    Args:
-        dataset: with reference/<key>/.
-        key: of the reference.
-        reference: its reference.json.
-        pair_ids: the pairs that must be in it (scored, or dropped by encoding).
-
-    Returns:
-        the rows of those pairs, in the order of pair_ids.
-
-    Raises:
-        GateError: by name of the first check that fails, with the number of rows and the first ten pair_ids.
-    """
-    folder = dataset / REFERENCES / key
-    try:
-        check_parts(folder, [*reference["parts"], reference["dropped"]])
-    except DatasetError as error:
-        raise GateError(error.message, where=error.where, hint=AGAIN) from None
-    if not reference["parts"]:
-        raise GateError("the reference has no rows", where=str(folder), hint=AGAIN)
-    table = pl.concat([_part(folder / part["file"]) for part in reference["parts"]])
-    dropped = set(pl.read_parquet(folder / REFERENCE_DROPPED, glob=False)["pair_id"])
-    twice = table["pair_id"].filter(table["pair_id"].is_duplicated()).unique(maintain_order=True)
-    _refuse(folder, "scored twice", twice.to_list())
-    have = set(table["pair_id"])
-    _refuse(folder, "both scored and dropped", sorted(have & dropped))
-    missing = [pair for pair in pair_ids if pair not in have and pair not in dropped]
-    _refuse(folder, "missing", missing, hint="prefkit precompute TARGET scores them")
-    order = pl.DataFrame({"pair_id": [pair for pair in pair_ids if pair in have]}, schema={"pair_id": pl.String})
-    rows = order.join(table, on="pair_id", how="left", maintain_order="left")
-    for name, rule in table_rules().items():
-        _refuse(folder, name, rows.filter(rule)["pair_id"].to_list())
-    return rows
-
-
-def _part(path: Path) -> pl.DataFrame:
-    """A part with the columns of the format, and no others.
-
-    Raises:
-        GateError: it has other columns or types, or is no Parquet.
-    """
-    wanted = schema("reference", "text")
-    try:
-        part = pl.read_parquet(path, glob=False)
-    except pl.exceptions.PolarsError as error:
-        raise GateError(f"cannot be read: {error}", where=str(path), hint=AGAIN) from None
-    lines = differing({n: str(t) for n, t in part.schema.items()}, {n: str(t) for n, t in wanted.items()})
-    if lines:
-        raise GateError(
-            "columns that no reference pass writes (found and expected): " + "; ".join(lines),
-            where=str(path),
-            hint=AGAIN,
-        )
-    return part.select(wanted.names())
-
-
-def table_rules() -> dict[str, pl.Expr]:
-    """Name to expression that is true for a row which no reference pass can have written."""
-    prompt = pl.col("prompt_ids")
-    rules: dict[str, pl.Expr] = {
-        "with a null in prompt_ids": prompt.is_null() | prompt.list.eval(pl.element().is_null()).list.any(),
-        "with an empty prompt_ids": prompt.list.len() == 0,
-        "with num_prompt_tokens that is not the length of prompt_ids": prompt.list.len() != pl.col("num_prompt_tokens"),
-    }
-    for side in ("chosen", "rejected"):
-        total, tokens, ids = f"ref_{side}_logps", f"ref_{side}_token_logps", f"{side}_ids"
-        values = pl.col(tokens)
-        flat = values.list.eval(pl.element().is_null() | ~pl.element().is_finite()).list.any()
-        rules[f"with a null in {total} or {tokens}"] = (
-            pl.col(total).is_null() | values.is_null() | pl.col(ids).is_null()
-        )
-        rules[f"with {tokens} not as long as {ids}"] = (values.list.len() != pl.col(ids).list.len()) | (
-            pl.col(ids).list.len() != pl.col(f"num_{side}_tokens")
-        )
-        rules[f"with an empty {ids}"] = pl.col(ids).list.len() == 0
-        rules[f"with a value in {total} or {tokens} that is not finite"] = ~pl.col(total).is_finite() | flat
-        rules[f"with a log-prob above 0 in {tokens}"] = values.list.max() > MAX_TOKEN_LOGP
-        # a single token may be certain to float rounding; two in a row are a row that nobody filled
-        rules[f"with nothing but zeros in {tokens}"] = (
-            (values.list.len() > 1) & (values.list.min() == 0) & (values.list.max() == 0)
-        )
-        summed = values.list.eval(pl.element().cast(pl.Float64)).list.sum()
-        # one float32 rounding of the sum: spacing 2^-23 relative
-        off = (pl.col(total).cast(pl.Float64) - summed).abs() > 1e-6 * summed.abs() + 1e-6
-        rules[f"where {total} is not the sum of {tokens}"] = off
-    return rules
-
-
-def _refuse(
-    folder: Path,
-    what: str,
-    pair_ids: Sequence[str],
-    hint: str = AGAIN,
-) -> None:
-    if pair_ids:
-        first = ", ".join(pair[:12] for pair in pair_ids[:10])
-        raise GateError(f"{len(pair_ids)} pairs {what}: {first}", where=str(folder), hint=hint)
 
 
 def sample_rows(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
@@ -317,7 +194,7 @@ def check_ids(
         row[0]: row[1:] for row in encode_pairs(mine, tokenizer, settings).pairs.select("pair_id", *names).rows()
     }
     apart = [row[0] for row in sample.select("pair_id", *names).rows() if encoded.get(row[0]) != row[1:]]
-    _refuse(folder, f"of {sample.height} looked at have ids that are not those of their text", apart)
+    refuse_pairs(folder, f"of {sample.height} looked at have ids that are not those of their text", apart)
 
 
 def check_scores(

@@ -178,22 +178,3 @@ def identity_sha256(identity: Mapping[str, Any]) -> str:
 def template_sha256(template: str | None) -> str | None:
     """Sha256 hex of a chat template's text, None for none."""
     return None if template is None else hashlib.sha256(template.encode()).hexdigest()
-
-
-def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """The settings in which two identities differ, each with both values, long ones cut."""
-    lines = []
-    for name in sorted(one.keys() | other.keys()):
-        a, b = one.get(name), other.get(name)
-        if a == b:
-            continue
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += [f"{name}.{line}" for line in differing(a, b)]
-        else:
-            lines.append(f"{name}: {_short(a)} and {_short(b)}")
-    return lines
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else text[:16] + "..."

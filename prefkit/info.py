@@ -10,23 +10,35 @@ from prefkit.documents import Audit, Reference, Run
 from prefkit.errors import DatasetError, InputError
 from prefkit.format import AUDIT_JSON, MANIFEST, REFERENCE_JSON, REFERENCES, RUN_JSON, RUNS
 from prefkit.store import read_document, read_manifest
+from prefkit.verification import verify_dataset
 
 
-def dataset_info(target: str | Path, *more: str | Path) -> dict[str, Any]:
+def dataset_info(target: str | Path, *more: str | Path, verify: bool = False) -> dict[str, Any]:
     """What lies in a dataset or run directory, or in several runs.
+
+    Args:
+        target: a dataset directory, or a run's.
+        more: further run directories.
+        verify: read all of a dataset and compare it with the recorded hashes; see `verify_dataset`.
 
     Returns:
         a run: its run.json, how far it is, and of each curve the first and last value, the smallest and largest, and
         the last one of the test split; several: these under `runs`; a dataset: kind, what a repair did, additions,
-        near-duplicates, counts, reasons, sources, audit verdict, references, runs.
+        near-duplicates, counts, reasons, sources, audit verdict, references, runs; with `verify` what was verified.
 
     Raises:
         DatasetError: it is neither, or damaged.
-        InputError: several, and one of them is no run.
+        InputError: several, and one of them is no run; or a run is to be verified.
+
+    Example:
+        print(prefkit.dataset_info("demo/dataset")["counts"]["pairs"])
+        print(prefkit.dataset_info("demo/dataset/runs/1")["curves"]["loss"]["last"])
     """
+    path = Path(target)
+    if verify and (more or is_run(path)):
+        raise InputError("--verify is for a dataset: a run holds no hashes", where=str(path))
     if more:
         return {"runs": [_run_info(run) for run in read_runs([target, *more])]}
-    path = Path(target)
     if is_run(path):
         return _run_info(read_curves(path))
     if not path.is_dir() or (not (path / MANIFEST).exists() and not (path / ".lock").exists()):
@@ -53,15 +65,26 @@ def dataset_info(target: str | Path, *more: str | Path) -> dict[str, Any]:
         "audit": audit,
         "references": references,
         "runs": runs,
+        **({"verified": verify_dataset(path)._asdict()} if verify else {}),
     }
 
 
 def read_runs(targets: Sequence[str | Path]) -> list[Curves]:
-    """The runs of several directories, in their order, each once.
+    """The runs of several directories as they are now, wherever they lie.
+
+    Args:
+        targets: run directories, finished or not.
+
+    Returns:
+        run.json and the rows of steps and perf of each, in the order of the targets, each run once.
 
     Raises:
         DatasetError: one is damaged.
         InputError: one is no run.
+
+    Example:
+        for run in prefkit.read_runs(["demo/dataset/runs/1"]):
+            print(run.path, run.document["train"]["beta"], run.steps["loss"].min())
     """
     once: dict[Path, str | Path] = {}
     for target in targets:

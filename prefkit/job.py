@@ -19,7 +19,7 @@ from prefkit.config import Pipeline, require_model
 from prefkit.documents import Audit
 from prefkit.errors import DatasetError
 from prefkit.format import AUDIT_JSON, REFERENCES, RUNS
-from prefkit.gate import GateFigures, check_policy, check_table, find_reference, policy_of
+from prefkit.gate import GateFigures, check_policy, find_reference, policy_of
 from prefkit.identity import identity_sha256
 from prefkit.locks import give_lock, take_lock
 from prefkit.logps import CompletionLogps, Layout
@@ -27,6 +27,7 @@ from prefkit.lora import peft_module
 from prefkit.models import load_tokenizer, pick_device
 from prefkit.optimizers import check_optimizer
 from prefkit.processes import Team
+from prefkit.reference_table import reference_rows
 from prefkit.run import End, Final, Trained, begin_run, claimed_run, data_sha256, finish_run, micro_batch_tokens
 from prefkit.schedule import Limits, limits_of
 from prefkit.store import read_document, read_manifest, write_views
@@ -100,7 +101,7 @@ class Claimed:
         """Save the final model and mark the run finished."""
         run = Path(self.job.run)
         if run.resolve().parent == (self.dataset / RUNS).resolve() and (lock := take_lock(self.dataset)) is not None:
-            write_views(self.dataset, self.manifest["kind"])  # whoever else holds the lock writes them in the end
+            write_views(self.dataset, self.manifest)  # whoever else holds the lock writes them in the end
             give_lock(self.dataset, lock)
         return finish_run(run, self.dataset, self.manifest, self.tokenizer, final, end)
 
@@ -155,7 +156,7 @@ def claim_job(
 def load_data(dataset: Path, pairs: pl.DataFrame, key: str, recorded: Mapping[str, Any]) -> Data:
     """The scored pairs of both splits, checked as a table (the first half of the gate)."""
     pairs = pairs.select("pair_id", "split", "weight").sort("pair_id")
-    rows = check_table(dataset, key, recorded, pairs["pair_id"].to_list())
+    rows = reference_rows(dataset, key, recorded, pairs["pair_id"].to_list())
     joined = rows.join(pairs, on="pair_id", how="left", maintain_order="left")
     train, test = (joined.filter(pl.col("split") == split) for split in ("train", "test"))
     if train.is_empty():

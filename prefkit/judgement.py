@@ -55,16 +55,16 @@ Tell = Callable[[str], None]
 
 
 class Audited(NamedTuple):
-    """What `audit_dataset` returns; `tables` are those of audit/, by name, `document` what audit.json holds."""
+    """What `audit_dataset` returns."""
 
     verdict: Level
-    reason: str
-    findings: list[Finding]
-    allowed: list[str]
+    reason: str  # of the verdict, in a sentence
+    findings: list[Finding]  # worst first
+    allowed: list[str]  # what would be findings but for audit.allow and audit.allow_features
     pairs: int
-    power: Power
-    tables: dict[str, pl.DataFrame]
-    document: dict[str, Any]
+    power: Power  # what the data could have shown
+    tables: dict[str, pl.DataFrame]  # those of audit/, by name
+    document: dict[str, Any]  # what audit.json holds
 
 
 class Counted(NamedTuple):

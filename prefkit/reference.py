@@ -19,72 +19,75 @@ import torch
 from prefkit import __version__
 from prefkit.batches import largest_batch, planned_budget
 from prefkit.budget import CPU_BATCH_TOKENS, measure_budget
-from prefkit.config import Pipeline
-from prefkit.documents import Reference
-from prefkit.errors import DatasetError, Interrupted, located
-from prefkit.format import REFERENCE_DROPPED, REFERENCE_JSON, REFERENCES, part_name, schema
+from prefkit.config import Changes, Pipeline
+from prefkit.errors import Interrupted, located
+from prefkit.format import REFERENCE_DROPPED, REFERENCE_JSON, REFERENCE_PLAN, part_name, schema
 from prefkit.locks import locked
 from prefkit.logps import KERNEL_VERSION, CompletionLogps, Layout
 from prefkit.models import pick_device
+from prefkit.papers import renew_papers
 from prefkit.processes import Team, join_team
 from prefkit.scoring import assemble_part, load_scorer, score_batches, score_planned
 from prefkit.sources import file_sha256
-from prefkit.store import read_document, read_manifest, write_json, write_views
+from prefkit.store import read_manifest, write_json
 from prefkit.tables import write_parquet
+from prefkit.target import Target, pipeline_of
 from prefkit.work import Tell, Work, drop_reasons, prepare_work, write_plan
 
 Watch = Callable[[int, int, int], None]  # tokens done, tokens in all, pairs done
 
 
 class Precomputed(NamedTuple):
-    """What `precompute_reference` returns; `scored`: pairs of this call; `dropped`: all that encoding dropped."""
+    """What `precompute_reference` returns."""
 
-    key: str
-    pairs: int
-    dropped: int
-    scored: int
-    reasons: dict[str, int]
-    counts: dict[str, int]
-    boundary: dict[str, int]
+    key: str  # of the reference
+    pairs: int  # of the dataset that it scores
+    dropped: int  # all that encoding dropped
+    scored: int  # pairs of this call
+    reasons: dict[str, int]  # dropped pairs by reason
+    counts: dict[str, int]  # tokens, truncations, missing ends, texts that spell control tokens
+    boundary: dict[str, int]  # how many prompts lose how many of their last tokens to the completion, "0" for none
     seconds: float
 
 
-class DryRun(NamedTuple):
-    """What `precompute --dry-run` foretells; nothing was written.
+class Estimated(NamedTuple):
+    """What `estimate_reference` foretells; nothing was written."""
 
-    `boundary`: how many prompts lose how many of their last tokens to the completion, "0" for none.
-    `max_batch_tokens`: what the last batch was planned with; None in a plan of an earlier release.
-    `to_score`: pairs that are not scored yet.
-    """
-
-    key: str
-    pairs: int
-    dropped: dict[str, int]
-    counts: dict[str, int]
-    boundary: dict[str, int]
-    tokens: int
+    key: str  # of the reference
+    pairs: int  # that it will have scored
+    dropped: dict[str, int]  # pairs that encoding drops, by reason
+    counts: dict[str, int]  # tokens, truncations, missing ends, texts that spell control tokens
+    boundary: dict[str, int]  # how many prompts lose how many of their last tokens to the completion, "0" for none
+    tokens: int  # prompt + chosen + rejected of all pairs
     batches: int
-    max_batch_tokens: int | None
-    to_score: int
-    disk_bytes: int
-    layout: str
-    seconds: float
+    max_batch_tokens: int | None  # what the last batch was planned with; None in a plan of an earlier release
+    to_score: int  # pairs that are not scored yet
+    disk_bytes: int  # of these, within a factor of two
+    layout: str  # how pairs are laid out and attended to
+    seconds: float  # of these, from the time of one batch
 
 
 def precompute_reference(
-    pipeline: Pipeline,
+    target: Target,
     *,
+    changes: Changes = (),
     tell: Tell = lambda _text: None,
     watch: Watch = lambda _done, _total, _pairs: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Precomputed:
-    """Score every pair of the pipeline's dataset with precompute.model, once.
+    """Score every pair of a dataset with the reference model, precompute.model, once.
+
+    The same settings again: nothing is scored but pairs that are new. Killed or stopped, the next call goes on.
 
     Args:
-        pipeline: its precompute section decides.
+        target: a dataset directory, a pipeline file or a loaded Pipeline; its precompute section decides.
+        changes: settings by their dotted keys, as in `load_pipeline`.
         tell: called with lines for a person.
-        watch: called after every batch.
+        watch: called after every batch with the tokens that are done, all tokens, and the pairs that are done.
         stop: asked after every part; True ends the pass there, and the next call goes on.
+
+    Returns:
+        the key of the reference, and what was scored and dropped.
 
     Raises:
         DatasetError: the dataset is unfinished, damaged, or being written by another prefkit.
@@ -92,8 +95,12 @@ def precompute_reference(
         CheckError: too many prompts are no token prefix of prompt + completion.
         MachineError: out of disk or memory.
         Interrupted: `stop` said so.
+
+    Example:
+        done = prefkit.precompute_reference("demo/dataset")
+        print(done.key, done.pairs, done.scored)
     """
-    started = time.monotonic()
+    pipeline, started = pipeline_of(target, changes), time.monotonic()
     with join_team() as team, contextlib.ExitStack() as held:
         own: list[Work] = []  # of process 0, with the ids of all pairs: the others get them a part at a time
         reference = _Reference(pipeline, tell if team.is_main else lambda _text: None)
@@ -162,8 +169,7 @@ def _score(reference: _Reference, work: Work, team: Team, watch: Watch, stop: Ca
         if stopped and number != work.missing_parts[-1]:
             left = sum(missing > number for missing in work.missing_parts)
             raise Interrupted(f"stopped: {scored} pairs scored and written, {left} parts left", where=str(work.folder))
-    team.on_main(lambda: write_views(dataset, work.identity["kind"]))
-    team.on_main(lambda: write_reference_json(work, scorer, reference.pipeline.precompute.chat_template))
+    team.on_main(lambda: write_reference_json(work, scorer, dataset, reference.pipeline.precompute.chat_template))
     return scored
 
 
@@ -217,8 +223,28 @@ def _precomputed(work: Work, scored: int, seconds: float) -> Precomputed:
     )
 
 
-def dry_run(pipeline: Pipeline, *, tell: Tell = lambda _text: None) -> DryRun:
-    """Encode, plan, time the middle batch, and write nothing."""
+def estimate_reference(target: Target, *, changes: Changes = (), tell: Tell = lambda _text: None) -> Estimated:
+    """Foretell what `precompute_reference` would do: encode, plan, time the middle batch, and write nothing.
+
+    Args:
+        target: a dataset directory, a pipeline file or a loaded Pipeline; its precompute section decides.
+        changes: settings by their dotted keys, as in `load_pipeline`.
+        tell: called with lines for a person.
+
+    Returns:
+        tokens, batches, truncations, bytes on disk and seconds of the pairs that are not scored yet.
+
+    Raises:
+        DatasetError: the dataset is unfinished or damaged.
+        ModelError: the model or its tokenizer does not load or does not fit.
+        CheckError: too many prompts are no token prefix of prompt + completion.
+        MachineError: out of memory.
+
+    Example:
+        told = prefkit.estimate_reference("demo/dataset", changes={"precompute.max_length": 128})
+        print(told.tokens, told.counts["chosen_truncated"], told.disk_bytes)
+    """
+    pipeline = pipeline_of(target, changes)
     read_manifest(Path(pipeline.dataset))
     reference = _Reference(pipeline, tell)
     work = prepare_work(pipeline, tell, reference.budget)
@@ -238,7 +264,7 @@ def dry_run(pipeline: Pipeline, *, tell: Tell = lambda _text: None) -> DryRun:
     here = pl.col("pair_id").is_in(work.present)
     scored = read_parts(work.folder)
     plan, rows = work.plan.filter(here), pl.concat([scored, work.encoded.select(scored.columns)]).filter(here)
-    return DryRun(
+    return Estimated(
         work.key,
         plan.height,
         drop_reasons(work.dropped.filter(here)),
@@ -291,21 +317,21 @@ def boundary_table(plan: pl.DataFrame) -> dict[str, int]:
     return {str(tokens): count for tokens, count in counted.iter_rows()}
 
 
-def write_reference_json(work: Work, scorer: CompletionLogps, template: str | None) -> None:
+def write_reference_json(work: Work, scorer: CompletionLogps, dataset: Path, template: str | None) -> None:
     """Write what the reference is and the hash of every part; its being there and complete is what readers trust."""
     files = [work.folder / part_name(number) for number in work.plan["part"].unique().sort()]
-    write_json(
-        work.folder / REFERENCE_JSON,
-        {
-            "key": work.key,
-            "identity": work.identity,
-            "provenance": _provenance(scorer, work.plan) | {"chat_template": template},
-            "counts": encode_counts(work.plan, read_parts(work.folder)),
-            "boundary": boundary_table(work.plan),
-            "parts": list(_parts(files)),
-            "dropped": next(_parts([work.folder / REFERENCE_DROPPED])),
-        },
-    )
+    document = {
+        "key": work.key,
+        "identity": work.identity,
+        "provenance": _provenance(scorer, work) | {"chat_template": template},
+        "counts": encode_counts(work.plan, read_parts(work.folder)),
+        "boundary": boundary_table(work.plan),
+        "parts": list(_parts(files)),
+        "dropped": next(_parts([work.folder / REFERENCE_DROPPED])),
+        "plan": next(_parts([work.folder / REFERENCE_PLAN])),
+    }
+    renew_papers(dataset, document)
+    write_json(work.folder / REFERENCE_JSON, document)
 
 
 def _parts(files: Sequence[Path]) -> Iterator[Mapping[str, Any]]:
@@ -314,7 +340,7 @@ def _parts(files: Sequence[Path]) -> Iterator[Mapping[str, Any]]:
         yield {"file": file.name, "rows": rows, "sha256": file_sha256(file)}
 
 
-def _provenance(scorer: CompletionLogps, plan: pl.DataFrame) -> dict[str, Any]:
+def _provenance(scorer: CompletionLogps, work: Work) -> dict[str, Any]:
     import transformers
 
     return {
@@ -322,24 +348,11 @@ def _provenance(scorer: CompletionLogps, plan: pl.DataFrame) -> dict[str, Any]:
         "layout": scorer.layout.name,
         "device": str(next(scorer.parameters()).device.type),
         "kernel_version": KERNEL_VERSION,
-        "largest_batch": largest_batch(plan),
+        "largest_batch": largest_batch(work.plan),
+        "model": Path(os.path.normpath(Path(work.model).absolute())).name,  # of the folder; the identity has its hash
         "versions": {
             "prefkit": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
     }
-
-
-def read_reference(dataset: Path, key: str) -> dict[str, Any]:
-    """reference.json of one reference of a dataset.
-
-    Raises:
-        DatasetError: it is damaged.
-    """
-    folder = dataset / REFERENCES / key
-    try:
-        return read_document(folder / REFERENCE_JSON, Reference)
-    except DatasetError as error:
-        error.hint = f"delete {folder} and type prefkit precompute again"
-        raise

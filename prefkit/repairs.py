@@ -17,23 +17,21 @@ import polars as pl
 from prefkit import __version__
 from prefkit.accounts import Counts
 from prefkit.audits import audit_dataset
-from prefkit.config import Pipeline, pipeline_from_manifest
+from prefkit.config import Changes, Pipeline, pipeline_from_manifest, read_changes
 from prefkit.corrections import correction_report
 from prefkit.errors import ConfigError, DatasetError, PrefkitError
 from prefkit.format import (
-    CARD,
     CHANGES_TABLE,
     FORMAT_VERSION,
     MANIFEST,
     REFERENCE_JSON,
     REFERENCES,
-    VIEWS,
     Kind,
 )
 from prefkit.judgement import Audited
 from prefkit.locks import leave_no_empty_directory, locked
 from prefkit.mending import Mended, Step, Wanted, mend_pairs
-from prefkit.papers import Made, dataset_card
+from prefkit.papers import renew_papers, write_papers
 from prefkit.sources import file_sha256
 from prefkit.store import (
     BUILDING,
@@ -43,33 +41,29 @@ from prefkit.store import (
     folder_beside,
     newer_format,
     read_manifest,
-    write_json,
-    write_text,
-    write_views,
 )
 from prefkit.tables import are_plain, check_parts, read_table, write_table
-from prefkit.views import views_sql
 
 Tell = Callable[[str], None]
 MAX_DROPPED = 0.5
 
 
 class Repaired(NamedTuple):
-    """What `repair_dataset` returns. `unchanged`: the repaired dataset was already there, nothing was written."""
+    """What `repair_dataset` returns."""
 
-    dataset: str
-    out: str
-    steps: list[Step]
-    counts: dict[str, int]
-    before: Audited
-    after: Audited
+    dataset: str  # the one that stayed as it is
+    out: str  # the new one
+    steps: list[Step]  # in order: repair, its setting, pairs dropped, edited, and of these dropped_later
+    counts: dict[str, int]  # of the new one, as in its manifest
+    before: Audited  # of the old one
+    after: Audited  # of the new one
     references: list[str]  # keys that lie in `out`
-    unchanged: bool
+    unchanged: bool  # the repaired dataset was there already, nothing was written
 
 
 def repair_dataset(
-    dataset: str,
-    out: str,
+    dataset: str | Path,
+    out: str | Path,
     *,
     strip_openers: Sequence[str] = (),
     balance: Sequence[str] = (),
@@ -77,10 +71,12 @@ def repair_dataset(
     drop_shortcuts: float | None = None,
     max_dropped: float = MAX_DROPPED,
     overwrite: bool = False,
-    changes: Sequence[str] = (),
+    changes: Changes = (),
     tell: Tell = lambda _text: None,
 ) -> Repaired:
-    """Repair a dataset into another directory, and audit both with the settings of its manifest.
+    """Write a new dataset without what gives the answer away, and audit both with the settings of its manifest.
+
+    The repairs are made in the order of the arguments.
 
     Args:
         dataset: a finished dataset; nothing in it changes, so that it need not be writable.
@@ -92,17 +88,24 @@ def repair_dataset(
             both is above this held-out accuracy; the probe of generators is not looked at.
         max_dropped: share of the pairs that may go in all, above 0.
         overwrite: another repaired dataset in `out` is replaced; its runs stay.
-        changes: `audit.key=value`, of what both audits and the probes of the repair are made with; kept in the new one.
+        changes: settings of the audit by their dotted keys, as in `load_pipeline`: what both audits and the probes of
+            the repair are made with; kept in the new one.
         tell: called with lines for a person.
 
-    The repairs are made in this order.
+    Returns:
+        what each step dropped and edited, the new counts, and both audits.
 
     Raises:
         InputError: no repair is asked for, one has a setting that does not fit, or has nothing to repair.
         CheckError: more pairs would have to go than `max_dropped` allows; nothing is written.
         DatasetError: the dataset is unfinished or damaged, or `out` holds something else.
         MachineError: the disk is full.
+
+    Example:
+        repaired = prefkit.repair_dataset("demo/dataset", "mended", balance=["certainly"])
+        print(repaired.counts["pairs"], repaired.before.verdict, repaired.after.verdict)
     """
+    dataset, out = str(dataset), str(out)
     source, target = Path(dataset), Path(out)
     openers, tokens = ((one,) if isinstance(one, str) else tuple(one) for one in (strip_openers, balance))
     wanted = Wanted(openers, tokens, match_length, drop_shortcuts, max_dropped).checked()
@@ -124,7 +127,7 @@ def repair_dataset(
                 tell(f"writing {out}")
                 write_repaired(source, target, manifest, mended, {"dataset": dataset, "manifest_sha256": digest})
             keys = copy_references(source, target)
-            write_views(target, manifest["kind"])
+            renew_papers(target)
     except PrefkitError:
         if not existed:
             leave_no_empty_directory(target)
@@ -140,15 +143,15 @@ def _audited(dataset: str, settings: dict[str, Any], tell: Tell, *, keep: bool) 
     return audit_dataset(pipeline, keep=keep)
 
 
-def pipeline_of_audit(settings: dict[str, Any], dataset: str, changes: Sequence[str]) -> Pipeline:
+def pipeline_of_audit(settings: dict[str, Any], dataset: str, changes: Changes) -> Pipeline:
     """The pipeline of a dataset, with other settings of its audit.
 
     Raises:
         ConfigError: a change is of another section, or does not fit.
     """
-    for change in changes:
-        if not change.startswith("audit."):
-            raise ConfigError("a repair changes settings of the audit only", where=change, expected="audit.key=value")
+    for key, _ in read_changes(changes):
+        if not key.startswith("audit."):
+            raise ConfigError("a repair changes settings of the audit only", where=key, expected="audit.key=value")
     return pipeline_from_manifest(settings, dataset, changes)
 
 
@@ -243,16 +246,11 @@ def write_repaired(
     report = [told for told in manifest["report"] if "corrections" not in told]
     if corrections := correction_report(pairs):
         report.append({"corrections": corrections})
-    sources, evals, additions, unused = (manifest[name] for name in ("sources", "evals", "additions", "unused"))
-    settings = manifest["pipeline"]["sources"]
-    made_of = Made(kind, settings, sources, evals, additions, counts, in_order, unused, report)
     # changes first: by it `claim_beside` knows what a killed repair has left
     named = {CHANGES_TABLE: mended.changes, "pairs": pairs, "dropped": dropped, "rejects": rejects}
     plain = are_plain([pairs, dropped])
     with built_beside(target) as beside:
         parts = {name: write_table(beside / name, name, frame, kind, plain=plain) for name, frame in named.items()}
-        write_text(beside / CARD, dataset_card(made_of) + _card(repair["dataset"], mended.steps))
-        write_text(beside / VIEWS, views_sql(kind, named.keys()))
         made = {
             "format_version": FORMAT_VERSION,
             "prefkit_version": __version__,
@@ -262,7 +260,7 @@ def write_repaired(
             "parts": {name: [part._asdict() for part in listed] for name, listed in parts.items()},
             "repair": {**repair, "steps": mended.steps},
         }
-        write_json(beside / MANIFEST, manifest | made)
+        write_papers(beside, manifest | made)
 
 
 def _counts(before: dict[str, int], pairs: pl.DataFrame, dropped: pl.DataFrame) -> Counts:
@@ -284,17 +282,3 @@ def _counts(before: dict[str, int], pairs: pl.DataFrame, dropped: pl.DataFrame) 
     counts = Counts(**before | changed)
     counts.check()
     return counts
-
-
-def _card(dataset: str, steps: Sequence[Step]) -> str:
-    """What the README.md of a repaired dataset says of the repair."""
-    rows = "".join(
-        f"| {s['repair']} | `{s['setting']}` | {s['dropped']} | {s['edited']} | {s['dropped_later']} |\n" for s in steps
-    )
-    return (
-        f"\n## Repaired\n\nThe pairs are those of `{dataset}` after these repairs, by `prefkit repair`:\n\n"
-        "| repair | setting | pairs dropped | pairs edited | of them dropped later |\n|---|---|---|---|---|\n"
-        f"{rows}\n"
-        "`changes/` holds a row for each of these pairs: what was done, and why. A pair that was not edited keeps its\n"
-        "`pair_id`: a reference that was copied is still right for it, and `prefkit precompute` scores the others.\n"
-    )

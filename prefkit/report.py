@@ -23,6 +23,7 @@ COLOURS = {
 }
 SHOWN_FINDINGS, SHOWN_ALSO, SHOWN_TOKENS = 5, 5, 8  # findings of a family, tokens that go with one, tokens at all
 WORTH_SAYING = 0.6  # precision of the cover; below it decides little
+TOO_FEW = "too few pairs"  # the band of a probe that could say nothing
 BAR = 30  # characters from chance to certainty
 
 
@@ -74,7 +75,7 @@ def _print_probes(audited: Audited, console: Console) -> None:
         filled = round(max(0.0, accuracy - 0.5) * 2 * BAR)
         bar = ("#" * filled).ljust(BAR, ".")
         line = f"  {row['probe']:<10} {bar} {accuracy:.3f} ({low:.3f} to {high:.3f})  "
-        band = str(row["band"] or "too few pairs")
+        band = str(row["band"] or TOO_FEW)
         console.print(Text.assemble(line, (band, COLOURS.get(band, ""))))
 
 

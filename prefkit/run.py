@@ -20,9 +20,8 @@ from prefkit.checkpoint import list_checkpoints, prune_best, prune_checkpoints
 from prefkit.config import TrainConfig
 from prefkit.documents import Audit, Run
 from prefkit.errors import DatasetError, PrefkitError
-from prefkit.format import AUDIT_JSON, LOCK, MODEL, REFERENCES, RUN_JSON, RUNS, STEPS_LIVE, canonical_json
+from prefkit.format import AUDIT_JSON, LOCK, MODEL, REFERENCES, RUN_JSON, RUNS, STEPS_LIVE, canonical_json, differing
 from prefkit.gate import GateFigures
-from prefkit.identity import differing
 from prefkit.locks import give_lock, leave_no_empty_directory, locked, take_lock
 from prefkit.lora import save_adapter, save_merged
 from prefkit.models import quiet_transformers
@@ -40,15 +39,15 @@ FIXED = (
 
 
 class Trained(NamedTuple):
-    """What `train_dpo` returns. `eval`: the final model on the test split, None if there is no test split."""
+    """What `train_dpo` returns."""
 
-    run: str
-    steps: int
-    loss: float
-    eval: dict[str, float] | None
-    first_loss: float
-    best: dict[str, Any] | None = None
-    stopped_early: bool = False
+    run: str  # its directory
+    steps: int  # updates made
+    loss: float  # of the last logged step
+    eval: dict[str, float] | None  # the final model on the test split, None if there is no test split
+    first_loss: float  # of step 0, before any update
+    best: dict[str, Any] | None = None  # of train.best_metric: metric, value, step
+    stopped_early: bool = False  # by train.early_stopping_patience
 
 
 class End(NamedTuple):

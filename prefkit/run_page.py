@@ -32,33 +32,40 @@ HEAD = 2048  # bytes in which it stands
 FIGURES = ("loss", "accuracy", "margin", "rewards", "drift", "displaced", "logps", "kl", "nll", "throughput", "memory")
 
 
-class Written(NamedTuple):
-    """The page, how many runs are in it, and its size."""
+class RunPage(NamedTuple):
+    """What `write_run_page` returns."""
 
-    page: str
-    runs: int
+    page: str  # the file
+    runs: int  # that it shows
     bytes: int
 
 
-def write_run_page(targets: Sequence[str | Path], out: str, *, overwrite: bool = False) -> Written:
-    """Write the page of some runs; a page that is there is replaced, so that it can follow a run.
+def write_run_page(targets: Sequence[str | Path], out: str | Path, *, overwrite: bool = False) -> RunPage:
+    """Write one self-contained page with the curves of some runs; a page that is there is replaced.
 
     Args:
         targets: run directories, each drawn once.
         out: an HTML file.
         overwrite: whether another file may be replaced.
 
+    Returns:
+        the page, the runs on it, its size in bytes.
+
     Raises:
         InputError: a target is no run, `out` must not be written, or plotly is not installed.
         DatasetError: a run is damaged, or `out` cannot be written.
         MachineError: the disk is full.
+
+    Example:
+        page = prefkit.write_run_page(["demo/dataset/runs/1"], "run.html")
+        print(page.bytes)
     """
     check_out(Path(out), overwrite=overwrite)
     plotly = plotly_script()
     runs = read_runs(targets)
     text = page_of(runs, plotly)
     write_text(Path(out), text)
-    return Written(out, len(runs), len(text.encode()))
+    return RunPage(str(out), len(runs), len(text.encode()))
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:

@@ -58,16 +58,19 @@ def formats_page() -> str:
         "# Formats",
         "",
         "What a source may have (`format:` in a pipeline) and what `prefkit export --to` writes. *found*: by the rows,",
-        "where `format:` is left out. *columns*: the fields whose names `columns:` may map to those of the file; a",
-        "format without any has its own names. `system` is a system prompt beside the prompt.",
+        "where `format:` is left out. *log-probs*: `--with-reference` adds `ref_chosen_logps` and `ref_rejected_logps`",
+        "(sums), or the format is made of the scored tokens (ids) and has them. *columns*: the fields whose names",
+        "`columns:` may map to those of the file; a format without any has its own names. `system` is a system prompt",
+        "beside the prompt.",
         "",
-        "| format | read | found | written | records | fields | columns | |",
-        "|---|---|---|---|---|---|---|---|",
+        "| format | read | found | written | log-probs | records | fields | columns | |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, told in list_formats().items():
         marks = ["yes" if told[key] else "" for key in ("read", "detected", "written")]
         note = told["note"] + (f"; {told['direction']}" if told["direction"] else "")
-        cells = [f"`{name}`", *marks, told["records"] or "", told["fields"], ", ".join(told["columns"]), note]
+        cells = [f"`{name}`", *marks, told["reference"], told["records"] or "", told["fields"]]
+        cells += [", ".join(told["columns"]), note]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

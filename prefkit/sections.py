@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMG]B)", re.IGNORECASE)
 MIN_MEMORY, MAX_MEMORY = 1e6, 1e15  # bytes
+Line = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^\S([^\n\r]*\S)?$")]  # a name, for a person
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -14,6 +14,7 @@ from prefkit.audit.features import FEATURES
 from prefkit.audit.values import CATEGORICAL
 from prefkit.build_settings import (
     BuildConfig,
+    CardConfig,
     DecontaminateConfig,
     DedupeConfig,
     PairsConfig,
@@ -127,6 +128,7 @@ class Pipeline(Section):
     decontaminate: DecontaminateConfig = DecontaminateConfig()
     split: SplitConfig = SplitConfig()
     build: BuildConfig = BuildConfig()
+    card: CardConfig = CardConfig()
     audit: AuditConfig = AuditConfig()
     precompute: PrecomputeConfig = PrecomputeConfig()
     train: TrainConfig = TrainConfig()

@@ -17,14 +17,18 @@ from prefkit.documents import Audit
 from prefkit.errors import InputError
 from prefkit.format import AUDIT_JSON, AUDIT_SCORES, PAIR_SCORES, PAIRS
 from prefkit.grams import words_in
-from prefkit.query import as_input_error, connect_dataset
+from prefkit.guard import check_statement
+from prefkit.query import as_query_error, check_views, connect_dataset
 from prefkit.spans import Flag, Spans, differences, flag_places, in_texts, side_words
 from prefkit.store import read_document, read_manifest
 from prefkit.tables import table_blocks
 from prefkit.text import words_of
+from prefkit.views import VIEW_NAMES
 
 JOINED = "pairs LEFT JOIN pair_scores USING (pair_id)"
 COLUMNS = ", ".join(dict.fromkeys(column.name for column in (*PAIRS, *PAIR_SCORES)))
+OF_PAIRS = ("pairs", "pair_scores")
+MATCHING = f"SELECT pair_id, shortcut_score FROM {JOINED}"
 THOUGHTS = ("reasoning_content", "thinking")  # keys of `extra` that are read like a text
 TEXT_NAMES = ("prompt", "chosen", "rejected")
 ROWS = 4096  # texts that are searched at once
@@ -60,19 +64,16 @@ class TokenSides(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """What `show_pairs` returns: pairs in the order asked for, and how many there are.
-
-    `by_score`: the highest shortcut_score first, otherwise evenly spaced; `flagged`: what the audit's findings name.
-    """
+    """What `show_pairs` returns: pairs in the order asked for, and how many there are."""
 
     dataset: str
-    pairs: list[Pair]
-    matching: int
-    total: int
-    by_score: bool
+    pairs: list[Pair]  # facts, tools, and the turns of prompt, chosen and rejected, with the places to mark
+    matching: int  # pairs that fit the condition and the token
+    total: int  # pairs of the dataset
+    by_score: bool  # the highest shortcut_score first, otherwise evenly spaced
     audited: bool
-    flagged: list[str]
-    token: TokenSides | None
+    flagged: list[str]  # what the audit's findings name
+    token: TokenSides | None  # in how many pairs it is on which side
 
 
 def show_pairs(dataset: str | Path, *, where: str | None = None, token: str | None = None, count: int = 5) -> Shown:
@@ -84,13 +85,23 @@ def show_pairs(dataset: str | Path, *, where: str | None = None, token: str | No
         token: a word or n-gram; pairs that have it on one side only or, where there are none, on both.
         count: at most so many pairs.
 
+    Returns:
+        pairs with the places where their sides differ and what the audit flags in them, and how many pairs match.
+
     Raises:
-        DatasetError: there is no finished dataset, or its audit is damaged.
+        DatasetError: there is no finished dataset, its audit is damaged, or a file of either was changed.
         InputError: the condition does not hold what it should, or the token no word.
+
+    Example:
+        shown = prefkit.show_pairs("demo/dataset", token="certainly", count=2)
+        for pair in shown.pairs:
+            print(pair.facts["pair_id"], pair.chosen[-1].text, pair.rejected[-1].text)
     """
     root, manifest = Path(dataset), read_manifest(Path(dataset))
     words = _words_asked(token)
-    connection = connect_dataset(root)
+    views = _views_named(where)
+    check_views(root, views)
+    connection = connect_dataset(root, views)
     every = _pair_ids(root, manifest)
     matching = every.join(_matching(connection, where), on="pair_id", maintain_order="left")
     sides = None
@@ -133,18 +144,31 @@ def _pair_ids(root: Path, manifest: Mapping[str, Any]) -> pl.DataFrame:
 
 def _matching(connection: duckdb.DuckDBPyConnection, where: str | None) -> pl.DataFrame:
     """`pair_id` and `shortcut_score` of the pairs that fit, in any order."""
-    sql = f"SELECT pair_id, shortcut_score FROM {JOINED}"
     try:
-        if where is not None:
-            # a condition is what can be both a column and in brackets: no clause, no bracket and no statement too many
-            if len(connection.extract_statements(f"SELECT {where}\n")) != 1:
-                raise InputError("several statements", where="--where", expected=f"one condition over {COLUMNS}")
-            sql += f" WHERE (\n{where}\n)"
-        found: pl.DataFrame = connection.sql(sql).pl()
+        found: pl.DataFrame = connection.sql(f"{MATCHING} WHERE (\n{where or 'true'}\n)").pl()
     except duckdb.Error as error:
-        said = as_input_error(error).message
-        raise InputError(said, where="--where", expected=f"one condition over {COLUMNS}") from None
+        raise _refused(as_query_error(error).message) from None
     return found
+
+
+def _views_named(where: str | None) -> Sequence[str]:
+    """The views that a condition is about: those of every pair, and any that it names."""
+    if where is None:
+        return OF_PAIRS
+    try:
+        # a condition is what can be both a column and in brackets: no clause, no bracket and no statement too many
+        if len(duckdb.extract_statements(f"SELECT {where}\n")) != 1:
+            raise _refused("several statements")
+        asked = check_statement(f"{MATCHING} WHERE (\n{where}\n)")
+    except duckdb.Error as error:
+        raise _refused(as_query_error(error).message) from None
+    except InputError as error:
+        raise _refused(error.message) from None
+    return VIEW_NAMES if asked.catalogue else [*OF_PAIRS, *asked.views]
+
+
+def _refused(said: str) -> InputError:
+    return InputError(said, where="--where", expected=f"one condition over {COLUMNS}")
 
 
 def _with_token(

@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,17 @@ from pydantic import BaseModel, ValidationError
 from prefkit.documents import Manifest
 from prefkit.errors import DatasetError, PrefkitError, no_room
 from prefkit.format import (
+    AUDIT_JSON,
     CARD,
     FORMAT_VERSION,
     LOCK,
     MANIFEST,
+    REFERENCE_JSON,
     REFERENCES,
     RUNS,
     VIEWS,
-    Kind,
 )
-from prefkit.views import VIEW_FILES, views_sql
+from prefkit.views import AUDIT_VIEWS, MANIFEST_VIEWS, REFERENCE_VIEWS, VIEW_FILES, views_sql
 
 OWN_NAMES = {MANIFEST, CARD, VIEWS, LOCK, "pairs", "dropped", "rejects", "changes", "audit", REFERENCES, RUNS}
 BUILDING, DRAFTS = ".building", ".drafts"  # what a build makes before it is finished
@@ -137,12 +138,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def newer_format(dataset: Path) -> bool:
-    """Whether a newer prefkit wrote this dataset: nothing here may be read, let alone written over."""
+    """Whether a newer prefkit wrote this dataset, or what no prefkit has: nothing is read, let alone written over."""
     try:
         version = json.loads((dataset / MANIFEST).read_text(encoding="utf-8"))["format_version"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return isinstance(version, int) and version > FORMAT_VERSION
+    return type(version) is not int or version > FORMAT_VERSION  # true is an int to Python
 
 
 def read_document(path: Path, document: type[BaseModel]) -> dict[str, Any]:
@@ -164,7 +165,7 @@ def read_manifest(dataset: Path) -> dict[str, Any]:
     """The manifest of a finished dataset of a format version this prefkit knows.
 
     Raises:
-        DatasetError: no directory, no manifest (an unfinished build), or a newer format.
+        DatasetError: no directory, no manifest (an unfinished build), or another format version.
     """
     if dataset.is_file():
         hint = "the directory that a pipeline file names under dataset:"
@@ -180,6 +181,13 @@ def read_manifest(dataset: Path) -> dict[str, Any]:
         )
     manifest = read_json(dataset / MANIFEST)
     version = manifest.get("format_version")
+    if "format_version" in manifest and type(version) is not int:
+        raise DatasetError(
+            f"format_version is no whole number: {json.dumps(version)[:40]}",
+            where=str(dataset / MANIFEST),
+            expected=str(FORMAT_VERSION),
+            hint="have it copied or downloaded anew: no prefkit writes that",
+        )
     if newer_format(dataset):
         raise DatasetError(
             f"format_version is {version}",
@@ -269,7 +277,63 @@ def clear_scratch(dataset: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_views(dataset: Path, kind: Kind) -> None:
-    """Write views.sql for the files that are there by now."""
-    present = {view for view, (_, pattern, _) in VIEW_FILES.items() if any(dataset.glob(pattern))}
-    write_text(dataset / VIEWS, views_sql(kind, present))
+def write_views(dataset: Path, manifest: Mapping[str, Any], reference: Mapping[str, Any] | None = None) -> None:
+    """Write views.sql for the files there are by now, and for those of a reference.json that is about to be written."""
+    write_text(dataset / VIEWS, views_sql(manifest["kind"], view_files(dataset, manifest, reference)))
+
+
+def view_files(
+    dataset: Path, manifest: Mapping[str, Any], reference: Mapping[str, Any] | None = None
+) -> dict[str, list[str]]:
+    """The files of each view, below the dataset: those that the manifest, the audit or a finished reference lists.
+
+    Of runs: those there are.
+    """
+    listed = {key: _read_or_nothing(dataset / REFERENCES / key / REFERENCE_JSON) for key in list_references(dataset)}
+    listed |= {reference["key"]: reference} if reference else {}
+    references = {key: _reference_files(recorded) for key, recorded in sorted(listed.items())}
+    audited = _audit_files(_read_or_nothing(dataset / AUDIT_JSON))
+    found: dict[str, list[str]] = {}
+    for view, (table, pattern, _) in VIEW_FILES.items():
+        if view in MANIFEST_VIEWS:
+            found[view] = [f"{table}/{part['file']}" for part in manifest["parts"].get(table, [])]
+        elif view in REFERENCE_VIEWS:
+            found[view] = [f"{REFERENCES}/{key}/{file}" for key, files in references.items() for file in files[view]]
+        elif view in AUDIT_VIEWS:
+            found[view] = [file for file in audited if file == pattern]
+        else:
+            found[view] = sorted(str(path.relative_to(dataset)) for path in dataset.glob(pattern))
+    return found
+
+
+def list_references(dataset: Path) -> list[str]:
+    """The keys of the finished references of a dataset, sorted."""
+    return sorted(path.parent.name for path in (dataset / REFERENCES).glob(f"*/{REFERENCE_JSON}"))
+
+
+def _read_or_nothing(path: Path) -> dict[str, Any]:
+    """An audit.json or reference.json, nothing of one that is damaged: whoever reads its tables refuses it by name."""
+    try:
+        return read_json(path)
+    except DatasetError:
+        return {}
+
+
+def _audit_files(document: Mapping[str, Any]) -> list[str]:
+    """The tables that an audit lists; none where its audit.json is not there or does not say which.
+
+    A kill leaves tables without it: they may be of other pairs.
+    """
+    try:
+        return [f"audit/{part['file']}" for part in document["parts"]]
+    except (KeyError, TypeError):
+        return []
+
+
+def _reference_files(recorded: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The files of a reference by view; none where its reference.json does not say which."""
+    try:
+        files = [part["file"] for part in recorded["parts"]], [recorded["dropped"]["file"]]
+    except (KeyError, TypeError):
+        files = [], []
+    return dict(zip(REFERENCE_VIEWS, files, strict=True))

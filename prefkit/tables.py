@@ -16,7 +16,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefkit.errors import DatasetError
-from prefkit.format import MESSAGES, PLAIN_MESSAGES, ROWS_PER_GROUP, ROWS_PER_PART, Kind, part_name, schema
+from prefkit.format import (
+    MESSAGES,
+    PLAIN_MESSAGES,
+    ROWS_PER_GROUP,
+    ROWS_PER_PART,
+    SPLITS,
+    Kind,
+    Split,
+    part_name,
+    schema,
+)
 from prefkit.sources import file_sha256
 from prefkit.store import REMAKE, atomic_path, written
 
@@ -35,6 +45,9 @@ class Part(NamedTuple):
 class TableWriter:
     """A table that is written as its rows come: parts from 0 on, at least one, each whole or not there.
 
+    A part of the pairs holds one split: `parts` names those of train first, then those of test. A split without rows
+    has no part; of a table without any the one part is that of train.
+
     Args:
         folder: of the table.
         name: of the table in format.TABLES.
@@ -48,13 +61,13 @@ class TableWriter:
 
     def __init__(self, folder: Path, name: str, kind: Kind, *, plain: bool = False) -> None:
         self.folder, self.schema = folder, schema(name, kind, plain=plain)
-        self.parts: list[Part] = []
-        self.pending: list[pl.DataFrame] = []
-        self.rows = self.size = 0  # of the row group that is gathered
-        self.part_rows = self.part_size = 0
-        self.stack = contextlib.ExitStack()
-        self.path: Path | None = None
-        self.writer: Any = None
+        splits = SPLITS if "split" in self.schema else (None,)
+        self.of_split = {split: PartsWriter(folder, self.schema, split) for split in splits}
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts that are finished, in their order."""
+        return [part for writer in self.of_split.values() for part in writer.parts]
 
     def __enter__(self) -> Self:
         return self
@@ -65,10 +78,10 @@ class TableWriter:
         if error is not None:
             return self._abandon(error)
         try:
-            self._write_group()
-            if not self.parts and self.writer is None:
-                self._open(self._table(pl.DataFrame(schema=self.schema)))
-            self._close()
+            for writer in self.of_split.values():
+                writer.finish()
+            if not self.parts:
+                next(iter(self.of_split.values())).write_empty()
         except BaseException as failed:
             self._abandon(failed)
             raise
@@ -77,19 +90,39 @@ class TableWriter:
         return None
 
     def _abandon(self, error: BaseException) -> None:
-        """Leave nothing of the part that was begun."""
-        if self.writer is not None:
-            with contextlib.suppress(Exception):
-                self.writer.close()
-            self.writer = None
-        with contextlib.suppress(Exception):
-            self.stack.__exit__(type(error), error, error.__traceback__)
+        for writer in self.of_split.values():
+            writer.abandon(error)
 
     def add(self, frame: pl.DataFrame) -> None:
         """Put rows to the table; columns it does not have are left out, those that the frame lacks are null."""
         rows = frame.select(
             pl.col(c).cast(t) if c in frame.columns else pl.lit(None, t).alias(c) for c, t in self.schema.items()
         )
+        if None in self.of_split:
+            return self.of_split[None].add(rows)
+        found = {split: rows.filter(pl.col("split") == split) for split in self.of_split}
+        assert sum(part.height for part in found.values()) == rows.height, "a row is of no split"
+        for split, part in found.items():
+            few = 2 * part.height < rows.height  # they wait for many others, and would keep the rows' texts alive
+            self.of_split[split].add(compact(part) if few else part)
+        return None
+
+
+class PartsWriter:
+    """The parts of a table, or of one split of it: `add` rows with the table's schema, then `finish` or `abandon`."""
+
+    def __init__(self, folder: Path, columns: pl.Schema, split: Split | None) -> None:
+        self.folder, self.schema, self.split = folder, columns, split
+        self.parts: list[Part] = []
+        self.pending: list[pl.DataFrame] = []
+        self.rows = self.size = 0  # of the row group that is gathered
+        self.part_rows = self.part_size = 0
+        self.stack = contextlib.ExitStack()
+        self.path: Path | None = None
+        self.writer: Any = None
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Gather rows; a row group is written when it is full."""
         sizes = np.cumsum(_text_bytes(rows))
         start = 0
         while start < rows.height:
@@ -102,6 +135,25 @@ class TableWriter:
             if end == start + room or self.size >= GROUP_BYTES:
                 self._write_group()
             start = end
+
+    def finish(self) -> None:
+        """Write what is gathered, and end the last part."""
+        self._write_group()
+        self._close()
+
+    def write_empty(self) -> None:
+        """Write a part without rows."""
+        self._open(self._table(pl.DataFrame(schema=self.schema)))
+        self._close()
+
+    def abandon(self, error: BaseException) -> None:
+        """Leave nothing of the part that was begun."""
+        if self.writer is not None:
+            with contextlib.suppress(Exception):
+                self.writer.close()
+            self.writer = None
+        with contextlib.suppress(Exception):
+            self.stack.__exit__(type(error), error, error.__traceback__)
 
     def _write_group(self) -> None:
         if not self.rows:
@@ -123,7 +175,7 @@ class TableWriter:
         return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
 
     def _open(self, table: pa.Table) -> None:
-        self.path = self.folder / part_name(len(self.parts))
+        self.path = self.folder / part_name(len(self.parts), self.split)
         beside = self.stack.enter_context(atomic_path(self.path))
         self.writer = parquet_writer(beside, table.schema)
 
@@ -158,9 +210,15 @@ def compact(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def parquet_writer(path: Path, columns: pa.Schema) -> Any:
-    """A writer of the house's Parquet: zstd 3, text with a dictionary, floats without one."""
+    """A writer of the house's Parquet: zstd 3, text with a dictionary, floats without one.
+
+    Arrow's own schema is left out: it would make large_string and large_list of what every other file calls string and
+    list, and `datasets` does not concatenate the two.
+    """
     texts = [field.name for field in columns if pa.types.is_large_string(field.type)]
-    return pq.ParquetWriter(path, columns, compression="zstd", compression_level=3, use_dictionary=texts)
+    return pq.ParquetWriter(
+        path, columns, compression="zstd", compression_level=3, use_dictionary=texts, store_schema=False
+    )
 
 
 def write_parquet(path: Path, frame: pl.DataFrame) -> Part:
@@ -168,7 +226,8 @@ def write_parquet(path: Path, frame: pl.DataFrame) -> Part:
     table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
     with atomic_path(path) as beside:
         with parquet_writer(beside, table.schema) as writer:
-            writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+            if frame.height:  # a row group without rows: `datasets` takes its size for that of a batch
+                writer.write_table(table, row_group_size=ROWS_PER_GROUP)
         digest = file_sha256(beside)
     return Part(path.name, frame.height, digest)
 

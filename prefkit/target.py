@@ -1,23 +1,52 @@
 """TARGET of a command: a dataset directory (its manifest holds the settings) or a pipeline file."""
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
-from prefkit.config import Pipeline, load_pipeline, pipeline_from_manifest
-from prefkit.errors import ConfigError
+from prefkit.config import Changes, Pipeline, change_pipeline, load_pipeline, pipeline_from_manifest
+from prefkit.errors import ConfigError, InputError
 from prefkit.store import read_manifest
 
+Target: TypeAlias = str | Path | Pipeline
 
-def pipeline_of(target: str, changes: Sequence[str] = ()) -> Pipeline:
-    """The settings of a TARGET, changed by `--set`.
+
+def pipeline_of(target: Target, changes: Changes = ()) -> Pipeline:
+    """The settings of a target, changed.
+
+    Args:
+        target: a dataset directory, a pipeline file, or a pipeline that is loaded already.
+        changes: settings by their dotted keys, as in `load_pipeline`.
+
+    Returns:
+        all settings. Of a dataset, those that it was built with; paths in them are relative to the working directory.
 
     Raises:
         ConfigError: there is nothing of that name, or a setting does not fit.
         DatasetError: the directory holds no finished dataset.
+
+    Example:
+        pipeline = prefkit.pipeline_of("demo/dataset", {"audit.ngrams": 2})
+        print(prefkit.audit_dataset(pipeline).verdict)
     """
-    if Path(target).is_dir():
-        return pipeline_from_manifest(read_manifest(Path(target))["pipeline"], target, changes)
-    if not Path(target).exists():
+    if isinstance(target, Pipeline):
+        return change_pipeline(target, changes) if changes else target
+    path = path_of(target, "a dataset directory, a pipeline file, or a Pipeline")
+    if path.is_dir():
+        return pipeline_from_manifest(read_manifest(path)["pipeline"], str(target), changes)
+    if not path.exists():
         known = "a dataset directory, or a pipeline file"
-        raise ConfigError("no such dataset and no such pipeline file", where=target, expected=known)
-    return load_pipeline(target, changes)
+        raise ConfigError("no such dataset and no such pipeline file", where=str(target), expected=known)
+    return load_pipeline(path, changes)
+
+
+def path_of(value: object, expected: str) -> Path:
+    """A path that was handed in.
+
+    Raises:
+        InputError: it is of another type, or holds a null character, which no system lets a path hold.
+    """
+    if isinstance(value, (str, Path)):
+        if "\0" in str(value):
+            raise InputError("a path cannot hold a null character", where=repr(str(value)), expected=expected)
+        return Path(value)
+    raise InputError(f"a path cannot be a value of type {type(value).__name__}", expected=expected)

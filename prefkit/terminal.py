@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,18 +19,17 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from prefkit.format import CARD, MANIFEST
 from prefkit.processes import process_rank
-from prefkit.text import printable
 
 if TYPE_CHECKING:
     import duckdb
 
     from prefkit.build import Built, Watch
     from prefkit.export import Exported
-    from prefkit.reference import DryRun, Precomputed
+    from prefkit.reference import Estimated, Precomputed
     from prefkit.run import Trained
 
-MAX_ROWS = 100
 QUANTILES = ("min", "p10", "median", "p90", "max")  # in this order, whatever order a manifest has
 
 
@@ -91,7 +91,7 @@ def _print_report(told: Mapping[str, Any], console: Console) -> None:
             console.print(f"    advice: {advice}")
 
 
-def print_dry_run(foretold: "DryRun", console: Console) -> None:
+def print_dry_run(foretold: "Estimated", console: Console) -> None:
     """What a reference pass would do."""
     most = foretold.max_batch_tokens
     held = "" if most is None else f" of at most {most}, what pairs share counted once"
@@ -170,6 +170,13 @@ def print_info(found: Mapping[str, Any], console: Console) -> None:
             )
             for advice in value["advice"]:
                 console.print(f"  advice: {advice}")
+        elif name == "verified":
+            console.print(
+                f"verified: {sum(value['parts'].values())} files are as they were written; {MANIFEST} has sha256 "
+                f"{value['manifest_sha256']}"
+            )
+            if not value["card"]:
+                console.print(f"  {CARD} is not the one that prefkit writes")
         elif isinstance(value, Mapping):
             console.print(f"{name}:")
             for key, inner in value.items():
@@ -178,7 +185,9 @@ def print_info(found: Mapping[str, Any], console: Console) -> None:
             console.print(f"{name}: {len(value)}")
             for item in value:
                 console.print(
-                    "  " + ", ".join(f"{k} {v}" for k, v in item.items()) if isinstance(item, Mapping) else f"  {item}"
+                    "  " + ", ".join(f"{k} {v}" for k, v in item.items() if v is not None)
+                    if isinstance(item, Mapping)
+                    else f"  {item}"
                 )
         else:
             console.print(f"{name}: {value}")
@@ -188,39 +197,17 @@ def print_formats(listed: Mapping[str, Mapping[str, Any]], console: Console) -> 
     """The formats as a table: what is read (R) and written (W), found by its rows (*), and which side is the better."""
     table = Table("format", "", "records", "fields", "")
     for name, told in listed.items():
-        marks = ("R" if told["read"] else " ") + ("W" if told["written"] else " ") + ("*" if told["detected"] else " ")
+        marks = "".join(
+            mark if told[key] else " "
+            for mark, key in (("R", "read"), ("W", "written"), ("L", "reference"), ("*", "detected"))
+        )
         note = told["note"] + (f"; better: {told['direction']}" if told["direction"] else "")
         table.add_row(Text(name), Text(marks), Text(told["records"] or ""), Text(told["fields"]), Text(note))
     console.print(table, soft_wrap=False)
     console.print(
-        "R: a source may have it; W: prefkit export writes it; *: found by the rows where format: is left out"
+        "R: a source may have it; W: prefkit export writes it; L: with a reference's log-probs, where asked for; "
+        "*: found by the rows where format: is left out"
     )
-
-
-def print_relation(relation: "duckdb.DuckDBPyRelation", console: Console) -> None:
-    """The first rows of a query's result as a table; cells are data, never markup."""
-    import duckdb
-
-    from prefkit.query import as_input_error
-
-    try:
-        columns, rows = relation.columns, relation.limit(MAX_ROWS + 1).fetchall()
-    except duckdb.Error as error:
-        raise as_input_error(error) from None
-    table = Table()
-    for name in columns:
-        table.add_column(Text(name))
-    for row in rows[:MAX_ROWS]:
-        table.add_row(*(Text(_cell(value)) for value in row))
-    console.print(table, soft_wrap=False)
-    if len(rows) > MAX_ROWS:
-        console.print(f"the first {MAX_ROWS} rows; --format csv, json or parquet gives all")
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"  # csv, json and parquet keep every digit
-    return "" if value is None else printable(str(value))
 
 
 LINE_EVERY = 30.0  # seconds between lines of progress where stderr is no terminal: a log of a batch system
@@ -337,3 +324,57 @@ def step_progress(what: str = "training") -> Iterator[Callable[[int, int, Mappin
             pace.log(done, total, rates[0] if rates else 0.0, text)
 
         yield watch
+
+
+QUICK = 1.0  # seconds that a query may take before anybody wonders
+
+
+class QueryLine:
+    """A progress line of a query that takes longer than a second: what is done, and how far DuckDB says it is."""
+
+    def __init__(self) -> None:
+        self.what, self.ended = "", threading.Event()
+        self.connection: duckdb.DuckDBPyConnection | None = None
+        self.thread = threading.Thread(target=self._show, daemon=True)
+
+    def tell(self, what: str) -> None:
+        """Name what is done."""
+        self.what = what
+
+    def watch(self, connection: "duckdb.DuckDBPyConnection") -> None:
+        """Ask this connection how far it is."""
+        self.connection = connection
+
+    def interrupt(self) -> None:
+        """Stop what that connection does."""
+        if self.connection is not None:
+            self.connection.interrupt()
+
+    def end(self) -> None:
+        """Take the line away."""
+        self.ended.set()
+        if self.thread.is_alive():
+            self.thread.join()
+        self.connection = None
+
+    def _show(self) -> None:
+        if self.ended.wait(QUICK):
+            return
+        with _progress() as progress:
+            task = progress.add_task(self.what, total=None, rate="")
+            while not self.ended.wait(0.2):
+                share = self.connection.query_progress() if self.connection is not None else -1
+                known = share >= 0
+                progress.update(task, description=self.what, total=100 if known else None, completed=max(share, 0))
+
+
+@contextlib.contextmanager
+def query_progress() -> Iterator[QueryLine]:
+    """A progress line for a query, on a terminal only; `end` takes it away before something is printed."""
+    line = QueryLine()
+    if sys.stderr.isatty() and process_rank() == 0:
+        line.thread.start()
+    try:
+        yield line
+    finally:
+        line.end()

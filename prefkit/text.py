@@ -121,6 +121,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
+def visible(text: str) -> str:
+    """A text on one line in which everything can be seen: line ends, control and direction characters escaped."""
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+
+
 def canonical(text: pl.Expr) -> pl.Expr:
     """Fold a string expression for duplicate keys: NFC, runs of white space to one space, ends stripped."""
     return text.str.normalize("NFC").str.replace_all(r"\s+", " ").str.strip_chars()

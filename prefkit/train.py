@@ -27,7 +27,7 @@ from prefkit.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from prefkit.config import Pipeline, TrainConfig
+from prefkit.config import Changes, Pipeline, TrainConfig
 from prefkit.errors import CheckError, DatasetError, Interrupted, is_out_of_memory, located
 from prefkit.job import Claimed, Job, claim_job
 from prefkit.logps import CompletionLogps
@@ -48,6 +48,7 @@ from prefkit.schedule import (
 )
 from prefkit.sharding import wants_shards
 from prefkit.signs import Signs
+from prefkit.target import Target, pipeline_of
 from prefkit.trackers import Trackers
 from prefkit.updates import SMALLER_STEP, Made, Trainee, evaluate, update
 from prefkit.work import Tell
@@ -56,8 +57,9 @@ Watch = Callable[[int, int, Mapping[str, Any]], None]  # updates made, updates i
 
 
 def train_dpo(
-    pipeline: Pipeline,
+    target: Target,
     *,
+    changes: Changes = (),
     reference: str | None = None,
     out: str | None = None,
     go_on: bool = False,
@@ -65,17 +67,21 @@ def train_dpo(
     watch: Watch = lambda _done, _total, _row: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
-    """Train a policy on the train split of the pipeline's dataset.
+    """Train a policy with DPO on the train split of a dataset, against a reference that is on disk.
 
     Args:
-        pipeline: its train section decides; max_length, dtype and template are the reference's, and where the pipeline
-            says them too, it must say the same.
+        target: a dataset directory, a pipeline file or a loaded Pipeline. Its train section decides; max_length, dtype
+            and template are the reference's, and where the pipeline says them too, it must say the same.
+        changes: settings by their dotted keys, as in `load_pipeline`.
         reference: key of the reference; None takes the only one that is this policy's.
         out: run directory; None takes DATASET/runs/<n>, the next free number, or the newest unfinished run.
         go_on: go on with an unfinished run although settings were changed; they are noted in its run.json.
         tell: called with lines for a person.
-        watch: called after every update.
+        watch: called after every update with the updates that are made, all updates, and the row of steps just logged.
         stop: asked after every update; True writes a checkpoint and ends the call, and the next one goes on.
+
+    Returns:
+        the run directory, its losses, and the metrics of the final model on the test split.
 
     Raises:
         DatasetError: dataset or reference is missing or damaged, or `out` holds another run.
@@ -83,7 +89,12 @@ def train_dpo(
         ModelError: the model does not load.
         Interrupted: `stop` said so.
         MachineError: out of disk or memory, or another process of several is gone.
+
+    Example:
+        trained = prefkit.train_dpo("demo/dataset", changes={"train.beta": 0.05, "train.max_steps": 5})
+        print(trained.run, trained.first_loss, trained.loss, trained.eval)
     """
+    pipeline = pipeline_of(target, changes)
     shards = wants_shards() or pipeline.train.shard_weights
     with join_team() as team, contextlib.ExitStack() as held:
         own: list[Claimed] = []  # of process 0, which reads and writes for all

@@ -1,14 +1,14 @@
 """The DuckDB views over a dataset: their names, and the SQL that makes each from the files that are there.
 
 Every view is always there; where a table has no file yet, it is an empty view with the table's columns. `learning` has
-no files: it is pair_dynamics, a row a run and pair.
+no files: it is pair_dynamics, a row a run and pair. Views and columns carry the format's own words as comments.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from prefkit.format import Kind, schema
+from prefkit.format import RUNS, TABLES, Kind, schema
 
 # view -> its table in format.TABLES, the glob of its files, and the column that names the directory a file lies in
 VIEW_FILES: Mapping[str, tuple[str, str, str | None]] = {
@@ -21,10 +21,14 @@ VIEW_FILES: Mapping[str, tuple[str, str, str | None]] = {
     "probe": ("probe", "audit/probe.parquet", None),
     "pair_scores": ("pair_scores", "audit/pair_scores.parquet", None),
     "reference": ("reference", "reference/*/part-*.parquet", "key"),
+    "reference_dropped": ("reference_dropped", "reference/*/dropped.parquet", "key"),
     "steps": ("steps", "runs/*/steps.parquet", "run"),
     "perf": ("perf", "runs/*/perf.parquet", "run"),
     "pair_dynamics": ("pair_dynamics", "runs/*/pair_dynamics/part-*.parquet", "run"),
 }
+MANIFEST_VIEWS = ("pairs", "dropped", "rejects", "changes")  # whose parts the manifest lists
+AUDIT_VIEWS = ("tokens", "structure", "probe", "pair_scores")  # whose parts audit.json lists
+REFERENCE_VIEWS = ("reference", "reference_dropped")  # whose parts each reference.json lists
 # what a query does not ask for is not computed: the lists least of all
 DERIVED_VIEWS: Mapping[str, str] = {
     "learning": """
@@ -43,7 +47,25 @@ SELECT run, pair_id, num_seen, CAST(num_right AS BIGINT) AS num_right,
     (seen[1].margin + seen[least(2, num_seen)].margin) / 2 AS early_margin, seen[-1].margin AS last_margin, mean_margin
 FROM histories""",
 }
+SOURCES_OF: Mapping[str, tuple[str, ...]] = {"learning": ("pair_dynamics",)}
 VIEW_NAMES = (*VIEW_FILES, *DERIVED_VIEWS)
+VIEW_DOCS: Mapping[str, str] = {
+    "pairs": "the pairs that are fit to train on",
+    "dropped": "records and pairs that a named rule removed",
+    "rejects": "lines that could not become a record, raw",
+    "changes": "of a repaired dataset: what was done to which pair, and why",
+    "tokens": "words and n-grams: how often in chosen only, in rejected only, in both",
+    "structure": "length, markup, openers, endings, generators: which side has more",
+    "probe": "how far shallow features alone predict chosen",
+    "pair_scores": "by pair: how much shallow features give away",
+    "reference": "by pair: the reference model's log-probs, and the tokens that were scored",
+    "reference_dropped": "pairs that encoding left out of a reference, and why",
+    "steps": "by update of a run: loss, rewards, drift, evaluations",
+    "perf": "by update of a run: what it cost",
+    "pair_dynamics": "each pair's reward margin each time a run saw it",
+    "learning": "by run and pair: when it was learned, forgotten, or never learned",
+}
+DIRECTORY_DOCS: Mapping[str, str] = {"key": "of the reference: its directory's name", "run": "the directory's name"}
 SQL_TYPES: Mapping[type[pl.DataType], str] = {
     pl.String: "VARCHAR",
     pl.Int64: "BIGINT",
@@ -94,12 +116,38 @@ def view_sql(view: str, kind: Kind, files: Sequence[str] = ()) -> str:
     return f"CREATE OR REPLACE VIEW {view} AS SELECT {key_sql}, {names} FROM {rows};"
 
 
-def views_sql(kind: Kind, present: Collection[str]) -> str:
+def comments_sql(view: str) -> list[str]:
+    """What a client shows beside a view and its columns: the format's own words."""
+    table = VIEW_FILES[view][0] if view in VIEW_FILES else view
+    directory = VIEW_FILES[view][2] if view in VIEW_FILES else "run"
+    docs = {directory: DIRECTORY_DOCS[directory]} if directory else {}
+    docs |= {column.name: column.doc for column in TABLES[table]}
+    return [
+        f"COMMENT ON VIEW {view} IS {quoted(VIEW_DOCS[view])};",
+        *(f'COMMENT ON COLUMN {view}."{name}" IS {quoted(doc)};' for name, doc in docs.items()),
+    ]
+
+
+def views_sql(kind: Kind, files: Mapping[str, Sequence[str]]) -> str:
     """`views.sql`: every view with relative paths, to run with the dataset as working directory.
 
-    Those not `present` (no file yet) are empty; the file is written anew by every command that adds a table.
+    Args:
+        kind: of the dataset.
+        files: view -> its files below the dataset; without any a view is empty. They are named one by one, so that a
+            part that is gone is an error and not fewer rows; those of runs by a pattern, as runs come and go.
     """
-    lines = ["-- views over this dataset: run DuckDB with this directory as its working directory"]
-    lines += [view_sql(view, kind, [VIEW_FILES[view][1]] if view in present else []) for view in VIEW_FILES]
+    lines = [
+        "-- Views over this dataset, for DuckDB 1.0 or newer: run it with this directory as the working directory,",
+        "-- as in: duckdb -init views.sql",
+    ]
+    for view in VIEW_FILES:
+        listed = files.get(view, [])
+        lines.append(view_sql(view, kind, [VIEW_FILES[view][1]] if of_runs(view) and listed else listed))
     lines += [view_sql(view, kind) for view in DERIVED_VIEWS]
+    lines += [line for view in VIEW_NAMES for line in comments_sql(view)]
     return "\n".join(lines) + "\n"
+
+
+def of_runs(view: str) -> bool:
+    """Whether a view's files lie below runs/."""
+    return VIEW_FILES[view][1].startswith(f"{RUNS}/")

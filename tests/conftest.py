@@ -1,15 +1,19 @@
 """What tests share: the folder of real data (skipped without it), tiny random models, and a pipeline writer."""
 
+import contextlib
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from command import Ended, Prefkit
+from filelock import FileLock
+from rich.console import Console
 
 from prefkit import cli
 from prefkit.config import Pipeline, load_pipeline
@@ -35,6 +39,25 @@ def test_data() -> Path:
     if not (folder / "MANIFEST.json").exists():
         pytest.skip("no real data: set PREFKIT_TEST_DATA to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder `demo` of a whole `prefkit demo`, walked once for all tests and workers, and what it printed.
+
+    To be read, or copied: the files belong to all.
+    """
+    from prefkit.demo.walk import run_demo
+
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    said = shared / "demo.txt"
+    with FileLock(shared / "demo.lock"), contextlib.chdir(shared):
+        if not said.exists():
+            screen = StringIO()
+            run_demo("demo", Console(file=screen, width=200))
+            said.write_text(screen.getvalue(), encoding="utf-8")
+    return shared / "demo", said.read_text(encoding="utf-8")
 
 
 @pytest.fixture

@@ -68,10 +68,17 @@ def check_account(built: Built, found: Frames) -> None:
 
 
 def check_added(before: Frames, after: Frames) -> Frames:
-    """What lay there lies there still, in its place; returns what came to it."""
+    """What lay there lies there still, in its place (among the pairs of its split); returns what came to it."""
+    new = {}
     for name in TABLES:
-        assert_frame_equal(after[name].head(before[name].height), before[name])
-    return {name: after[name].slice(before[name].height) for name in TABLES}
+        splits = [pl.col("split") == split for split in ("train", "test")] if name == "pairs" else [pl.lit(True)]
+        came = []
+        for split in splits:
+            old, now = before[name].filter(split), after[name].filter(split)
+            assert_frame_equal(now.head(old.height), old)
+            came.append(now.slice(old.height))
+        new[name] = pl.concat(came)
+    return new
 
 
 @pytest.fixture
@@ -183,7 +190,7 @@ def test_an_addition_says_what_is_added_to_what(write_jsonl: WriteJsonl, prefkit
     manifest = read_manifest(tmp_path / "dataset")
     assert manifest["additions"] == [{"sources": ["b.jsonl"], "pairs": 2}]
     assert [file["path"] for file in manifest["sources"]] == ["a.jsonl", "b.jsonl"]
-    assert "| b.jsonl | pairs | 3 |" in (tmp_path / "dataset" / "README.md").read_text(encoding="utf-8")
+    assert "| `b.jsonl` | pairs | 3 |" in (tmp_path / "dataset" / "README.md").read_text(encoding="utf-8")
     again = prefkit("build", "2.yaml", "--json")
     assert again.last_json()["added"] is None
     assert "is up to date" in prefkit("build", "2.yaml").out

@@ -73,12 +73,12 @@ def _no_rows() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def real(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Real:
-    """The pairs of one of pipelines/*.yaml as plain texts, built once: real("wildbench", rejected="all")."""
+    """The pairs of one of pipelines/real/*.yaml as plain texts, built once: real("wildbench", rejected="all")."""
 
     @functools.cache
     def pairs_of(name: str, **pairs: Any) -> pl.DataFrame:
         folder = tmp_path_factory.mktemp(name)
-        settings = yaml.safe_load((REPOSITORY / "pipelines" / f"{name}.yaml").read_text())
+        settings = yaml.safe_load((REPOSITORY / "pipelines" / "real" / f"{name}.yaml").read_text())
         for source in settings["sources"]:
             source["path"] = str(test_data / Path(source["path"]).relative_to("data"))
         settings |= {"dataset": str(folder / "dataset"), "pairs": settings.get("pairs", {}) | pairs}

@@ -21,7 +21,7 @@ from prefkit.audit.evidence import gather, in_memory
 from prefkit.audit.postings import names_of
 from prefkit.audit.significance import benjamini_hochberg, sign_test, smallest_detectable_win_rate
 from prefkit.audit.verdict import LEVELS, Finding, Limits, find_tokens, judge, power_of, token_finding
-from prefkit.audits import audit_dataset, enforce
+from prefkit.audits import audit_dataset, enforce_audit
 from prefkit.build import build_dataset
 from prefkit.config import Pipeline
 from prefkit.documents import Audit
@@ -380,8 +380,9 @@ def test_every_table_of_the_audit_is_on_disk_in_its_format(opened: Pipeline) -> 
     folder = Path(opened.dataset) / "audit"
     for name in ("tokens", "structure", "probe", "pair_scores"):
         assert pl.read_parquet(folder / f"{name}.parquet").schema == schema(name, "text"), name
-    scores, pairs = pl.read_parquet(folder / "pair_scores.parquet"), pl.read_parquet(folder.parent / "pairs/*.parquet")
-    assert scores["pair_id"].to_list() == pairs["pair_id"].to_list()
+    scores = pl.read_parquet(folder / "pair_scores.parquet")
+    pairs = [pl.read_parquet(folder.parent / f"pairs/part-{split}-00000.parquet") for split in ("train", "test")]
+    assert scores["pair_id"].to_list() == pl.concat(pairs)["pair_id"].to_list()
     read_document(folder / "audit.json", Audit)
     assert sorted(path.name for path in folder.iterdir()) == [
         *("audit.json", "pair_scores.parquet", "probe.parquet", "structure.parquet", "tokens.parquet")
@@ -400,13 +401,13 @@ def test_an_allowed_opener_is_reported_apart_and_no_token_finding(opened: Pipeli
 
 def test_two_audits_write_the_same_bytes_and_no_pair(opened: Pipeline) -> None:
     dataset = Path(opened.dataset)
-    pairs = (dataset / "pairs" / "part-00000.parquet").read_bytes()
+    pairs = (dataset / "pairs" / "part-train-00000.parquet").read_bytes()
     written = []
     for _ in range(2):
         audit_dataset(opened)
         written.append({path.name: path.read_bytes() for path in sorted((dataset / "audit").iterdir())})
     assert written[0] == written[1]
-    assert (dataset / "pairs" / "part-00000.parquet").read_bytes() == pairs
+    assert (dataset / "pairs" / "part-train-00000.parquet").read_bytes() == pairs
 
 
 def test_a_dataset_without_pairs_gives_not_enough_data(
@@ -421,7 +422,7 @@ def test_a_dataset_without_pairs_gives_not_enough_data(
 
 
 def test_a_damaged_dataset_is_not_audited(opened: Pipeline) -> None:
-    part = Path(opened.dataset) / "pairs" / "part-00000.parquet"
+    part = Path(opened.dataset) / "pairs" / "part-train-00000.parquet"
     write_parquet(part, pl.read_parquet(part).head(3))
     with pytest.raises(DatasetError, match="sha256") as refused:
         audit_dataset(opened)
@@ -432,7 +433,7 @@ def test_strict_fails_at_the_limit_and_above_it(opened: Pipeline) -> None:
     audited = audit_dataset(opened)
     for limit in ("note", "warn", "fail"):
         with pytest.raises(AuditError, match="the verdict is fail") as failed:
-            enforce(audited, limit)
+            enforce_audit(audited, limit)
         assert failed.value.exit_code == 1
     for level in LEVELS[:3]:  # pass, not enough data, note
-        enforce(audited._replace(verdict=level), "warn")
+        enforce_audit(audited._replace(verdict=level), "warn")

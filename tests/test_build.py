@@ -311,7 +311,7 @@ def test_a_stopped_rebuild_leaves_the_finished_dataset_as_it_was(small: Pipeline
 
 def test_a_dataset_is_the_files_of_the_format_and_nothing_else(mixed: Pipeline) -> None:
     build_dataset(mixed)
-    parts = {f"{name}/part-00000.parquet" for name in ("pairs", "dropped", "rejects")}
+    parts = {"pairs/part-train-00000.parquet", "dropped/part-00000.parquet", "rejects/part-00000.parquet"}
     assert set(contents(Path(mixed.dataset))) == parts | {"manifest.json", "README.md", "views.sql", ".lock"}
 
 
@@ -339,8 +339,8 @@ def test_the_card_shows_counts_reasons_and_sources(mixed: Pipeline) -> None:
     built = build_dataset(mixed)
     card = (Path(built.dataset) / "README.md").read_text("utf-8")
     assert "4 pairs" in card
-    for shown in [*built.reasons, *(source.path for source in mixed.sources)]:
-        assert shown in card
+    for shown in [*built.reasons, *(Path(source.path).name for source in mixed.sources)]:
+        assert f"| `{shown}` |" in card
 
 
 # again and again

@@ -86,7 +86,7 @@ def test_every_key_that_other_tools_set_is_known(pipeline_of: Callable[..., Pipe
         "annotator": "human",
     }
     resolved = pipeline_of(source, **KEYS_THAT_OTHERS_SET).as_manifest()
-    assert resolved["sources"] == [source | {"labels": None, "rules": []}]
+    assert resolved["sources"] == [source | {"labels": None, "rules": [], "license": None}]
     for section, settings in KEYS_THAT_OTHERS_SET.items():
         if isinstance(settings, dict):
             for key, value in settings.items():

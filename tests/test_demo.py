@@ -29,11 +29,8 @@ def test_the_demo_pipeline_names_its_own_folder_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_walks_the_whole_road(tmp_path: Path) -> None:
-    screen = StringIO()
-    run_demo(str(tmp_path / "demo"), Console(file=screen, width=200))
-    said = screen.getvalue()
-
+def test_the_demo_walks_the_whole_road(demo_walked: tuple[Path, str]) -> None:
+    folder, said = demo_walked
     planted = re.findall(r"^  (\w+) +planted +(\d+) +found +(\d+)$", said, re.MULTILINE)
     assert len(planted) == 11
     assert all(int(count) > 0 and count == found for _, count, found in planted), planted
@@ -45,7 +42,7 @@ def test_the_demo_walks_the_whole_road(tmp_path: Path) -> None:
     assert 35 <= float(before) <= 65  # a base model without a preference, on some 80 pairs
     assert float(after) >= 90
 
-    dataset = tmp_path / "demo" / "dataset"
+    dataset = folder / "dataset"
     documents: dict[str, type[BaseModel]] = {
         "manifest.json": Manifest,
         "audit/audit.json": Audit,

@@ -255,10 +255,10 @@ def test_bad_input_ends_with_2_and_a_message(arguments: tuple[str, ...], prefkit
 
 
 def test_a_damaged_dataset_ends_with_2_and_names_the_part(prefkit: Prefkit, dataset: str, tmp_path: Path) -> None:
-    (tmp_path / dataset / "pairs" / "part-00000.parquet").write_bytes(b"PAR1")
+    (tmp_path / dataset / "pairs" / "part-train-00000.parquet").write_bytes(b"PAR1")
     ended = prefkit("audit", dataset)
     assert ended.code == 2
-    assert "data/pairs/part-00000.parquet" in ended.err
+    assert "data/pairs/part-train-00000.parquet" in ended.err
 
 
 @pytest.mark.parametrize(
@@ -440,7 +440,7 @@ def test_info_names_a_damaged_reference_and_its_field(prefkit: Prefkit, dataset:
 
 
 def test_an_interrupted_query_is_no_bug(prefkit: Prefkit, dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_arguments: Any) -> None:
+    def interrupt(*_arguments: Any, **_options: Any) -> None:
         raise RuntimeError("Query interrupted")  # what DuckDB makes of Ctrl-C
 
     monkeypatch.setattr("prefkit.query.query_dataset", interrupt)

@@ -10,14 +10,14 @@ import polars as pl
 import pytest
 from command import Prefkit
 
-import prefkit.export
-from prefkit import export_dataset
+from prefkit import export_dataset, row_files
 from prefkit.build import build_dataset
 from prefkit.config import Pipeline
 from prefkit.errors import DatasetError, InputError, SourceError
 from prefkit.export import Exported
 from prefkit.formats import WRITERS
 
+TEXT_WRITERS = [name for name, writer in WRITERS.items() if writer.reference != "ids"]
 Write = Callable[..., Path]
 Build = Callable[..., Path]
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Köln"}}}
@@ -56,7 +56,8 @@ def build(tmp_path: Path, write_jsonl: Write, pipeline_of: Callable[..., Pipelin
 
 
 def pairs_of(dataset: Path) -> pl.DataFrame:
-    return pl.read_parquet(dataset / "pairs" / "*.parquet")
+    parts = [*sorted((dataset / "pairs").glob("part-train-*")), *sorted((dataset / "pairs").glob("part-test-*"))]
+    return pl.concat([pl.read_parquet(part) for part in parts])
 
 
 def lines(path: Path | str) -> list[Any]:
@@ -80,7 +81,7 @@ def test_a_directory_gets_a_file_a_split_with_the_pairs_in_their_order(build: Bu
         assert lines(tmp_path / "out" / f"{split}.jsonl") == expected
         assert done.files[str(tmp_path / "out" / f"{split}.jsonl")] == len(expected)
     assert list(done.files) == [str(tmp_path / "out" / "train.jsonl"), str(tmp_path / "out" / "test.jsonl")]
-    assert done[1:] == ([], {}, None, False)
+    assert done == Exported(done.files, [], {}, None, both_splits=False, reference=None)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["test.jsonl", "train.jsonl"]
 
 
@@ -156,11 +157,11 @@ def test_rows_without_one_schema_are_refused_for_parquet_and_leave_no_file(build
 
 def test_every_format_is_written_from_a_dataset_of_text_and_of_messages(build: Build, tmp_path: Path) -> None:
     dataset = build(text_rows(4))
-    for to in WRITERS:
+    for to in TEXT_WRITERS:
         rows = 8 if to == "trl_unpaired" else 4
         assert sum(export(dataset, to, tmp_path / f"text_{to}").files.values()) == rows
     dataset = build([chat_row(i) for i in range(4)])
-    for to in WRITERS:
+    for to in TEXT_WRITERS:
         rows = 8 if to == "trl_unpaired" else 4
         assert sum(export(dataset, to, tmp_path / f"chat_{to}").files.values()) == rows
 
@@ -234,7 +235,7 @@ def test_pairs_of_a_source_whose_lower_scores_are_better_come_back_as_pairs(
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.json", "out.parquet"])
-@pytest.mark.parametrize("to", [*WRITERS])
+@pytest.mark.parametrize("to", TEXT_WRITERS)
 def test_a_number_without_a_word_in_json_is_left_out_by_name_and_no_file_holds_it(
     to: str, name: str, tmp_path: Path
 ) -> None:
@@ -307,7 +308,7 @@ def test_an_export_into_the_dataset_is_refused(out: str, build: Build, tmp_path:
 def test_an_export_into_any_other_dataset_is_refused(build: Build, write_jsonl: Write, tmp_path: Path) -> None:
     dataset, source = build(text_rows(2)), write_jsonl("rows.jsonl", text_rows(2))
     with pytest.raises(InputError, match="an export cannot be written into a dataset"):
-        export(source, "trl", dataset / "pairs" / "part-00001.parquet")
+        export(source, "trl", dataset / "pairs" / "part-train-00001.parquet")
 
 
 @pytest.mark.parametrize("out", ["mine.jsonl", "folder"])
@@ -388,14 +389,14 @@ def test_an_export_that_fails_half_way_leaves_the_old_files_as_they_were(
     export(dataset, "trl", out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     written = iter(range(15))
-    as_json = prefkit.export._as_json
+    as_line = row_files.as_line
 
     def fail(row: Any) -> str:
         if next(written, None) is None:
             raise RuntimeError("half way")
-        return as_json(row)
+        return as_line(row)
 
-    monkeypatch.setattr(prefkit.export, "_as_json", fail)
+    monkeypatch.setattr(row_files, "as_line", fail)
     with pytest.raises(RuntimeError, match="half way"):
         export(dataset, "pairs", out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
@@ -421,6 +422,7 @@ def test_the_command_says_what_it_wrote_and_left_out(prefkit: Prefkit, build: Bu
         "left_out": {},
         "left_out_list": None,
         "both_splits": False,
+        "reference": None,
     }
 
 
@@ -438,3 +440,35 @@ def test_the_command_ends_with_2_on_a_wrong_name(prefkit: Prefkit, write_jsonl: 
     ended = prefkit("export", "rows.jsonl", "--to", "trls", "--out", "out.jsonl", "--json")
     assert (ended.code, ended.error()["hint"]) == (2, "did you mean trl?")
     assert prefkit("export", "rows.jsonl", "--from", "trl", "--to", "trl", "--out", "out.jsonl").code == 0
+
+
+# what an earlier export left
+
+
+def test_a_folder_that_is_written_over_keeps_no_split_of_the_earlier_export(
+    pipeline_of: Callable[..., Pipeline], write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"question {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(40)]
+    source = write_jsonl("rows.jsonl", rows)
+    made = pipeline_of({"path": str(source), "format": "trl"}, kind="text", split={"test_share": 0.3})
+    build_dataset(made)
+    out = tmp_path / "out"
+    both = export(Path(made.dataset), "trl", out)
+    assert sorted(Path(name).name for name in both.files) == ["test.jsonl", "train.jsonl"]
+    export(source, "trl", out)  # a file has no splits: all of it is train
+    assert sorted(path.name for path in out.iterdir()) == ["train.jsonl"]
+
+
+def test_one_split_after_the_other_goes_into_one_folder(
+    pipeline_of: Callable[..., Pipeline], write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"question {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(40)]
+    made = pipeline_of(
+        {"path": str(write_jsonl("rows.jsonl", rows)), "format": "trl"}, kind="text", split={"test_share": 0.3}
+    )
+    build_dataset(made)
+    for split in ("train", "test"):
+        export(Path(made.dataset), "trl", tmp_path / "out", split=split, overwrite=False)
+    sizes = [len((tmp_path / "out" / f"{split}.jsonl").read_text().splitlines()) for split in ("train", "test")]
+    assert sum(sizes) == 40
+    assert min(sizes) > 0

@@ -21,6 +21,7 @@ from prefkit.formats import FORMATS, WRITERS, Unreadable
 from prefkit.formats.writing import Messages, Unwritable, Written, unpacked
 from prefkit.records import RECORDS, Pair
 
+TEXT_WRITERS = {name: writer for name, writer in WRITERS.items() if writer.reference != "ids"}
 PROPERTY = settings(deadline=None, max_examples=100, derandomize=True, database=None)
 Row = dict[str, Any]
 
@@ -76,7 +77,7 @@ def read_back(form: str, row: Row) -> Written:
 
 
 def written(form: str, given: Written) -> Row:
-    (row,) = WRITERS[form].write(given)
+    (row,) = TEXT_WRITERS[form].write(given)
     return wire(row)
 
 
@@ -123,7 +124,7 @@ SCORED = {
     "ultrafeedback_binarized": {name: SCORES[name] for name in ("chosen_score", "rejected_score")},
     "distilabel_pairs": SCORES,
 }
-BOTH_WAYS = [name for name in WRITERS if name in FORMATS]
+BOTH_WAYS = [name for name in TEXT_WRITERS if name in FORMATS]
 KEEPS_TOOL_CALLS = {"pairs", "trl", "openrlhf", "nemo_rl", "ms_swift", "llamafactory_sharegpt", "openai_preference"}
 KEEPS_TOOLS = {"pairs", "trl", "ms_swift", "llamafactory_sharegpt", "openai_preference"}
 
@@ -132,7 +133,7 @@ KEEPS_TOOLS = {"pairs", "trl", "ms_swift", "llamafactory_sharegpt", "openai_pref
 
 
 def test_every_format_but_those_for_one_way_is_read_as_well() -> None:
-    assert set(WRITERS) - set(BOTH_WAYS) == {"trl_unpaired", "axolotl"}
+    assert set(TEXT_WRITERS) - set(BOTH_WAYS) == {"trl_unpaired", "axolotl"}
     assert all(name == writer.name for name, writer in WRITERS.items())
 
 
@@ -214,17 +215,17 @@ def test_any_text_comes_back_as_it_was(form: str, asked: str, said: str, good: s
 
 def refused(form: str, given: Written) -> str:
     with pytest.raises(Unwritable) as left_out:
-        WRITERS[form].write(given)
+        TEXT_WRITERS[form].write(given)
     return left_out.value.reason
 
 
-@pytest.mark.parametrize("form", sorted(set(WRITERS) - KEEPS_TOOL_CALLS - {"trl_unpaired"}))
+@pytest.mark.parametrize("form", sorted(set(TEXT_WRITERS) - KEEPS_TOOL_CALLS - {"trl_unpaired"}))
 @pytest.mark.parametrize("name", TOOL_PAIRS)
 def test_tool_calls_are_left_out_by_name_where_they_would_be_lost(form: str, name: str) -> None:
     assert refused(form, TOOL_PAIRS[name]) == "tool_calls"
 
 
-@pytest.mark.parametrize("form", sorted(set(WRITERS) - KEEPS_TOOLS - {"trl_unpaired"}))
+@pytest.mark.parametrize("form", sorted(set(TEXT_WRITERS) - KEEPS_TOOLS - {"trl_unpaired"}))
 def test_a_prompt_with_tools_is_left_out_by_name_where_they_would_be_lost(form: str) -> None:
     assert refused(form, chat([ASK], tools=TOOLS)) == "tools"
 
@@ -301,7 +302,7 @@ HOSTILE_CALLS += [[call("f", "{")], [call("f", '{"a": NaN}')], [call("f", {"a": 
 @pytest.mark.parametrize("calls", HOSTILE_CALLS)
 def test_calls_that_are_none_crash_no_writer(calls: Any) -> None:
     bad = turn("assistant", "", tool_calls=calls)
-    for form, writer in WRITERS.items():
+    for form, writer in TEXT_WRITERS.items():
         for one in (chat([ASK], bad), chat([ASK], YES, bad), chat([ASK, bad, ANSWERS[0]])):
             try:
                 rows = writer.write(one)
@@ -347,7 +348,7 @@ def test_scores_that_speak_against_the_order_are_not_written(form: str) -> None:
 
 
 def test_an_empty_prompt_crashes_no_writer() -> None:
-    for writer in WRITERS.values():
+    for writer in TEXT_WRITERS.values():
         try:
             rows = writer.write(chat([]))
         except Unwritable as left_out:
@@ -360,11 +361,11 @@ def test_an_empty_prompt_crashes_no_writer() -> None:
 
 
 def test_trl_unpaired_gives_a_row_a_side_with_its_label() -> None:
-    assert WRITERS["trl_unpaired"].write(pair()) == [
+    assert TEXT_WRITERS["trl_unpaired"].write(pair()) == [
         {"prompt": "Hello?", "completion": "Yes, of course.", "label": True},
         {"prompt": "Hello?", "completion": "No.", "label": False},
     ]
-    rows = WRITERS["trl_unpaired"].write(chat([ASK], CALLS, tools=TOOLS))
+    rows = TEXT_WRITERS["trl_unpaired"].write(chat([ASK], CALLS, tools=TOOLS))
     assert [row["completion"] for row in rows] == [[CALLS], [NO]]
     assert [json.loads(row["tools"]) for row in rows] == [TOOLS, TOOLS]
 
@@ -511,7 +512,7 @@ def test_llamafactory_writes_calls_and_answers_under_its_own_tags() -> None:
 
 def test_dataset_info_says_ranking_and_names_every_column_that_is_written() -> None:
     for form in ("llamafactory_alpaca", "llamafactory_sharegpt"):
-        beside = WRITERS[form].beside
+        beside = TEXT_WRITERS[form].beside
         assert beside is not None
         (name, text), *others = beside({"train": "train.jsonl", "test": "test.jsonl"}).items()
         assert (name, others) == ("dataset_info.json", [])

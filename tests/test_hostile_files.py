@@ -84,7 +84,7 @@ def twice() -> bytes:
 
 def table(built: Built | Path, name: str) -> pl.DataFrame:
     dataset = Path(built.dataset) if isinstance(built, Built) else built
-    return pl.read_parquet(dataset / name / "part-00000.parquet", glob=False)
+    return pl.concat([pl.read_parquet(part, glob=False) for part in sorted((dataset / name).glob("part-*.parquet"))])
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -13,9 +13,8 @@ from transformers import AutoTokenizer
 
 from prefkit.encode import EncodeSettings
 from prefkit.errors import ModelError
-from prefkit.format import reference_key
+from prefkit.format import differing, reference_key
 from prefkit.identity import (
-    differing,
     model_config,
     policy_identity,
     reference_identity,

@@ -90,7 +90,9 @@ FILES = [
     "evals",
     "views",
     "store",
+    "target",
     "tables",
+    "reference_table",
     "locks",
     "spill",
     "ahead",
@@ -101,20 +103,28 @@ FILES = [
     "rewriting",
     "rejecting",
     "drafts",
-    "target",
     "accounts",
     "assembly",
     "additions",
+    "front_matter",
+    "card",
     "papers",
+    "verification",
     "resolving",
     "build",
+    "guard",
     "query",
+    "results",
     "spans",
     "show",
+    "row_files",
+    "scored_rows",
     "export",
     "curves",
     "info",
     "run_facts",
+    "holdings",
+    "dataset",
     "run_charts",
     "run_page",
     "schemas",
@@ -163,8 +173,16 @@ BELOW = [
     "policy",
     "job",
     "train",
+    "integrations",
+    "integrations.agreement",
+    "integrations.row_hashes",
+    "integrations.trl_settings",
+    "integrations.trl",
+    "integrations.pair_tensors",
+    "integrations.pair_stream",
+    "integrations.pytorch",
 ]
-EDGE = ["terminal", "sides", "before_after", "sparklines", "run_view", "stopping"]
+EDGE = ["terminal", "grid", "sides", "before_after", "sparklines", "run_view", "stopping"]
 EDGE += ["demo", "demo.grammar", "demo.world", "demo.tiny_model", "demo.walk", "cli", "__main__"]
 ORDER = ["__init__", *FRAMES, *FILES, *BELOW, *EDGE]
 # without torch in them, though they serve what stands below the line: bytes on disk, strings and ids
@@ -246,3 +264,14 @@ def test_frames_touch_no_files(name: str) -> None:
 def test_the_command_line_imports_nothing_heavy_before_a_handler_runs() -> None:
     imported = {whole.split(".")[0] for whole in top_imports(ast.parse(MODULES["cli"].read_text(encoding="utf-8")))}
     assert imported <= {"io", "json", "os", "shlex", "signal", "sys", "traceback", "typing", "typer"}
+
+
+def test_trl_and_datasets_are_imported_by_one_module_alone() -> None:
+    found = set()
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            if {whole.split(".")[0] for whole in modules} & {"trl", "datasets"}:
+                found.add(name)
+    assert found == {"integrations.trl"}

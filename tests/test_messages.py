@@ -51,11 +51,6 @@ TREE = {kind.__name__: kind for kind in kinds_below(PrefkitError)}
 # a place in them.
 NO_PLACE = {
     "interrupted; what is finished is on disk": "the place is the command, and the hint repeats it",
-    "only a SELECT can be asked": "the place is the SQL that was typed",
-    "the statement gives no rows": "likewise",
-    "the query fails": "likewise",
-    "the result cannot be written:": "likewise; the message names the column",
-    "csv holds no lists": "likewise; the message names the columns",
     "is not set": "the message begins with the name of the setting",
     "out of memory": "the machine as a whole; of a single pair, the caller adds the model",
     "the tokenizer has no eos_token": "the caller adds the model's folder (errors.located); a test reads it there",
@@ -67,6 +62,7 @@ NO_PLACE = {
     "the gradient is not finite at step": "likewise",
     "the evaluation at step": "likewise",
     "another process": "the process is the place",
+    "a path cannot be a value of type": "the place is the call",
 }
 
 
@@ -287,7 +283,7 @@ REASONS = [
     ("_encode_one", "return"),
     ("truncate", "return"),
     ("table_rules", "keys"),
-    ("check_table", "_refuse"),
+    ("check_reference", "refuse_pairs"),
 ]
 NO_REASONS = {"prompt", "chosen", "rejected", "content", "pair_id", "prompt_ids", "chosen_ids", "rejected_ids"}
 NO_REASONS |= {"greater_than", "backslashreplace"}  # names of pydantic and of Python

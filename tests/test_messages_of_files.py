@@ -19,14 +19,14 @@ from tiny import snapshot
 
 from prefkit import cli
 from prefkit.errors import PrefkitError
-from prefkit.query import as_input_error
+from prefkit.query import as_query_error, scratch_root
 
 ROW = '{"prompt": "p", "chosen": "c", "rejected": "r"}\n'
 GOOD = "dataset: data\nkind: text\nsources: [{path: rows.jsonl, format: pairs}]\n"
 READABLE = ".jsonl, .ndjson, .json, .csv, .tsv, .parquet or .arrow, plain, .gz or .zst"
 VIEWS = (
-    "views: pairs, dropped, rejects, changes, tokens, structure, probe, pair_scores, reference, steps, perf, "
-    "pair_dynamics, learning"
+    "views: pairs, dropped, rejects, changes, tokens, structure, probe, pair_scores, reference, "
+    "reference_dropped, steps, perf, pair_dynamics, learning"
 )
 QUOTES = 'columns with a slash need double quotes: select "rewards/margins" from steps'
 
@@ -87,7 +87,7 @@ PIPELINES: dict[str, tuple[str | bytes, str]] = {
     "a misspelt section": (
         f"dataset: d\n{SOURCE}splitt: {{seed: 1}}\n",
         "pipeline.yaml:3: unknown key splitt\n"
-        "  expected: one of dataset, kind, sources, pairs, validate, dedupe, decontaminate, split, build, audit, "
+        "  expected: one of dataset, kind, sources, pairs, validate, dedupe, decontaminate, split, build, card, audit, "
         "precompute, train\n"
         "  next: did you mean split?",
     ),
@@ -419,12 +419,12 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no JSON": (lambda data: (data / "manifest.json").write_text("{"), "data/manifest.json: cannot be read: "),
     "a field lost": (lambda data: (data / "manifest.json").write_text("{}"), "data/manifest.json: is damaged at "),
     "a part lost": (
-        lambda data: (data / "pairs" / "part-00000.parquet").unlink(),
-        "data/pairs/part-00000.parquet: part is missing",
+        lambda data: (data / "pairs" / "part-train-00000.parquet").unlink(),
+        "data/pairs/part-train-00000.parquet: part is missing",
     ),
     "a part changed": (
-        lambda data: (data / "pairs" / "part-00000.parquet").write_bytes(b"PAR1"),
-        "data/pairs/part-00000.parquet: part was changed: its sha256 is not the recorded one",
+        lambda data: (data / "pairs" / "part-train-00000.parquet").write_bytes(b"PAR1"),
+        "data/pairs/part-train-00000.parquet: part was changed: its sha256 is not the recorded one",
     ),
 }
 
@@ -443,22 +443,46 @@ def test_a_damaged_dataset_is_answered_with_the_file_and_with_what_to_type(
     assert "prefkit build" in ended.err.partition("\n  next: ")[2]
 
 
+PART = "part-train-00000.parquet"
+
+
 def test_a_part_that_a_query_misses_is_answered_in_full(refuses: Refuses, dataset: str, tmp_path: Path) -> None:
-    (tmp_path / dataset / "pairs" / "part-00000.parquet").unlink()
+    (tmp_path / dataset / "pairs" / PART).unlink()
     hint = "prefkit build, or prefkit precompute, makes it again"
-    text = f"{tmp_path}/data/pairs/part-00000.parquet: part is missing\n  next: {hint}"
+    text = f"{tmp_path}/data/pairs/{PART}: part is missing\n  next: {hint}"
     refuses(("query", dataset, "from pairs"), text, "DatasetError")
+    refuses(("query", dataset, "from pairs", "--no-verify"), text, "DatasetError")
+
+
+def test_a_part_that_was_changed_is_refused_by_a_query_that_reads_it(
+    refuses: Refuses, dataset: str, tmp_path: Path, prefkit: Prefkit
+) -> None:
+    part = tmp_path / dataset / "pairs" / PART
+    part.write_bytes(part.read_bytes() + b" ")
+    hint = "prefkit build, or prefkit precompute, makes it again"
+    text = f"{part}: part was changed: its sha256 is not the recorded one\n  next: {hint}"
+    refuses(("query", dataset, "select 1 from dropped, PAIRS"), text, "DatasetError")
+    assert prefkit("query", dataset, "from dropped").code == 0
 
 
 def test_a_part_that_a_query_cannot_read_is_answered_with_the_view(
     prefkit: Prefkit, dataset: str, tmp_path: Path
 ) -> None:
-    (tmp_path / dataset / "pairs" / "part-00000.parquet").write_bytes(b"PAR1")
-    ended = prefkit("query", dataset, "from dropped")
+    (tmp_path / dataset / "pairs" / PART).write_bytes(b"PAR1")
+    ended = prefkit("query", dataset, "from pairs", "--no-verify")
     assert ended.code == 2
     assert re.match("error: data: the files of pairs cannot be read: [A-Z]", ended.err)
-    assert "part-00000.parquet" in ended.err
+    assert PART in ended.err
     assert "\n  next: " in ended.err
+
+
+def test_a_table_that_a_finished_audit_lacks_is_answered_in_full(
+    refuses: Refuses, dataset: str, tmp_path: Path, prefkit: Prefkit
+) -> None:
+    assert prefkit("audit", dataset).code == 0
+    (tmp_path / dataset / "audit" / "tokens.parquet").unlink()
+    text = f"{tmp_path}/data/audit/tokens.parquet: part is missing\n  next: prefkit audit {dataset}"
+    refuses(("query", dataset, "from tokens"), text, "DatasetError")
 
 
 @pytest.mark.parametrize(
@@ -587,27 +611,55 @@ def test_a_world_of_a_size_that_it_cannot_have_is_answered_in_full(tmp_path: Pat
 # queries
 
 
+ONE = f"one SELECT (or FROM, VALUES, DESCRIBE, SUMMARIZE, SHOW TABLES, EXPLAIN) over the {VIEWS}"
+OTHERS = "--format csv, json or parquet"
 QUERIES: dict[str, tuple[tuple[str, ...], str]] = {
     "no select": (
         ("drop view pairs",),
-        "only a SELECT can be asked: a query changes nothing",
+        f"SQL: DROP is not allowed: a query changes nothing\n  expected: {ONE}",
     ),
-    "nothing": (("/* a comment */",), "the statement gives no rows\n  expected: one SELECT"),
+    "nothing": (("/* a comment */",), f"SQL: there is no statement\n  expected: {ONE}"),
+    "no sql": (("selec 1",), f'SQL: Parser Error: syntax error at or near "selec"\n  expected: {ONE}'),
     "parquet without a file": (
         ("from pairs", "--format", "parquet"),
         "--format parquet needs a file\n  next: --out FILE.parquet",
     ),
-    "a list as csv": (
-        ("select [1, 2] as some, {'a': 1} as other, 3 as three", "--format", "csv"),
-        "csv holds no lists: some, other\n  next: --format json or parquet",
+    "two columns of a name": (
+        ("select 1 as a, 2 as b, 3 as a", "--format", "csv"),
+        "SQL: several columns are called a\n  next: select ... as another_name",
+    ),
+    "bytes as csv": (
+        ("select 'x'::blob as some, 1 as two", "--format", "csv"),
+        "SQL: csv holds no bytes: some\n  next: cast the column in the query",
     ),
     "into the dataset": (
         ("from pairs", "--format", "csv", "--out", "data/pairs.csv"),
         "data/pairs.csv: a result cannot be written into the dataset\n  next: --out elsewhere",
     ),
+    "a table in a file": (
+        ("from pairs", "--format", "table", "--out", "pairs.txt"),
+        f"pairs.txt: --format table is for a screen\n  next: {OTHERS}",
+    ),
+    "a file of no form": (
+        ("from pairs", "--out", "pairs.txt"),
+        "pairs.txt: the name does not say the form\n  expected: .csv .json .jsonl .ndjson .parquet\n"
+        "  next: --format csv",
+    ),
+    "no file": (
+        ("@nowhere.sql",),
+        "nowhere.sql: cannot be read as SQL: [Errno 2] No such file or directory: 'nowhere.sql'\n"
+        "  expected: a text in UTF-8",
+    ),
     "no column": (
         ("select rewards/margins from steps",),
-        f'Binder Error: Referenced column "rewards" not found in FROM clause!\n  expected: {VIEWS}\n  next: {QUOTES}',
+        'SQL: Binder Error: Referenced column "rewards" not found in FROM clause! Candidate bindings: '
+        '"rewards/chosen", "rewards/margins", "rewards/rejected", "rewards/accuracies", "eval_rewards/chosen"'
+        f"\n  expected: {VIEWS}\n  next: {QUOTES}",
+    ),
+    "no view": (
+        ("from pears",),
+        f'SQL: Catalog Error: Table with name pears does not exist! Did you mean "pairs"?\n  expected: {VIEWS}\n'
+        "  next: prefkit query DATASET lists the views and their columns",
     ),
 }
 
@@ -620,7 +672,39 @@ def test_a_query_that_cannot_be_answered_is_answered_in_full(name: str, refuses:
 
 
 def test_an_error_of_duckdb_without_a_word_is_answered_all_the_same() -> None:
-    assert str(as_input_error(duckdb.Error(""))) == f"the query fails\n  expected: {VIEWS}\n  next: {QUOTES}"
+    assert str(as_query_error(duckdb.Error(""))) == f"SQL: the query fails\n  expected: {VIEWS}"
+
+
+def test_what_duckdb_may_not_open_is_answered_with_the_option_that_lifts_it() -> None:
+    error = as_query_error(duckdb.PermissionException("Permission Error: Cannot access file"))
+    assert str(error).endswith("  next: --external, in Python external=True, lets a query read other files")
+
+
+def test_a_query_that_runs_out_of_memory_or_of_disk_is_the_machines_fault() -> None:
+    memory = as_query_error(duckdb.OutOfMemoryException("Out of Memory Error: failed to allocate\n\nSolutions: ..."))
+    hint = "ask for fewer rows or columns at a time, or close what else needs memory"
+    said = "DuckDB: the query runs out of memory: Out of Memory Error: failed to allocate"
+    assert (type(memory).__name__, memory.exit_code, str(memory)) == ("MachineError", 3, f"{said}\n  next: {hint}")
+    disk = as_query_error(OSError("IO Error: Could not write file: No space left on device"))
+    assert (type(disk).__name__, disk.message) == ("MachineError", "the disk is full")
+    assert disk.where.endswith(" (what outgrows memory)")
+    text = as_query_error(duckdb.ConversionException("Conversion Error: Could not convert 'No space left on device'"))
+    assert (type(text).__name__, text.exit_code) == ("InputError", 2)
+
+
+def test_no_folder_for_temporary_files_is_answered_in_full(
+    dataset: str, prefkit: Prefkit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere(**_options: Any) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    scratch_root.cache_clear()
+    monkeypatch.setattr("tempfile.mkdtemp", nowhere)
+    ended = prefkit("query", dataset, "from pairs")
+    said = "no folder for temporary files: [Errno 2] No usable temporary directory found"
+    text = f"error: TMPDIR: {said}\n  next: TMPDIR=FOLDER prefkit query ...\n"
+    assert (ended.code, ended.err) == (3, text)
+    scratch_root.cache_clear()
 
 
 # columns that a form cannot hold; some end polars with a panic, which is no Exception
@@ -629,8 +713,6 @@ UNWRITABLE = [
     ("select interval 1 day as span", "parquet"),
     ("select {'a': interval 1 day} as span", "json"),
     ("select union_value(a := 1) as either", "parquet"),
-    ("select map {'a': 1} as lookup", "csv"),
-    ("select array_value(1, 2) as fixed", "csv"),
     ("select 'x'::blob as bytes", "csv"),
     ("select 'x'::blob as bytes", "json"),
     ("select '1'::bit as bits", "json"),
@@ -651,6 +733,6 @@ def test_a_result_that_a_form_cannot_hold_is_an_error_with_the_way_out_and_no_fi
             pytest.fail(f"a panic of polars ends the command with a traceback: {error}")
         raise
     assert (ended.code, ended.out) == (2, "")
-    assert re.match(r"error: (the result cannot be written: |csv holds no )", ended.err), ended.err
-    assert re.search(r"\n  next: (cast the column in the query|--format json or parquet)\n", ended.err)
+    assert re.match(r"error: SQL: (the result cannot be written: |(csv|json) holds no bytes: )", ended.err), ended.err
+    assert "\n  next: cast the column in the query\n" in ended.err
     assert snapshot(tmp_path) == before

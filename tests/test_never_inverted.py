@@ -665,8 +665,10 @@ def built(file: File, folder: Path) -> Tables:
         made = make_tables(checked, resolve_kind(checked))
         return Tables(made.pairs.to_dicts(), made.dropped.to_dicts(), made.rejects.to_dicts(), made.counts._asdict())
     found = build_dataset(checked)  # in one file of many: what it writes costs as much as all that was before
-    parts = (Path(found.dataset) / name / "part-00000.parquet" for name in ("pairs", "dropped", "rejects"))
-    pairs, dropped, rejects = (pl.read_parquet(part, glob=False).to_dicts() for part in parts)
+    tables = (sorted((Path(found.dataset) / name).iterdir()) for name in ("pairs", "dropped", "rejects"))
+    pairs, dropped, rejects = (
+        pl.concat([pl.read_parquet(p, glob=False) for p in parts]).to_dicts() for parts in tables
+    )
     return Tables(pairs, dropped, rejects, found.counts)
 
 

@@ -31,10 +31,10 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def worked_case(test_data: Path, pipeline_of: Callable[..., Pipeline]) -> Callable[..., Built]:
-    """Build one of pipelines/*.yaml over the real data, with its sections changed."""
+    """Build one of pipelines/real/*.yaml over the real data, with its sections changed."""
 
     def build(name: str, **sections: Any) -> Built:
-        settings = yaml.safe_load((PIPELINES / f"{name}.yaml").read_text(encoding="utf-8"))
+        settings = yaml.safe_load((PIPELINES / "real" / f"{name}.yaml").read_text(encoding="utf-8"))
         sources = [s | {"path": s["path"].replace("data/", f"{test_data}/", 1)} for s in settings["sources"]]
         rest = {k: v for k, v in settings.items() if k not in ("dataset", "sources")}
         return build_dataset(pipeline_of(*sources, **rest | sections))

@@ -42,7 +42,7 @@ from prefkit.head import After
 from prefkit.layouts import choose_layout
 from prefkit.logps import CompletionLogps, Layout
 from prefkit.models import load_tokenizer
-from prefkit.reference import Precomputed, dry_run, precompute_reference
+from prefkit.reference import Precomputed, estimate_reference, precompute_reference
 from prefkit.terminal import print_dry_run
 from prefkit.train import train_dpo
 
@@ -111,7 +111,7 @@ def rows_of(folder: Path) -> pl.DataFrame:
 
 
 def pairs_of(pipeline: Pipeline) -> pl.DataFrame:
-    return pl.read_parquet(Path(pipeline.dataset) / "pairs" / "part-00000.parquet")
+    return pl.read_parquet(Path(pipeline.dataset) / "pairs" / "part-*.parquet")
 
 
 def with_precompute(pipeline: Pipeline, **changes: Any) -> Pipeline:
@@ -579,7 +579,7 @@ def test_the_boundary_table_says_how_many_tokens_prompts_lose(tmp_path: Path, mo
     pipeline = built(tmp_path, rows, model, precompute={"max_boundary_share": 1.0})
     tokenizer = load_tokenizer(model)
     lost = len(tokenizer("a riv")["input_ids"]) - len(tokenizer("a")["input_ids"])
-    told, done = dry_run(pipeline), precompute_reference(pipeline)
+    told, done = estimate_reference(pipeline), precompute_reference(pipeline)
     assert told.boundary == done.boundary == {"0": 4, str(lost): 1}
     recorded = json.loads((folder_of(pipeline, done) / "reference.json").read_text(encoding="utf-8"))
     assert recorded["boundary"] == done.boundary
@@ -590,7 +590,7 @@ def test_a_dry_run_counts_the_pairs_that_are_there_and_no_others(tmp_path: Path,
     pipeline = built(tmp_path, rows, model)
     precompute_reference(pipeline)
     rebuilt(pipeline, rows[2:6])
-    told = dry_run(pipeline)
+    told = estimate_reference(pipeline)
     assert (told.pairs, told.dropped, told.disk_bytes, told.seconds) == (4, {}, 0, 0.0)
 
 
@@ -634,7 +634,7 @@ def test_on_a_cpu_a_batch_has_2048_tokens_and_nothing_is_measured(
 ) -> None:
     monkeypatch.setattr("prefkit.reference.measure_budget", lambda *_args: pytest.fail("measured"))
     pipeline = built(tmp_path, text_rows(70, low=20, high=30), model, precompute={"max_length": 256})
-    told = dry_run(pipeline)
+    told = estimate_reference(pipeline)
     assert told.max_batch_tokens == 2048
     folder = folder_of(pipeline, precompute_reference(pipeline))
     plan = pl.read_parquet(folder / "plan.parquet")
@@ -659,7 +659,7 @@ def test_on_a_gpu_the_budget_is_measured_once_and_kept_in_the_plan(
     assert budgets_of(folder) == [150]
     rebuilt(pipeline, rows)
     assert precompute_reference(pipeline).scored == 10
-    assert dry_run(pipeline).max_batch_tokens == 150
+    assert estimate_reference(pipeline).max_batch_tokens == 150
     assert len(asked) == 1
     assert budgets_of(folder) == [150]
     monkeypatch.undo()  # and wherever it goes on
@@ -795,7 +795,7 @@ def test_a_dry_run_foretells_and_writes_nothing(tmp_path: Path, model: Path) -> 
     rows = [*text_rows(10), {"prompt": "river " * 150, "chosen": " yes", "rejected": " no"}]
     pipeline = built(tmp_path, rows, model, precompute={"max_batch_tokens": 200})
     before = snapshot(tmp_path)
-    told = dry_run(pipeline)
+    told = estimate_reference(pipeline)
     assert snapshot(tmp_path) == before
     done = precompute_reference(pipeline)
     folder = folder_of(pipeline, done)
@@ -819,7 +819,7 @@ def test_a_dry_run_foretells_and_writes_nothing(tmp_path: Path, model: Path) -> 
 
 def test_more_tokens_than_the_model_has_positions_are_refused(tmp_path: Path, model: Path) -> None:
     pipeline = built(tmp_path, text_rows(3), model, precompute={"max_length": 513})
-    for command in (precompute_reference, dry_run):
+    for command in (precompute_reference, estimate_reference):
         with pytest.raises(ModelError, match=r"precompute\.max_length is 513, the model has 512 positions"):
             command(pipeline)
 

@@ -790,7 +790,7 @@ def test_settings_of_the_audit_are_those_of_both_audits_and_stay_with_the_new_on
     with pytest.raises(ConfigError) as refused:
         repair_dataset(str(opened), repaired.out, strip_openers="sure!", changes=["split.seed=1"])
     assert str(refused.value) == (
-        "split.seed=1: a repair changes settings of the audit only\n  expected: audit.key=value"
+        "split.seed: a repair changes settings of the audit only\n  expected: audit.key=value"
     )
 
 
@@ -958,6 +958,14 @@ def test_the_audits_of_both_are_printed_side_by_side(
     hostile = repaired._replace(steps=[made_step("balance", "\x1b[31m[bold]", 1)])
     assert "\ufffd[31m[bold]" in printed(hostile)
     assert "prefkit precompute scores the edited pairs only" in printed(repaired._replace(references=["abc"]))
+
+
+def test_a_probe_of_too_few_pairs_says_so_beside_the_other(opened: Path, tmp_path: Path) -> None:
+    repaired = repair_dataset(str(opened), str(tmp_path / "new"), strip_openers=["sure!"])
+    probe = {"probe": ["length"], "source": [None], "accuracy": [0.6], "accuracy_low": [0.4], "accuracy_high": [0.8]}
+    tables = {**repaired.after.tables, AUDIT_PROBE: pl.DataFrame({**probe, "band": [None]})}
+    rows = {name: cells for name, *cells in audit_rows(repaired.before, repaired.after._replace(tables=tables))}
+    assert rows["probe length"][1] == "60.0% (40.0% to 80.0%) too few pairs"
 
 
 def test_the_last_lines_say_what_is_useful_next(opened: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_an_identity_change_names_the_share_of_each_rule_and_drops_what_no_rule_
     assert "rules on 5 responses of r.jsonl" in ended.out
     assert r"80.0% changed by \balpaca\b" in ended.out  # four of five
     assert "20.0% changed by Acme" in ended.out
-    pairs = pl.read_parquet(tmp_path / "d/pairs/part-00000.parquet")
+    pairs = pl.read_parquet(tmp_path / "d/pairs/part-*.parquet")
     assert not any("alpaca" in text.casefold() for text in pairs["chosen"])
     assert pairs["rejected"].to_list() == [text for text in RESPONSES if "alpaca" in text.casefold()]
     assert set(pairs["annotator"]) == {"rule"}
@@ -160,7 +160,7 @@ CALM = "def calm(text):\n    return text.replace('!', {!r})\n"
 
 
 def made_by(folder: Path) -> list[str]:
-    return pl.read_parquet(folder / "d/pairs/part-00000.parquet")["chosen"].to_list()
+    return pl.read_parquet(folder / "d/pairs/part-*.parquet")["chosen"].to_list()
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_the_whole_road_on_real_data(name: str, small_llama: Path, test_data: Pa
     (tmp_path / "data").mkdir()
     for entry in test_data.iterdir():
         (tmp_path / "data" / entry.name).symlink_to(entry)
-    pipeline = str(REPOSITORY / "pipelines" / f"{name}.yaml")
+    pipeline = str(REPOSITORY / "pipelines" / "real" / f"{name}.yaml")
     model = ("--model", str(small_llama), "--json")
 
     built = run(tmp_path, "build", pipeline, "--json")

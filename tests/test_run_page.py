@@ -262,7 +262,7 @@ def test_the_command_writes_a_page(prefkit: Prefkit, tmp_path: Path) -> None:
 
 def test_the_parts_of_the_page_are_in_the_package() -> None:
     repository = Path(__file__).parent.parent
-    assert 'prefkit = ["page/*"]' in (repository / "pyproject.toml").read_text()
+    assert 'prefkit = ["page/*", "py.typed"]' in (repository / "pyproject.toml").read_text()
     parts = {path.name for path in (repository / "prefkit" / "page").iterdir()}
     assert parts == {"page.html", "page.css", "page.js"}
 

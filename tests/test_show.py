@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from finished import add_audit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -23,8 +24,7 @@ from prefkit.grams import words_in
 from prefkit.show import Shown, Turn, as_dict, show_pairs
 from prefkit.sides import NARROW, SIDE, Look, print_pairs, shortened
 from prefkit.spans import MAX_WORDS, Flag, changes, differences, flag_places, placed_words, side_words
-from prefkit.store import read_manifest, write_json
-from prefkit.tables import write_parquet
+from prefkit.store import read_json, read_manifest, write_json
 
 Build = Callable[..., Path]
 Row = Mapping[str, Any]
@@ -43,7 +43,7 @@ def build(tmp_path: Path, write_jsonl: Callable[..., Path], pipeline_of: Callabl
 
 
 def ids_of(dataset: Path) -> list[str]:
-    return pl.read_parquet(dataset / "pairs" / "part-00000.parquet")["pair_id"].to_list()
+    return pl.read_parquet(dataset / "pairs" / "part-train-00000.parquet")["pair_id"].to_list()
 
 
 def score(dataset: Path, scores: Sequence[float | None]) -> None:
@@ -51,7 +51,11 @@ def score(dataset: Path, scores: Sequence[float | None]) -> None:
     frame = pl.DataFrame({"pair_id": ids_of(dataset), "shortcut_score": pl.Series(scores, dtype=pl.Float64)})
     nulls = [pl.lit(None, t).alias(n) for n, t in schema("pair_scores", "text").items() if n not in frame.columns]
     columns = frame.with_columns(nulls).select(list(schema("pair_scores", "text")))
-    write_parquet(dataset / "audit" / "pair_scores.parquet", columns)
+    path = dataset / "audit" / "audit.json"
+    found = read_json(path) if path.exists() else None
+    add_audit(dataset, {"pair_scores": columns})
+    if found is not None:
+        write_json(path, found | {"parts": read_json(path)["parts"]})
 
 
 def find(dataset: Path, *findings: tuple[str, str], also: Sequence[str] = ()) -> None:
@@ -71,7 +75,8 @@ def find(dataset: Path, *findings: tuple[str, str], also: Sequence[str] = ()) ->
     whole = {**audit, "verdict": "warn", "reason": "r", "strict": False, "pairs": 1, "prompts": 1, "findings": listed}
     whole |= {"allowed": [], "allow_unused": [], "power": power, "probes": [], "cover": [], "boundaries": None}
     Audit.model_validate(whole)
-    write_json(dataset / "audit" / "audit.json", whole)
+    path = dataset / "audit" / "audit.json"
+    write_json(path, whole | {"parts": read_json(path)["parts"] if path.exists() else []})
 
 
 def prompts(shown: Shown) -> list[str]:
@@ -160,7 +165,10 @@ def test_a_condition_sees_all_columns_of_pairs_and_scores_and_the_other_views(bu
         ("true;", 'Parser Error: syntax error at or near ";"'),
         ("count(*) > 1", "Binder Error: WHERE clause cannot contain aggregates!"),
         ("cast(prompt as int) = 1", "Conversion Error: Could not convert string 'p"),
-        ("exists (from read_text('/etc/hostname'))", "Permission Error: Cannot access file"),
+        (
+            "exists (from read_text('/etc/hostname'))",
+            "read_text() is not allowed: a query reads no file but the dataset's",
+        ),
         ("", "Parser Error: "),
     ],
 )
@@ -655,3 +663,16 @@ UA_GEC = {
     "format": "corrections",
     "columns": {"prompt": "original", "response": "original", "correction": "corrected", "annotator": None},
 }
+
+
+def test_pairs_that_were_changed_since_they_were_built_are_not_shown(
+    pipeline_of: Callable[..., Pipeline], write_jsonl: Callable[..., Path]
+) -> None:
+    rows = [{"prompt": f"question {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(6)]
+    made = pipeline_of({"path": str(write_jsonl("rows.jsonl", rows)), "format": "trl"}, kind="text")
+    build_dataset(made)
+    assert len(show_pairs(made.dataset, count=6).pairs) == 6
+    (part, *_) = sorted((Path(made.dataset) / "pairs").iterdir())
+    pl.read_parquet(part).head(0).write_parquet(part)
+    with pytest.raises(DatasetError, match="part was changed: its sha256 is not the recorded one"):
+        show_pairs(made.dataset)

@@ -16,8 +16,16 @@ from prefkit import tables
 from prefkit.errors import DatasetError, MachineError
 from prefkit.format import FORMAT_VERSION, TABLES, Kind, schema
 from prefkit.locks import give_lock, leave_no_empty_directory, locked, take_lock
-from prefkit.store import as_write_error, atomic_path, claim_directory, folder_beside, read_manifest, write_json
-from prefkit.tables import read_table, write_parquet, write_table
+from prefkit.store import (
+    as_write_error,
+    atomic_path,
+    claim_directory,
+    folder_beside,
+    newer_format,
+    read_manifest,
+    write_json,
+)
+from prefkit.tables import TableWriter, read_table, write_parquet, write_table
 
 
 def names(folder: Path) -> list[str]:
@@ -109,7 +117,7 @@ def test_a_folder_that_cannot_be_made_is_an_input_error_that_names_the_file(tmp_
 @pytest.mark.parametrize("name", sorted(TABLES))
 def test_an_empty_table_has_one_part_with_the_columns_of_the_format(name: str, kind: Kind, tmp_path: Path) -> None:
     (part,) = write_table(tmp_path, name, pl.DataFrame(schema=schema(name, kind)), kind)
-    assert (part.file, part.rows) == ("part-00000.parquet", 0)
+    assert (part.file, part.rows) == ("part-train-00000.parquet" if name == "pairs" else "part-00000.parquet", 0)
     assert pl.read_parquet_schema(tmp_path / part.file) == schema(name, kind)
 
 
@@ -133,6 +141,64 @@ def test_a_long_table_is_numbered_parts_in_order_and_a_shorter_one_leaves_none_b
     assert names(tmp_path) == ["part-00000.parquet"]
 
 
+def paired(splits: str) -> pl.DataFrame:
+    """A pair a letter: `a` of train, `e` of test, numbered by their place."""
+    names = {"a": "train", "e": "test"}
+    return pl.DataFrame({"source_row": range(len(splits)), "split": [names[letter] for letter in splits]})
+
+
+@pytest.mark.parametrize(
+    ("splits", "wanted"),
+    [
+        (
+            "aaeaeeeea",
+            [("train-00000", [0, 1, 3]), ("train-00001", [8]), ("test-00000", [2, 4, 5]), ("test-00001", [6, 7])],
+        ),
+        ("aa", [("train-00000", [0, 1])]),
+        ("ee", [("test-00000", [0, 1])]),
+        ("ea", [("train-00000", [1]), ("test-00000", [0])]),
+        ("", [("train-00000", [])]),
+    ],
+)
+def test_a_part_of_the_pairs_holds_one_split_in_the_order_of_the_rows(
+    splits: str, wanted: list[tuple[str, list[int]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "ROWS_PER_PART", 3)
+    whole = write_table(tmp_path / "whole", "pairs", paired(splits), "text")
+    with TableWriter(tmp_path / "pieces", "pairs", "text") as writer:
+        for row in paired(splits).iter_slices(1):
+            writer.add(row)
+    assert writer.parts == whole  # the hashes too: the bytes do not say in which pieces the rows came
+    assert [(part.file, part.rows) for part in whole] == [(f"part-{name}.parquet", len(rows)) for name, rows in wanted]
+    for part, (name, rows) in zip(whole, wanted, strict=True):
+        found = pl.read_parquet(tmp_path / "whole" / part.file)
+        assert found["source_row"].to_list() == rows
+        assert set(found["split"]) <= {name.split("-")[0]}
+    assert names(tmp_path / "whole") == names(tmp_path / "pieces") == sorted(part.file for part in whole)
+
+
+def test_a_split_that_has_no_rows_any_more_leaves_no_part_behind(tmp_path: Path) -> None:
+    write_table(tmp_path, "pairs", paired("ae"), "text")
+    write_table(tmp_path, "pairs", paired("a"), "text")
+    assert names(tmp_path) == ["part-train-00000.parquet"]
+
+
+def test_pairs_that_fail_to_be_written_leave_no_half_of_either_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "ROWS_PER_GROUP", 2)
+
+    def stopped(writer: TableWriter) -> None:
+        with writer:
+            writer.add(paired("aaee"))
+            assert [name[:6] for name in names(tmp_path)] == [".part-", ".part-"]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped(TableWriter(tmp_path, "pairs", "text"))
+    assert names(tmp_path) == []
+
+
 def test_parquet_is_zstd_in_row_groups_of_bounded_size_with_plain_floats(tmp_path: Path) -> None:
     number = 120_000
     frame = pl.DataFrame({"text": ["a", "b"] * (number // 2), "score": [i / 7 for i in range(number)]})
@@ -154,8 +220,8 @@ def test_the_recorded_hash_is_that_of_the_file_and_the_same_rows_give_the_same_b
 
 def test_messages_survive_the_disk(tmp_path: Path) -> None:
     prompt = [{"role": "user", "content": "caf\u00e9 \u0000 雪"}, {"role": "assistant", "content": ""}]
-    frame = pl.DataFrame({"prompt": pl.Series([prompt], dtype=schema("pairs", "chat")["prompt"])})
-    write_table(tmp_path, "pairs", frame, "chat", plain=True)
+    frame = pl.DataFrame({"prompt": pl.Series([prompt], dtype=schema("dropped", "chat")["prompt"])})
+    write_table(tmp_path, "dropped", frame, "chat", plain=True)
     assert pl.read_parquet(tmp_path / "part-00000.parquet")["prompt"].to_list() == [prompt]
 
 
@@ -194,6 +260,23 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     assert refused.value.where == str(tmp_path / "manifest.json")
 
 
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [("99", '"99"'), (6.0, "6.0"), (5.0, "5.0"), ("5", '"5"'), (None, "null"), (True, "true"), ([5], "[5]")],
+)
+def test_a_format_that_is_no_whole_number_is_refused_and_not_written_over(
+    version: Any, told: str, tmp_path: Path
+) -> None:
+    small_dataset(tmp_path, format_version=version)
+    with pytest.raises(DatasetError) as refused:
+        read_manifest(tmp_path)
+    assert str(refused.value) == (
+        f"{tmp_path / 'manifest.json'}: format_version is no whole number: {told}\n  expected: {FORMAT_VERSION}\n"
+        "  next: have it copied or downloaded anew: no prefkit writes that"
+    )
+    assert newer_format(tmp_path)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '"text"', "\xff\xfe", "{}", '{"format_version": "1"}'])
 def test_a_manifest_that_is_none_is_refused_by_name(content: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(content, encoding="latin-1")
@@ -209,6 +292,26 @@ def test_a_manifest_that_lacks_what_readers_need_is_refused_by_name(key: str, tm
     with pytest.raises(DatasetError, match=key) as refused:
         read_manifest(tmp_path)
     assert refused.value.where == str(tmp_path / "manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("parts", "field"),
+    [
+        ({}, "parts"),
+        ({"pairs": []}, "parts"),
+        ({"pairs": ["a.parquet", "a.parquet"]}, "parts"),
+        *(({"pairs": [name]}, "parts.pairs.0.file") for name in ("../x.parquet", "/x.parquet", "a/b.parquet", "x.csv")),
+        *(({"pairs": [name]}, "parts.pairs.0.file") for name in ("*.parquet", "..parquet", "a.parquet\n", ".parquet")),
+    ],
+)
+def test_a_manifest_whose_parts_are_none_of_a_dataset_is_refused(
+    parts: dict[str, list[str]], field: str, tmp_path: Path
+) -> None:
+    listed = {table: [{"file": f, "rows": 0, "sha256": "0" * 64} for f in files] for table, files in parts.items()}
+    small_dataset(tmp_path, parts=listed)
+    with pytest.raises(DatasetError) as refused:
+        read_manifest(tmp_path)
+    assert (refused.value.message, refused.value.where) == (f"is damaged at {field}", str(tmp_path / "manifest.json"))
 
 
 def test_a_directory_without_a_manifest_says_whether_it_is_unfinished_or_foreign(tmp_path: Path) -> None:

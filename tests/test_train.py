@@ -89,7 +89,7 @@ def dynamics_of(run: Path) -> pl.DataFrame:
 
 
 def pairs_of(pipeline: Pipeline) -> pl.DataFrame:
-    return pl.read_parquet(Path(pipeline.dataset) / "pairs" / "part-00000.parquet")
+    return pl.read_parquet(Path(pipeline.dataset) / "pairs" / "part-*.parquet")
 
 
 def table_of(pipeline: Pipeline) -> dict[str, Row]:

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import polars as pl
 import pytest
+from finished import add_audit, add_reference, add_table, with_nulls
 
 from prefkit.build import build_dataset
 from prefkit.config import Pipeline
-from prefkit.format import schema
 from prefkit.query import query_dataset
 from prefkit.tables import write_parquet
 
@@ -80,15 +79,6 @@ def documented() -> dict[tuple[str, int], str]:
     return found
 
 
-def with_nulls(table: str, rows: dict[str, list[Any]]) -> pl.DataFrame:
-    """A frame of the table's schema; columns that are left out are null."""
-    length = len(next(iter(rows.values())))
-    columns = schema(table, "chat")
-    return pl.DataFrame(
-        {name: pl.Series(name, rows.get(name, [None] * length), dtype) for name, dtype in columns.items()}
-    )
-
-
 @pytest.fixture
 def trained(
     tmp_path: Path, write_jsonl: Callable[..., Path], pipeline_of: Callable[..., Pipeline]
@@ -126,17 +116,10 @@ def trained(
     steps |= {"drift/rejected": [0.0, -0.2, -2.0], "drift/displaced": [0.0, 0.5, 0.75]}
     write_parquet(dataset / "runs" / "1" / "steps.parquet", with_nulls("steps", steps))
     scores: dict[str, list[Any]] = {"pair_id": ids, "shortcut_score": [seen.shortcut_score for seen in PAIRS]}
-    write_parquet(dataset / "audit" / "pair_scores.parquet", with_nulls("pair_scores", scores))
-    changes: dict[str, list[Any]] = {
-        "pair_id": ["old"],
-        "new_pair_id": ids[:1],
-        "action": ["edited"],
-        "reason": ["strip_opener"],
-    }
-    write_parquet(dataset / "changes" / "part-00000.parquet", with_nulls("changes", changes))
-    reference = with_nulls("reference", {"pair_id": ids, "ln_ches": [seen.ln_ches for seen in PAIRS]})
-    write_parquet(dataset / "reference" / "k" / "part-00000.parquet", reference)
-    (dataset / "reference" / "k" / "reference.json").write_text('{"parts": [{"file": "part-00000.parquet"}]}')
+    add_audit(dataset, {"pair_scores": with_nulls("pair_scores", scores)})
+    changes = {"pair_id": ["old"], "new_pair_id": ids[:1], "action": ["edited"], "reason": ["strip_opener"]}
+    add_table(dataset, "changes", changes)
+    add_reference(dataset, {"pair_id": ids, "ln_ches": [seen.ln_ches for seen in PAIRS]})
     return dataset, ids
 
 

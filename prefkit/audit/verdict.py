@@ -51,22 +51,22 @@ class Finding(NamedTuple):
     family: str  # tokens | structure | probe | boundaries
     name: str  # the token, the feature (`first_words: certainly` with a value), the probe
     side: str | None  # chosen | rejected: where there is more of it
-    reason: str
-    advice: str
-    alphabet: str | None = None
-    n: int | None = None
+    reason: str  # what was found, in a sentence
+    advice: str  # what to do, a command where there is one
+    alphabet: str | None = None  # of a token: word | model
+    n: int | None = None  # of a token: words in it
     num_pairs: int | None = None  # pairs that it separates
-    coverage: float | None = None  # their share
-    win_rate: float | None = None  # of chosen among them; of a probe, its held-out accuracy
-    win_rate_low: float | None = None
-    win_rate_high: float | None = None
-    p: float | None = None
-    q: float | None = None
-    p_permutation: float | None = None
-    z_length: float | None = None
+    coverage: float | None = None  # their share of all pairs, 0..1
+    win_rate: float | None = None  # of chosen among them, 0..1; of a probe, its held-out accuracy
+    win_rate_low: float | None = None  # 95% interval of it
+    win_rate_high: float | None = None  # likewise
+    p: float | None = None  # exact two-sided sign test over prompts
+    q: float | None = None  # false discovery rate
+    p_permutation: float | None = None  # family-wise, by sign flips; of strict audits
+    z_length: float | None = None  # score test beside the length difference
     also: tuple[str, ...] = ()  # tokens that go with it: n-grams that hold it, or tokens of the same pairs
-    pair_ids: tuple[str, ...] = ()
-    sources: Mapping[str, int] = {}
+    pair_ids: tuple[str, ...] = ()  # examples
+    sources: Mapping[str, int] = {}  # the pairs that it separates, by source
 
 
 class Verdict(NamedTuple):

@@ -61,16 +61,24 @@ def pipeline_text(folder: Path) -> str:
 
 
 @one_thread()
-def run_demo(out: str, console: Console) -> None:
-    """Walk the road in the folder `out`; a second call goes on where the first stopped.
+def run_demo(out: str | Path = "demo", console: Console | None = None) -> None:
+    """Walk the whole road on a small authored world; a second call goes on where the first stopped.
+
+    Args:
+        out: the folder for its files: source files, a tiny model, a pipeline file and the dataset.
+        console: where its words go; stdout by default.
 
     Raises:
         InputError: `out` is a folder that holds something else.
+
+    Example:
+        prefkit.run_demo("demo")
     """
     started, folder = time.monotonic(), Path(out)
+    console = console or Console(markup=False, highlight=False, soft_wrap=True)
     own = {"world", "model", "dataset", "pipeline.yaml"}
     if folder.exists() and (not folder.is_dir() or any(path.name not in own for path in folder.iterdir())):
-        raise InputError("holds something that is not the demo's", where=out, hint="prefkit demo --out DIR")
+        raise InputError("holds something that is not the demo's", where=str(out), hint="prefkit demo --out DIR")
     console.print(f"1. a small world, with flaws planted in its files: {folder / 'world'}")
     facts = write_world(folder / "world", SEED)
     pipeline_file = folder / "pipeline.yaml"

@@ -29,7 +29,7 @@ from prefkit.formats.rewrite import REWRITE
 from prefkit.formats.shp import SHP
 from prefkit.formats.stackexchange import STACKEXCHANGE, STACKEXCHANGE_PAIRED
 from prefkit.formats.summarize import OPENAI_SUMMARIZE
-from prefkit.formats.trl import TRL, TRL_UNPAIRED_WRITER, TRL_WRITER
+from prefkit.formats.trl import TRL, TRL_TOKENIZED_WRITER, TRL_UNPAIRED_WRITER, TRL_WRITER
 from prefkit.formats.ultrafeedback import ULTRAFEEDBACK
 from prefkit.formats.ultrafeedback_binarized import ULTRAFEEDBACK_BINARIZED, ULTRAFEEDBACK_BINARIZED_WRITER
 from prefkit.formats.writing import Writer
@@ -43,7 +43,8 @@ _ALL = (
 )
 FORMATS: Mapping[str, Format] = {f.name: f for f in _ALL}
 _ALL_WRITERS = (
-    *(PAIRS_WRITER, TRL_WRITER, TRL_UNPAIRED_WRITER, ULTRAFEEDBACK_BINARIZED_WRITER, DISTILABEL_PAIRS_WRITER),
+    *(PAIRS_WRITER, TRL_WRITER, TRL_UNPAIRED_WRITER, TRL_TOKENIZED_WRITER),
+    *(ULTRAFEEDBACK_BINARIZED_WRITER, DISTILABEL_PAIRS_WRITER),
     *(LLAMAFACTORY_ALPACA_WRITER, LLAMAFACTORY_SHAREGPT_WRITER, OPENRLHF_WRITER, AXOLOTL_WRITER, NEMO_RL_WRITER),
     *(MS_SWIFT_WRITER, OPENAI_PREFERENCE_WRITER),
 )
@@ -51,7 +52,15 @@ WRITERS: Mapping[str, Writer] = {w.name: w for w in _ALL_WRITERS}
 
 
 def list_formats() -> dict[str, dict[str, Any]]:
-    """Every format by name: what it holds, whether it is read, written, and found by its rows; which side is better."""
+    """Every format that sources can have and that pairs are exported to.
+
+    Returns:
+        by name: its fields, the ones that `columns:` may map, whether it is read, written, and found by its rows
+        (`detected`), which side is better (`direction`), and its trap (`note`).
+
+    Example:
+        print([name for name, told in prefkit.list_formats().items() if told["written"]])
+    """
     return {name: _told(FORMATS.get(name), WRITERS.get(name)) for name in {**FORMATS, **WRITERS}}
 
 
@@ -66,6 +75,7 @@ def _told(form: Format | None, writer: Writer | None) -> dict[str, Any]:
         "written": writer is not None,
         "detected": form is not None and form.detect is not None,
         "direction": form.direction if form else "",
+        "reference": writer.reference if writer else "",
     }
 
 

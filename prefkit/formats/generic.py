@@ -169,6 +169,7 @@ PAIRS_WRITER = Writer(
     "prompt, chosen, rejected [, " + ", ".join(PAIR_OPTIONAL) + "]",
     "prefkit's own names, for another build",
     write_pairs,
+    reference="sums",
 )
 CANDIDATES = Format(
     "candidates",

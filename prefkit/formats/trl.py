@@ -79,6 +79,14 @@ def write_trl(pair: Written) -> list[dict[str, Any]]:
     return [_with_tools(row, pair)]
 
 
+TOKENIZED = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
+
+
+def write_trl_tokenized(pair: Written) -> list[dict[str, Any]]:
+    """One row: the tokens that were scored, and the sums of their log-probs."""
+    return [{name: pair.row[name] for name in TOKENIZED}]
+
+
 def write_trl_unpaired(pair: Written) -> list[dict[str, Any]]:
     """Two rows: the chosen completion with label true, the rejected one with false."""
     sides = ((pair.chosen, True), (pair.rejected, False))
@@ -132,10 +140,18 @@ TRL_WRITER = Writer(
     "prompt, chosen, rejected (strings, or lists of {role, content}) [, tools]",
     "TRL: DPOTrainer and its kin; explicit prompt",
     write_trl,
+    reference="sums",
 )
 TRL_UNPAIRED_WRITER = Writer(
     "trl_unpaired",
     "prompt, completion, label (two rows a pair) [, tools]",
     "TRL: KTOTrainer, BCOTrainer",
     write_trl_unpaired,
+)
+TRL_TOKENIZED_WRITER = Writer(
+    "trl_tokenized",
+    "prompt_ids, chosen_ids, rejected_ids (lists of int), ref_chosen_logps, ref_rejected_logps (sums, in nats)",
+    "a reference's own tokens, under the names that TRL's preference collator reads",
+    write_trl_tokenized,
+    reference="ids",
 )

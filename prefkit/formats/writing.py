@@ -7,7 +7,7 @@ a reason: the pair is left out by name, never bent to fit.
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from prefkit.format import EXTRA_KEYS
 
@@ -67,7 +67,9 @@ class Written(NamedTuple):
 class Writer(NamedTuple):
     """One outside format that pairs are exported to.
 
-    `beside`: files that belong next to the exported ones, given their names by split: name -> text.
+    `beside`: files that belong next to the exported ones, given their names by split: name -> text; `reference`: what a
+    row holds of a reference: sums, where they are asked for, as ref_chosen_logps and ref_rejected_logps beside all
+    else; ids, that it is made of the scored tokens; or nothing.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Writer(NamedTuple):
     note: str
     write: Callable[[Written], list[dict[str, Any]]]
     beside: Callable[[Mapping[str, str]], dict[str, str]] | None = None
+    reference: Literal["", "sums", "ids"] = ""
 
 
 def unpacked(text: str | list[Mapping[str, Any]]) -> str | Messages:
