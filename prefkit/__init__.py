@@ -7,20 +7,21 @@ The data goes down one road, and every step leaves what the next one needs on di
                                                                           +-> encode -> reference -> gate -> train
                                                                           +-> query, export
 
-Words, without input or output: `errors`, `format` (the layout on disk), `records` (what a user may hand us), `text`.
+Words, without input or output: `errors`, `format` (the layout on disk), `sample_format` (of sampled candidates),
+`records` (what a user may hand us), `text`.
 Pure functions on Polars frames: `screen`, `formats`, `pairs`, `corrections`, `comparisons`, `quality`, `pairing`,
 `selection`, `grams`, `minhash`, `buckets`, `decontaminate`, `keys`, `validate`, `cycles`, `dedupe`, `split`, `audit`.
-Files: `documents`, `sections`, `build_settings`, `train_settings`, `settings`, `config`, `rows`, `checked`, `shapes`,
-`plans`, `ingest`, `sources`, `detection`, `evals`, `views`, `store`, `target`, `tables`, `reference_table`, `locks`,
-`spill`, `ahead`, `workers`, `near`, `comparing`, `candidates`, `rewriting`, `rejecting`, `drafts`, `accounts`,
-`assembly`, `additions`, `front_matter`, `card`, `papers`, `verification`, `resolving`, `build`, `guard`, `query`,
-`results`, `spans`, `show`, `row_files`, `scored_rows`, `export`, `curves`, `info`, `run_facts`, `holdings`, `dataset`,
-`run_charts`, `run_page`, `schemas`. Below the torch line: `conversations`, `controls`, `encode`, `adapters`,
-`identity`, `lora`, `models`, `boundaries`, `judgement`, `audits`, `report`, `openers`, `mending`, `repairs`,
-`packing`, `attention`, `head`, `logps`, `layouts`, `batches`, `budget`, `work`, `processes`, `scoring`, `reference`,
-`losses`, `metrics`, `optimizers`, `schedule`, `perf`, `compiling`, `signs`, `gate`, `sharding`, `checkpoint`, `best`,
-`run`, `trackers`, `run_log`, `updates`, `policy`, `job`, `train`, `integrations`. The edge: `terminal`, `grid`,
-`sides`, `before_after`, `sparklines`, `run_view`, `stopping`, `demo`, `cli`.
+Files: `documents`, `sections`, `build_settings`, `train_settings`, `sample_settings`, `settings`, `config`, `rows`,
+`checked`, `shapes`, `plans`, `ingest`, `sources`, `detection`, `evals`, `views`, `store`, `target`, `tables`,
+`reference_table`, `locks`, `spill`, `ahead`, `workers`, `near`, `comparing`, `candidates`, `rewriting`, `rejecting`,
+`drafts`, `accounts`, `assembly`, `additions`, `front_matter`, `card`, `papers`, `verification`, `resolving`, `build`,
+`guard`, `query`, `results`, `spans`, `show`, `row_files`, `scored_rows`, `export`, `curves`, `info`, `run_facts`,
+`holdings`, `dataset`, `run_charts`, `run_page`, `schemas`. Below the torch line: `conversations`, `controls`,
+`encode`, `adapters`, `identity`, `lora`, `models`, `boundaries`, `judgement`, `audits`, `report`, `openers`,
+`mending`, `repairs`, `packing`, `attention`, `head`, `logps`, `layouts`, `batches`, `budget`, `work`, `processes`,
+`scoring`, `reference`, `losses`, `metrics`, `optimizers`, `schedule`, `perf`, `compiling`, `signs`, `gate`,
+`sharding`, `checkpoint`, `best`, `run`, `trackers`, `run_log`, `updates`, `policy`, `job`, `train`, `integrations`.
+The edge: `terminal`, `grid`, `sides`, `before_after`, `sparklines`, `run_view`, `stopping`, `demo`, `cli`, `__main__`.
 
 Each command is one function here, and so is what a user of them names; imported on first use, so that
 `import prefkit` stays light. docs/api.md lists them.

@@ -59,7 +59,7 @@ def _why_anew(manifest: Mapping[str, Any], wanted: Mapping[str, Any], pipeline: 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     """The first setting that makes other tables of the same sources: later steps, memory and the card do not."""
-    others = ("sources", "build", "card", "audit", "precompute", "train")
+    others = ("sources", "build", "card", "audit", "precompute", "train", "sample", "score", "evaluate")
     for key in sorted({*old, *new} - {*others}):
         one, other = old.get(key), new.get(key)
         if one != other:

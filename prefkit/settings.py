@@ -23,6 +23,7 @@ from prefkit.build_settings import (
     ValidateConfig,
 )
 from prefkit.format import Kind
+from prefkit.sample_settings import EvaluateConfig, SampleConfig, ScoreConfig
 from prefkit.sections import Section, Share, check_size
 from prefkit.text import WORD
 from prefkit.train_settings import PrecomputeConfig, TrainConfig
@@ -132,6 +133,9 @@ class Pipeline(Section):
     audit: AuditConfig = AuditConfig()
     precompute: PrecomputeConfig = PrecomputeConfig()
     train: TrainConfig = TrainConfig()
+    sample: SampleConfig | None = Field(None, description="left out: nothing is sampled")
+    score: ScoreConfig | None = Field(None, description="left out: nothing is scored")
+    evaluate: EvaluateConfig | None = Field(None, description="left out: nothing is evaluated")
 
     @model_validator(mode="after")
     def _room_for_completions(self) -> "Pipeline":

@@ -10,6 +10,7 @@ HEAVY = {"torch", "transformers", "accelerate", "tokenizers", "safetensors", "pe
 FRAMES = [
     "errors",
     "format",
+    "sample_format",
     "records",
     "text",
     "screen",
@@ -78,6 +79,7 @@ FILES = [
     "sections",
     "build_settings",
     "train_settings",
+    "sample_settings",
     "settings",
     "config",
     "rows",
