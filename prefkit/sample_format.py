@@ -12,6 +12,8 @@
       verdicts/<scorer>-00000.parquet  of a judge: which of two responses it prefers, a `comparisons` source
       scores/<scorer>.json             written last of a scorer: what it is, and what it did
       .lock                            one writer at a time
+
+`scored/*.parquet` of several scorers are one table, with the scorer in its column.
 """
 
 from typing import Any
