@@ -10,7 +10,8 @@ The data goes down one road, and every step leaves what the next one needs on di
 Words, without input or output: `errors`, `format` (the layout on disk), `sample_format` (of sampled candidates),
 `records` (what a user may hand us), `text`.
 Pure functions on Polars frames: `screen`, `formats`, `pairs`, `corrections`, `comparisons`, `quality`, `pairing`,
-`selection`, `grams`, `minhash`, `buckets`, `decontaminate`, `keys`, `validate`, `cycles`, `dedupe`, `split`, `audit`.
+`selection`, `grams`, `minhash`, `buckets`, `decontaminate`, `keys`, `validate`, `cycles`, `dedupe`, `split`, `audit`,
+`intervals`, `diversity`, `win_rates`.
 Files: `documents`, `sections`, `build_settings`, `train_settings`, `sample_settings`, `settings`, `config`, `rows`,
 `checked`, `shapes`, `plans`, `ingest`, `sources`, `detection`, `evals`, `views`, `store`, `target`, `tables`,
 `reference_table`, `locks`, `spill`, `ahead`, `workers`, `near`, `comparing`, `candidates`, `rewriting`, `rejecting`,

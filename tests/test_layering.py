@@ -73,6 +73,9 @@ FRAMES = [
     "audit.verdict",
     "audit.findings",
     "audit.alphabets",
+    "intervals",
+    "diversity",
+    "win_rates",
 ]
 FILES = [
     "documents",
