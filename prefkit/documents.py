@@ -255,4 +255,30 @@ class Audit(_Document):
     parts: list[PartEntry] = Field([], description="the tables beside it; none of an audit that was not kept")
 
 
-DOCUMENTS: dict[str, type[_Document]] = {"manifest": Manifest, "reference": Reference, "run": Run, "audit": Audit}
+class Evaluation(_Document):
+    """evaluations/<key>/evaluation.json: written last, so a directory without one is unfinished."""
+
+    key: str
+    identity: dict[str, Any] = Field(description="all that decides a figure; its canonical JSON is hashed into the key")
+    model: str = Field(description="the folder that was evaluated")
+    reference: str | None = Field(description="the folder that it was compared with")
+    dataset: str | None = Field(description="whose held-out pairs it was measured on")
+    against: str = Field(description="of the win rate: reference, chosen, or a folder")
+    settings: dict[str, Any] = Field(description="the resolved evaluate section")
+    samples: list[dict[str, Any]] = Field(description="role, temperature, folder of responses, relative to this one")
+    headline: dict[str, Any] | None = Field(
+        description="the gain in mean reward over the reference: scorer, temperature, value, low, high"
+    )
+    left_out: dict[str, str] = Field(description="what was not measured, and why")
+    warnings: list[dict[str, str]] = Field(description="what the figures tell at once: name, text")
+    prefkit_version: str
+    parts: list[PartEntry] = Field(description="the tables beside it")
+
+
+DOCUMENTS: dict[str, type[_Document]] = {
+    "manifest": Manifest,
+    "reference": Reference,
+    "run": Run,
+    "audit": Audit,
+    "evaluation": Evaluation,
+}

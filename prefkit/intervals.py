@@ -125,10 +125,32 @@ def share_by_prompt(rows: pl.DataFrame, value: str, confidence: float = CONFIDEN
         return NOTHING
     values, num = means["mean"].to_numpy(), means.height
     share = min(1.0, max(0.0, float(values.mean())))
-    if num == 1:
-        return _around(share, None, means, confidence)
     variance = float(((values - share) ** 2).mean()) / num  # of values of 0 and 1 it is p (1 - p) / num
-    most = float(means["num"].sum())
+    return _wilson(share, variance, means, confidence)
+
+
+def pooled_share(rows: pl.DataFrame, value: str, confidence: float = CONFIDENCE) -> Measured:
+    """The share over all values, however many a prompt has, with the interval of `share_by_prompt`: linearised.
+
+    Args:
+        rows: prompt_id and the value, 0..1.
+        value: the name of its column.
+        confidence: of the interval.
+    """
+    means = prompt_means(rows, value)
+    if means.is_empty():
+        return NOTHING
+    total = float(means["num"].sum())
+    share = min(1.0, max(0.0, float((means["mean"] * means["num"]).sum()) / total))
+    errors = ((means["mean"] - share) * means["num"]).to_numpy()
+    return _wilson(share, float((errors**2).sum()) / total**2, means, confidence)
+
+
+def _wilson(share: float, variance: float, prompts: pl.DataFrame, confidence: float) -> Measured:
+    """Wilson's interval with as many draws as a variance is worth."""
+    num, most = prompts.height, float(prompts["num"].sum())
+    if num == 1:
+        return _around(share, None, prompts, confidence)
     spread = share * (1 - share)
     draws = float(num) if spread == 0 else most if variance == 0 else min(most, max(1.0, spread / variance))
     t = float(stats.t.ppf((1 + confidence) / 2, num - 1))
