@@ -73,6 +73,7 @@ FRAMES = [
     "audit.verdict",
     "audit.findings",
     "audit.alphabets",
+    "verifiers",
 ]
 FILES = [
     "documents",
@@ -102,6 +103,7 @@ FILES = [
     "near",
     "comparing",
     "candidates",
+    "functions",
     "rewriting",
     "rejecting",
     "drafts",
@@ -157,6 +159,9 @@ BELOW = [
     "processes",
     "scoring",
     "reference",
+    "reward_models",
+    "judge",
+    "score",
     "losses",
     "metrics",
     "optimizers",
