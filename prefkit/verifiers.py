@@ -31,9 +31,9 @@ MOST_DIGITS = 400  # of one number: longer ones are no answers, and Python refus
 
 
 def last_number(text: str) -> Fraction | None:
-    """The answer of a response or a reference as an exact number; None where there is none.
+    r"""The answer of a response or a reference as an exact number; None where there is none.
 
-    Example: `last_number("so 3 * 4 = 12.\\n#### 1,200.00")` is `Fraction(1200)`.
+    Example: `last_number("so 3 * 4 = 12.\n#### 1,200.00")` is `Fraction(1200)`.
     """
     return _last_of(_answer_part(text))
 
@@ -48,7 +48,7 @@ def _answer_part(text: str) -> str:
 
 
 def _last_box(text: str) -> str | None:
-    """The inside of the last whole `\\boxed{...}`, braces inside it counted."""
+    r"""The inside of the last whole `\boxed{...}`, braces inside it counted."""
     at = text.rfind(BOXED)
     while at >= 0:
         inside, depth, start = text[at + len(BOXED) :].lstrip(), 0, 1
@@ -74,9 +74,10 @@ def _as_fraction(found: re.Match[str], text: str) -> Fraction | None:
     whole, below = found["whole"].replace(",", ""), (found["below"] or "1").replace(",", "")
     if len(whole) > MOST_DIGITS or len(below) > MOST_DIGITS or not Fraction(below):
         return None
-    before = text[found.start() - 1] if found.start() else " "
-    # `10-5` and `a-5` are no negative numbers, `= -5` and `-$5` are
-    is_negative = bool(found["sign"]) or bool(found["minus"] and not (before.isalnum() or before in ")]"))
+    # `10-5` and `10 - 5` hold no negative number, `= -5`, `is -5` and `-$5` do
+    minus, before = found["minus"] or "", text[: found.start()]
+    before = (before.rstrip() if len(minus) > 1 else before)[-1:]
+    is_negative = bool(found["sign"]) or bool(minus and not (before.isalnum() or (before and before in ")]}%")))
     value = Fraction(whole) / Fraction(below)
     return (-value if is_negative else value) / (100 if found["percent"] else 1)
 
