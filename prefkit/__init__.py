@@ -13,15 +13,16 @@ Pure functions on Polars frames: `screen`, `formats`, `pairs`, `corrections`, `c
 `selection`, `grams`, `minhash`, `buckets`, `decontaminate`, `keys`, `validate`, `cycles`, `dedupe`, `split`, `audit`.
 Files: `documents`, `sections`, `build_settings`, `train_settings`, `sample_settings`, `settings`, `config`, `rows`,
 `checked`, `shapes`, `plans`, `ingest`, `sources`, `detection`, `evals`, `views`, `store`, `target`, `tables`,
-`reference_table`, `locks`, `spill`, `ahead`, `workers`, `near`, `comparing`, `candidates`, `rewriting`, `rejecting`,
-`drafts`, `accounts`, `assembly`, `additions`, `front_matter`, `card`, `papers`, `verification`, `resolving`, `build`,
-`guard`, `query`, `results`, `spans`, `show`, `row_files`, `scored_rows`, `export`, `curves`, `info`, `run_facts`,
-`holdings`, `dataset`, `run_charts`, `run_page`, `schemas`. Below the torch line: `conversations`, `controls`,
-`encode`, `adapters`, `identity`, `lora`, `models`, `boundaries`, `judgement`, `audits`, `report`, `openers`,
-`mending`, `repairs`, `packing`, `attention`, `head`, `logps`, `layouts`, `batches`, `budget`, `work`, `processes`,
-`scoring`, `reference`, `losses`, `metrics`, `optimizers`, `schedule`, `perf`, `compiling`, `signs`, `gate`,
-`sharding`, `checkpoint`, `best`, `run`, `trackers`, `run_log`, `updates`, `policy`, `job`, `train`, `integrations`.
-The edge: `terminal`, `grid`, `sides`, `before_after`, `sparklines`, `run_view`, `stopping`, `demo`, `cli`, `__main__`.
+`reference_table`, `locks`, `prompts`, `candidate_folder`, `spill`, `ahead`, `workers`, `near`, `comparing`,
+`candidates`, `rewriting`, `rejecting`, `drafts`, `accounts`, `assembly`, `additions`, `front_matter`, `card`,
+`papers`, `verification`, `resolving`, `build`, `guard`, `query`, `results`, `spans`, `show`, `row_files`,
+`scored_rows`, `export`, `curves`, `info`, `run_facts`, `holdings`, `dataset`, `run_charts`, `run_page`, `schemas`.
+Below the torch line: `conversations`, `controls`, `encode`, `adapters`, `identity`, `lora`, `models`, `boundaries`,
+`judgement`, `audits`, `report`, `openers`, `mending`, `repairs`, `packing`, `attention`, `head`, `logps`, `layouts`,
+`batches`, `budget`, `work`, `processes`, `scoring`, `reference`, `stops`, `picking`, `engines`, `generation`,
+`sample`, `losses`, `metrics`, `optimizers`, `schedule`, `perf`, `compiling`, `signs`, `gate`, `sharding`,
+`checkpoint`, `best`, `run`, `trackers`, `run_log`, `updates`, `policy`, `job`, `train`, `integrations`. The edge:
+`terminal`, `grid`, `sides`, `before_after`, `sparklines`, `run_view`, `stopping`, `demo`, `cli`, `__main__`.
 
 Each command is one function here, and so is what a user of them names; imported on first use, so that
 `import prefkit` stays light. docs/api.md lists them.
@@ -80,6 +81,8 @@ if TYPE_CHECKING:
     from prefkit.run import Trained as Trained
     from prefkit.run_page import RunPage as RunPage
     from prefkit.run_page import write_run_page as write_run_page
+    from prefkit.sample import Sampled as Sampled
+    from prefkit.sample import sample_candidates as sample_candidates
     from prefkit.settings import Pipeline as Pipeline
     from prefkit.show import Shown as Shown
     from prefkit.show import show_pairs as show_pairs
@@ -114,6 +117,7 @@ _HOMES = {
     "PrefkitError": "prefkit.errors",
     "Repaired": "prefkit.repairs",
     "RunPage": "prefkit.run_page",
+    "Sampled": "prefkit.sample",
     "Shown": "prefkit.show",
     "SourceError": "prefkit.errors",
     "Trained": "prefkit.run",
@@ -133,6 +137,7 @@ _HOMES = {
     "read_runs": "prefkit.info",
     "repair_dataset": "prefkit.repairs",
     "run_demo": "prefkit.demo.walk",
+    "sample_candidates": "prefkit.sample",
     "show_pairs": "prefkit.show",
     "torch_dataset": "prefkit.integrations.pytorch",
     "torch_stream": "prefkit.integrations.pytorch",
