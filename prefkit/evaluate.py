@@ -118,7 +118,7 @@ def evaluate_model(
         Interrupted: `stop` said so.
 
     Example:
-        evaluated = prefkit.evaluate_model("demo/dataset/runs/1", {"prompts": "demo/prompts.jsonl", "max_new_tokens": 32})
+        evaluated = prefkit.evaluate_model("demo/dataset/runs/1", {"prompts": "demo/held_out.jsonl", "n": 1})
         print(evaluated.document["headline"], evaluated.summary)
     """
     started = time.monotonic()
@@ -233,7 +233,8 @@ class _Evaluation:
         while folder.is_dir():
             lock = take_lock(folder)
             if lock is not None:
-                return give_lock(folder, lock)
+                give_lock(folder, lock)
+                break
             self.tell(f"waiting for another prefkit that samples into {folder}")
             self._check_stop()
             time.sleep(WAIT)
