@@ -139,6 +139,49 @@ def build(
 
 
 @app.command()
+def score(
+    candidates: Annotated[
+        str, typer.Argument(help="A folder of prefkit sample, a file of responses, or a pipeline file.")
+    ],
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scorer",
+            metavar="SPEC",
+            help="module:function, reward:FOLDER, judge:FOLDER or verifier:number; repeatable. Otherwise the pipeline's.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Of the one scorer, in the scorer column.")
+    ] = None,
+    scale: Annotated[
+        str | None, typer.Option("--scale", metavar="LO,HI", help="Of the one scorer: other scores are rejects.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="DIR", help="Where the scored tables of a file go.")
+    ] = None,
+    changes: Changes = None,
+    as_json: Json = False,
+) -> None:
+    """Score sampled responses: functions, reward models, judges, verifiers."""
+    from prefkit.scorer_options import read_scorers
+
+    scorers = read_scorers(scorer or [], name, scale)
+    from prefkit.score import score_candidates
+    from prefkit.stopping import stop_on_signals
+    from prefkit.terminal import pass_progress, print_scored
+
+    screen = console(as_json=as_json)
+    with pass_progress("responses") as (line, watch), stop_on_signals("this part") as stop:
+        line("scoring")
+        done = score_candidates(
+            candidates, scorers, out=out, changes=changes or [], tell=screen.print, watch=watch, stop=stop
+        )
+    print_scored(done, screen)
+    emit({"scorers": [one._asdict() for one in done]}, as_json=as_json)
+
+
+@app.command()
 def audit(
     target: Target,
     strict: Annotated[
