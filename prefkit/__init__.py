@@ -20,8 +20,9 @@ Files: `documents`, `sections`, `build_settings`, `train_settings`, `sample_sett
 `encode`, `adapters`, `identity`, `lora`, `models`, `boundaries`, `judgement`, `audits`, `report`, `openers`,
 `mending`, `repairs`, `packing`, `attention`, `head`, `logps`, `layouts`, `batches`, `budget`, `work`, `processes`,
 `scoring`, `reference`, `losses`, `metrics`, `optimizers`, `schedule`, `perf`, `compiling`, `signs`, `gate`,
-`sharding`, `checkpoint`, `best`, `run`, `trackers`, `run_log`, `updates`, `policy`, `job`, `train`, `integrations`.
-The edge: `terminal`, `grid`, `sides`, `before_after`, `sparklines`, `run_view`, `stopping`, `demo`, `cli`, `__main__`.
+`sharding`, `checkpoint`, `best`, `run`, `trackers`, `run_log`, `updates`, `policy`, `job`, `train`, `stages`, `sweep`,
+`road`, `integrations`. The edge: `terminal`, `grid`, `sides`, `before_after`, `sparklines`, `run_view`, `stopping`,
+`road_view`, `demo`, `cli`, `__main__`.
 
 Each command is one function here, and so is what a user of them names; imported on first use, so that
 `import prefkit` stays light. docs/api.md lists them.
@@ -77,12 +78,18 @@ if TYPE_CHECKING:
     from prefkit.repairs import Repaired as Repaired
     from prefkit.repairs import repair_dataset as repair_dataset
     from prefkit.results import write_query as write_query
+    from prefkit.road import RunThrough as RunThrough
+    from prefkit.road import run_pipeline as run_pipeline
     from prefkit.run import Trained as Trained
     from prefkit.run_page import RunPage as RunPage
     from prefkit.run_page import write_run_page as write_run_page
     from prefkit.settings import Pipeline as Pipeline
     from prefkit.show import Shown as Shown
     from prefkit.show import show_pairs as show_pairs
+    from prefkit.stages import Outcome as Outcome
+    from prefkit.stages import Spectator as Spectator
+    from prefkit.sweep import Swept as Swept
+    from prefkit.sweep import sweep_pipeline as sweep_pipeline
     from prefkit.target import pipeline_of as pipeline_of
     from prefkit.train import train_dpo as train_dpo
 
@@ -106,6 +113,7 @@ _HOMES = {
     "Interrupted": "prefkit.errors",
     "MachineError": "prefkit.errors",
     "ModelError": "prefkit.errors",
+    "Outcome": "prefkit.stages",
     "PairCollator": "prefkit.integrations.pytorch",
     "PairDataset": "prefkit.integrations.pytorch",
     "PairStream": "prefkit.integrations.pair_stream",
@@ -114,8 +122,11 @@ _HOMES = {
     "PrefkitError": "prefkit.errors",
     "Repaired": "prefkit.repairs",
     "RunPage": "prefkit.run_page",
+    "RunThrough": "prefkit.road",
     "Shown": "prefkit.show",
     "SourceError": "prefkit.errors",
+    "Spectator": "prefkit.stages",
+    "Swept": "prefkit.sweep",
     "Trained": "prefkit.run",
     "audit_dataset": "prefkit.audits",
     "build_dataset": "prefkit.build",
@@ -133,7 +144,9 @@ _HOMES = {
     "read_runs": "prefkit.info",
     "repair_dataset": "prefkit.repairs",
     "run_demo": "prefkit.demo.walk",
+    "run_pipeline": "prefkit.road",
     "show_pairs": "prefkit.show",
+    "sweep_pipeline": "prefkit.sweep",
     "torch_dataset": "prefkit.integrations.pytorch",
     "torch_stream": "prefkit.integrations.pytorch",
     "train_dpo": "prefkit.train",
