@@ -19,6 +19,7 @@
                                        chat_template.jinja in a chat dataset
       runs/<n>/                        run.json, steps.parquet and perf.parquet (live: .jsonl), pair_dynamics/,
                                        checkpoints/, best/, trackers/, model/
+      sweeps/<key>/                    sweep.json (which settings are which run), table.parquet
 
 `schemas/FORMAT.md` and `schemas/*.json` are generated from this module and from `records.py`.
 """
@@ -61,6 +62,9 @@ CHECKPOINTS = "checkpoints"
 BEST = "best"
 TRACKERS = "trackers"
 MODEL = "model"
+SWEEPS = "sweeps"
+SWEEP_JSON = "sweep.json"
+SWEEP_TABLE = "table.parquet"
 
 ROWS_PER_GROUP = 50_000  # 10k-50k: a filtered DuckDB scan is 8 ms against 124 ms, and the file is no larger
 ROWS_PER_PART = 500_000
@@ -386,6 +390,34 @@ LEARNING_COLUMNS = (
     Column("mean_margin", pl.Float64, "mean over all times"),
 )
 
+# the run's last row of steps and its run.json, beside what its evaluation measured on fresh samples
+SWEEP_COLUMNS = (
+    Column("number", pl.Int32, "of the combination, from 1 on: the last setting varies fastest"),
+    Column("settings", pl.String, "what varies, a JSON object from dotted key to value"),
+    Column("state", pl.String, "done | failed"),
+    Column("run", pl.String, "its directory below runs/, null where none was begun"),
+    Column("loss_type", pl.String, "train.loss"),
+    Column("beta", pl.Float64, "train.beta"),
+    Column("learning_rate", pl.Float64, "train.learning_rate"),
+    Column("seed", pl.Int64, "train.seed"),
+    Column("steps", pl.Int64, "updates made"),
+    Column("loss", pl.Float64, "of the last logged step"),
+    Column("eval_loss", pl.Float64, "of the final model on the test split, null without one"),
+    Column("eval_rewards/accuracies", pl.Float64, "likewise"),
+    Column("eval_rewards/margins", pl.Float64, "likewise"),
+    Column("temperature", pl.Float64, "at which the run was sampled from: the first of evaluate.temperatures"),
+    Column("scorer", pl.String, "who scored the samples: the first of the scorers, null without"),
+    Column("reward", pl.Float64, "mean score of the run's samples"),
+    Column("reward_gain", pl.Float64, "its mean score less the reference's, over the same prompts"),
+    Column("reward_gain_low", pl.Float64, "interval of it, of evaluate.confidence"),
+    Column("reward_gain_high", pl.Float64, "likewise"),
+    Column("kl", pl.Float64, "KL(run || reference) of a whole response at temperature 1, in nats"),
+    Column("kl_low", pl.Float64, "interval of it"),
+    Column("kl_high", pl.Float64, "likewise"),
+    Column("win_rate", pl.Float64, "share of comparisons that the run's samples win, a tie counts one half"),
+    Column("reason", pl.String, "why it failed, null where it is done"),
+)
+
 # every table a reader may meet: name, columns, and where its files lie below the dataset
 TABLES: Mapping[str, tuple[Column, ...]] = {
     "pairs": PAIRS,
@@ -403,6 +435,7 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
     "perf": PERF_COLUMNS,
     "pair_dynamics": DYNAMICS_COLUMNS,
     "learning": LEARNING_COLUMNS,
+    "sweeps": SWEEP_COLUMNS,
 }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from prefkit.format import RUNS, TABLES, Kind, schema
+from prefkit.format import RUNS, SWEEPS, TABLES, Kind, schema
 
 # view -> its table in format.TABLES, the glob of its files, and the column that names the directory a file lies in
 VIEW_FILES: Mapping[str, tuple[str, str, str | None]] = {
@@ -25,6 +25,7 @@ VIEW_FILES: Mapping[str, tuple[str, str, str | None]] = {
     "steps": ("steps", "runs/*/steps.parquet", "run"),
     "perf": ("perf", "runs/*/perf.parquet", "run"),
     "pair_dynamics": ("pair_dynamics", "runs/*/pair_dynamics/part-*.parquet", "run"),
+    "sweeps": ("sweeps", "sweeps/*/table.parquet", "sweep"),
 }
 MANIFEST_VIEWS = ("pairs", "dropped", "rejects", "changes")  # whose parts the manifest lists
 AUDIT_VIEWS = ("tokens", "structure", "probe", "pair_scores")  # whose parts audit.json lists
@@ -64,8 +65,13 @@ VIEW_DOCS: Mapping[str, str] = {
     "perf": "by update of a run: what it cost",
     "pair_dynamics": "each pair's reward margin each time a run saw it",
     "learning": "by run and pair: when it was learned, forgotten, or never learned",
+    "sweeps": "by combination of a sweep's settings: its run, its losses, and what fresh samples of it measured",
 }
-DIRECTORY_DOCS: Mapping[str, str] = {"key": "of the reference: its directory's name", "run": "the directory's name"}
+DIRECTORY_DOCS: Mapping[str, str] = {
+    "key": "of the reference: its directory's name",
+    "run": "the directory's name",
+    "sweep": "the directory's name",
+}
 SQL_TYPES: Mapping[type[pl.DataType], str] = {
     pl.String: "VARCHAR",
     pl.Int64: "BIGINT",
@@ -149,5 +155,5 @@ def views_sql(kind: Kind, files: Mapping[str, Sequence[str]]) -> str:
 
 
 def of_runs(view: str) -> bool:
-    """Whether a view's files lie below runs/."""
-    return VIEW_FILES[view][1].startswith(f"{RUNS}/")
+    """Whether a view's files lie below runs/ or sweeps/: nothing lists them."""
+    return VIEW_FILES[view][1].startswith((f"{RUNS}/", f"{SWEEPS}/"))

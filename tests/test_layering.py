@@ -190,6 +190,9 @@ BELOW = [
     "policy",
     "job",
     "train",
+    "stages",
+    "sweep",
+    "road",
     "integrations",
     "integrations.agreement",
     "integrations.row_hashes",
@@ -199,7 +202,7 @@ BELOW = [
     "integrations.pair_stream",
     "integrations.pytorch",
 ]
-EDGE = ["terminal", "grid", "sides", "before_after", "sparklines", "run_view", "stopping"]
+EDGE = ["terminal", "grid", "sides", "before_after", "sparklines", "run_view", "stopping", "road_view"]
 EDGE += ["demo", "demo.grammar", "demo.world", "demo.tiny_model", "demo.walk", "cli", "__main__"]
 ORDER = ["__init__", *FRAMES, *FILES, *BELOW, *EDGE]
 # without torch in them, though they serve what stands below the line: bytes on disk, strings and ids
