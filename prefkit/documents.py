@@ -260,6 +260,26 @@ class Audit(_Document):
     parts: list[PartEntry] = Field([], description="the tables beside it; none of an audit that was not kept")
 
 
+class Evaluation(_Document):
+    """evaluations/<key>/evaluation.json: written last, so a directory without one is unfinished."""
+
+    key: str
+    identity: dict[str, Any] = Field(description="all that decides a figure; its canonical JSON is hashed into the key")
+    model: str = Field(description="the folder that was evaluated")
+    reference: str | None = Field(description="the folder that it was compared with")
+    dataset: str | None = Field(description="whose held-out pairs it was measured on")
+    against: str = Field(description="of the win rate: reference, chosen, or a folder")
+    settings: dict[str, Any] = Field(description="the resolved evaluate section")
+    samples: list[dict[str, Any]] = Field(description="role, temperature, folder of responses, relative to this one")
+    headline: dict[str, Any] | None = Field(
+        description="the gain in mean reward over the reference: scorer, temperature, value, low, high"
+    )
+    left_out: dict[str, str] = Field(description="what was not measured, and why")
+    warnings: list[dict[str, str]] = Field(description="what the figures tell at once: name, text")
+    prefkit_version: str
+    parts: list[PartEntry] = Field(description="the tables beside it")
+
+
 class Sampler(_Document):
     """sampler.json of a candidates directory: written before anything is sampled, and what every later call must be."""
 
@@ -312,11 +332,12 @@ class Sweep(_Document):
 DOCUMENTS: dict[str, type[_Document]] = {
     "manifest": Manifest,
     "reference": Reference,
-    "sampler": Sampler,
-    "sample": Sample,
     "run": Run,
     "audit": Audit,
     "run": Run,
     "audit": Audit,
     "sweep": Sweep,
+    "evaluation": Evaluation,
+    "sampler": Sampler,
+    "sample": Sample,
 }
