@@ -14,28 +14,7 @@ Pure functions on Polars frames: `screen`, `formats`, `pairs`, `corrections`, `c
 `intervals`, `diversity`, `win_rates`, `measures`, `verifiers`.
 Files: `documents`, `sections`, `build_settings`, `train_settings`, `sample_settings`, `settings`, `config`, `rows`,
 `checked`, `shapes`, `plans`, `ingest`, `sources`, `detection`, `evals`, `views`, `store`, `target`, `tables`,
-`reference_table`, `locks`, `prompts`, `candidate_folder`, `scorer_options`, `scored_folder`, `spill`, `ahead`,
-`workers`, `near`, `comparing`, `candidates`, `functions`, `rewriting`, `rejecting`, `drafts`, `accounts`, `assembly`,
-`additions`, `front_matter`, `card`, `papers`, `verification`, `resolving`, `build`, `guard`, `query`, `results`,
-`spans`, `show`, `row_files`, `scored_rows`, `export`, `curves`, `info`, `run_facts`, `holdings`, `dataset`,
-`run_charts`, `run_page`, `schemas`. Below the torch line: `conversations`, `controls`, `encode`, `adapters`,
-`identity`, `lora`, `models`, `boundaries`, `judgement`, `audits`, `report`, `openers`, `mending`, `repairs`,
-`packing`, `attention`, `head`, `logps`, `layouts`, `batches`, `budget`, `work`, `processes`, `scoring`, `reference`,
-`stops`, `picking`, `engines`, `generation`, `sample`, `reward_models`, `judge`, `scorers`, `score`, `losses`,
-`metrics`, `optimizers`, `schedule`, `perf`, `compiling`, `signs`, `gate`, `sharding`, `checkpoint`, `best`, `run`,
-`trackers`, `run_log`, `updates`, `policy`, `job`, `train`, `integrations`. The edge: `terminal`, `grid`, `sides`,
-`before_after`, `sparklines`, `run_view`, `stopping`, `demo`, `cli`, `__main__`.
-`reference_table`, `locks`, `spill`, `ahead`, `workers`, `near`, `comparing`, `candidates`, `rewriting`, `rejecting`,
-`drafts`, `accounts`, `assembly`, `additions`, `front_matter`, `card`, `papers`, `verification`, `resolving`, `build`,
-`guard`, `query`, `results`, `spans`, `show`, `row_files`, `scored_rows`, `export`, `curves`, `info`, `run_facts`,
-`holdings`, `dataset`, `run_charts`, `run_page`, `schemas`. Below the torch line: `conversations`, `controls`,
-`encode`, `adapters`, `identity`, `lora`, `models`, `boundaries`, `judgement`, `audits`, `report`, `openers`,
-`mending`, `repairs`, `packing`, `attention`, `head`, `logps`, `layouts`, `batches`, `budget`, `work`, `processes`,
-`scoring`, `reference`, `losses`, `metrics`, `optimizers`, `schedule`, `perf`, `compiling`, `signs`, `gate`,
-`sharding`, `checkpoint`, `best`, `run`, `trackers`, `run_log`, `updates`, `policy`, `job`, `train`, `stages`, `sweep`,
-`road`, `integrations`. The edge: `terminal`, `grid`, `sides`, `before_after`, `sparklines`, `run_view`, `stopping`,
-`road_view`, `demo`, `cli`, `__main__`.
-`reference_table`, `evaluation_tables`, `locks`, `scorer_options`, `scored_folder`, `prompts`, `candidate_folder`,
+`reference_table`, `evaluation_tables`, `locks`, `prompts`, `candidate_folder`, `scorer_options`, `scored_folder`,
 `spill`, `ahead`, `workers`, `near`, `comparing`, `candidates`, `functions`, `rewriting`, `rejecting`, `drafts`,
 `accounts`, `assembly`, `additions`, `front_matter`, `card`, `papers`, `verification`, `resolving`, `build`, `guard`,
 `query`, `results`, `spans`, `show`, `row_files`, `scored_rows`, `export`, `curves`, `info`, `run_facts`, `holdings`,
@@ -44,9 +23,9 @@ Files: `documents`, `sections`, `build_settings`, `train_settings`, `sample_sett
 `repairs`, `packing`, `attention`, `head`, `logps`, `layouts`, `batches`, `budget`, `work`, `processes`, `scoring`,
 `reference`, `reward_models`, `judge`, `scorers`, `score`, `stops`, `picking`, `engines`, `generation`, `sample`,
 `losses`, `metrics`, `optimizers`, `schedule`, `completions`, `perf`, `compiling`, `signs`, `gate`, `sharding`,
-`checkpoint`, `best`, `run`, `trackers`, `run_log`, `updates`, `policy`, `job`, `train`, `perplexity`, `held_out`,
-`evaluation_plan`, `evaluate`, `integrations`. The edge: `terminal`, `grid`, `sides`, `before_after`, `sparklines`,
-`run_view`, `stopping`, `demo`, `cli`, `__main__`.
+`checkpoint`, `best`, `run`, `trackers`, `run_log`, `updates`, `policy`, `job`, `train`, `stages`, `sweep`, `road`,
+`perplexity`, `held_out`, `evaluation_plan`, `evaluate`, `integrations`. The edge: `terminal`, `grid`, `sides`,
+`before_after`, `sparklines`, `run_view`, `stopping`, `demo`, `cli`.
 
 Each command is one function here, and so is what a user of them names; imported on first use, so that
 `import prefkit` stays light. docs/api.md lists them.
@@ -153,8 +132,6 @@ _HOMES = {
     "Sampled": "prefkit.sample",
     "ScoredBy": "prefkit.score",
     "RunThrough": "prefkit.road",
-    "ScoredBy": "prefkit.score",
-    "Sampled": "prefkit.sample",
     "Shown": "prefkit.show",
     "SourceError": "prefkit.errors",
     "Spectator": "prefkit.stages",
@@ -179,8 +156,6 @@ _HOMES = {
     "sample_candidates": "prefkit.sample",
     "score_candidates": "prefkit.score",
     "run_pipeline": "prefkit.road",
-    "score_candidates": "prefkit.score",
-    "sample_candidates": "prefkit.sample",
     "show_pairs": "prefkit.show",
     "sweep_pipeline": "prefkit.sweep",
     "torch_dataset": "prefkit.integrations.pytorch",

@@ -334,8 +334,6 @@ DOCUMENTS: dict[str, type[_Document]] = {
     "reference": Reference,
     "run": Run,
     "audit": Audit,
-    "run": Run,
-    "audit": Audit,
     "sweep": Sweep,
     "evaluation": Evaluation,
     "sampler": Sampler,

@@ -423,6 +423,8 @@ SWEEP_COLUMNS = (
     Column("kl_high", pl.Float64, "likewise"),
     Column("win_rate", pl.Float64, "share of comparisons that the run's samples win, a tie counts one half"),
     Column("reason", pl.String, "why it failed, null where it is done"),
+)
+
 EVALUATION_COLUMNS = (
     Column(
         "role",

@@ -10,22 +10,6 @@ import polars as pl
 
 from prefkit.format import RUNS, SWEEPS, TABLES, Kind, schema
 
-# view -> its table in format.TABLES, the glob of its files, and the column that names the directory a file lies in
-VIEW_FILES: Mapping[str, tuple[str, str, str | None]] = {
-    "pairs": ("pairs", "pairs/part-*.parquet", None),
-    "dropped": ("dropped", "dropped/part-*.parquet", None),
-    "rejects": ("rejects", "rejects/part-*.parquet", None),
-    "changes": ("changes", "changes/part-*.parquet", None),
-    "tokens": ("tokens", "audit/tokens.parquet", None),
-    "structure": ("structure", "audit/structure.parquet", None),
-    "probe": ("probe", "audit/probe.parquet", None),
-    "pair_scores": ("pair_scores", "audit/pair_scores.parquet", None),
-    "reference": ("reference", "reference/*/part-*.parquet", "key"),
-    "reference_dropped": ("reference_dropped", "reference/*/dropped.parquet", "key"),
-    "steps": ("steps", "runs/*/steps.parquet", "run"),
-    "perf": ("perf", "runs/*/perf.parquet", "run"),
-    "pair_dynamics": ("pair_dynamics", "runs/*/pair_dynamics/part-*.parquet", "run"),
-    "sweeps": ("sweeps", "sweeps/*/table.parquet", "sweep"),
 # view -> its table in format.TABLES, the glob of its files, and the columns that name the directories a file lies in,
 # one for each * between slashes
 VIEW_FILES: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
@@ -44,6 +28,7 @@ VIEW_FILES: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "pair_dynamics": ("pair_dynamics", "runs/*/pair_dynamics/part-*.parquet", ("run",)),
     "evaluations": ("evaluations", "runs/*/evaluations/*/summary.parquet", ("run", "evaluation")),
     "evaluation_prompts": ("evaluation_prompts", "runs/*/evaluations/*/prompts.parquet", ("run", "evaluation")),
+    "sweeps": ("sweeps", "sweeps/*/table.parquet", ("sweep",)),
 }
 MANIFEST_VIEWS = ("pairs", "dropped", "rejects", "changes")  # whose parts the manifest lists
 AUDIT_VIEWS = ("tokens", "structure", "probe", "pair_scores")  # whose parts audit.json lists
