@@ -252,6 +252,11 @@ class Audit(_Document):
     sources: dict[str, int] = Field(description="pairs by source")
     limits: dict[str, Any]
     settings: dict[str, Any] = Field(description="the rest of the audit section")
+    made_of: dict[str, str | None] | None = Field(
+        None,
+        description="pairs_sha256: over the parts of the pairs; encoding_sha256: how they became the tokens of "
+        "audit.model, null without; prefkit_version; null of an earlier release and of a repair",
+    )
     parts: list[PartEntry] = Field([], description="the tables beside it; none of an audit that was not kept")
 
 
@@ -303,11 +308,33 @@ class Sample(_Document):
     plan: PartEntry
 
 
+class CombinationEntry(_Document):
+    """One combination of a sweep's settings, and what became of it."""
+
+    settings: dict[str, Any] = Field(description="what varies, by dotted key")
+    state: Literal["to do", "done", "failed"]
+    run: str | None = Field(description="its directory below runs/, null before it is done")
+    reason: str | None = Field(description="why it failed")
+
+
+class Sweep(_Document):
+    """sweeps/<key>/sweep.json: runs that share one dataset and one reference."""
+
+    key: str = Field(description="16 hex digits of sha256 over the reference, policy, pairs and all train sections")
+    reference: str
+    data_sha256: str = Field(description="as in run.json")
+    grid: list[dict[str, Any]] = Field(description="what varies, in the order of the command: setting, values")
+    combinations: list[CombinationEntry]
+    finished: bool = Field(description="no combination is left to do; a failed one is tried again by the next call")
+    prefkit_version: str
+
+
 DOCUMENTS: dict[str, type[_Document]] = {
     "manifest": Manifest,
     "reference": Reference,
     "run": Run,
     "audit": Audit,
+    "sweep": Sweep,
     "evaluation": Evaluation,
     "sampler": Sampler,
     "sample": Sample,

@@ -19,7 +19,7 @@ NAMES: dict[str, str] = {
     "tokens": "tokens",
     "cut_off": "cut off",
     "distinct_2": "distinct-2",
-    "distinct_responses": "distinct responses",
+    "distinct_responses": "distinct texts",
     "self_similarity": "self-similarity",
 }
 SHARES = {"cut_off", WIN_RATE, INCONSISTENT}
@@ -85,10 +85,8 @@ def temperature_table(summary: Summary, temperature: float) -> Table:
         roles = (summary.get(role, metric, temperature, scorer) for role in (POLICY, REFERENCE, DIFFERENCE))
         mine, other, apart = roles
         beside = other is not None or apart is not None  # then the interval that counts is that of the difference
-        cells = [
-            show(mine.value) if beside and mine is not None and mine.value is not None else with_interval(mine, show)
-        ]
-        cells += ["" if other is None or other.value is None else show(other.value), with_interval(apart, show)]
+        mine, other = (one._replace(low=None) if one is not None and beside else one for one in (mine, other))
+        cells = [with_interval(one, show) for one in (mine, other, apart)]
         if any(cells):
             table.add_row(*(Text(printable(cell)) for cell in (label, *cells)))
 

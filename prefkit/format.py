@@ -19,6 +19,7 @@
                                        chat_template.jinja in a chat dataset
       runs/<n>/                        run.json, steps.parquet and perf.parquet (live: .jsonl), pair_dynamics/,
                                        checkpoints/, best/, trackers/, model/
+      sweeps/<key>/                    sweep.json (which settings are which run), table.parquet
       runs/<n>/evaluations/<key>/      evaluation.json (last), summary.parquet, prompts.parquet
       samples/<key>/                   responses of a model that evaluations of several runs share (sample_format.py)
 
@@ -63,6 +64,9 @@ CHECKPOINTS = "checkpoints"
 BEST = "best"
 TRACKERS = "trackers"
 MODEL = "model"
+SWEEPS = "sweeps"
+SWEEP_JSON = "sweep.json"
+SWEEP_TABLE = "table.parquet"
 EVALUATIONS = "evaluations"
 EVALUATION_JSON = "evaluation.json"
 EVALUATION_SUMMARY = "summary.parquet"
@@ -393,6 +397,34 @@ LEARNING_COLUMNS = (
     Column("mean_margin", pl.Float64, "mean over all times"),
 )
 
+# the run's last row of steps and its run.json, beside what its evaluation measured on fresh samples
+SWEEP_COLUMNS = (
+    Column("number", pl.Int32, "of the combination, from 1 on: the last setting varies fastest"),
+    Column("settings", pl.String, "what varies, a JSON object from dotted key to value"),
+    Column("state", pl.String, "done | failed"),
+    Column("run", pl.String, "its directory below runs/, null where none was begun"),
+    Column("loss_type", pl.String, "train.loss"),
+    Column("beta", pl.Float64, "train.beta"),
+    Column("learning_rate", pl.Float64, "train.learning_rate"),
+    Column("seed", pl.Int64, "train.seed"),
+    Column("steps", pl.Int64, "updates made"),
+    Column("loss", pl.Float64, "of the last logged step"),
+    Column("eval_loss", pl.Float64, "of the final model on the test split, null without one"),
+    Column("eval_rewards/accuracies", pl.Float64, "likewise"),
+    Column("eval_rewards/margins", pl.Float64, "likewise"),
+    Column("temperature", pl.Float64, "at which the run was sampled from: the first of evaluate.temperatures"),
+    Column("scorer", pl.String, "who scored the samples: the first of the scorers, null without"),
+    Column("reward", pl.Float64, "mean score of the run's samples"),
+    Column("reward_gain", pl.Float64, "its mean score less the reference's, over the same prompts"),
+    Column("reward_gain_low", pl.Float64, "interval of it, of evaluate.confidence"),
+    Column("reward_gain_high", pl.Float64, "likewise"),
+    Column("kl", pl.Float64, "KL(run || reference) of a whole response at temperature 1, in nats"),
+    Column("kl_low", pl.Float64, "interval of it"),
+    Column("kl_high", pl.Float64, "likewise"),
+    Column("win_rate", pl.Float64, "share of comparisons that the run's samples win, a tie counts one half"),
+    Column("reason", pl.String, "why it failed, null where it is done"),
+)
+
 EVALUATION_COLUMNS = (
     Column(
         "role",
@@ -448,6 +480,7 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
     "perf": PERF_COLUMNS,
     "pair_dynamics": DYNAMICS_COLUMNS,
     "learning": LEARNING_COLUMNS,
+    "sweeps": SWEEP_COLUMNS,
     "evaluations": EVALUATION_COLUMNS,
     "evaluation_prompts": EVALUATION_PROMPT_COLUMNS,
 }

@@ -104,7 +104,7 @@ def ratio_by_prompt(rows: pl.DataFrame, value: str, count: str, confidence: floa
     if sums.is_empty() or total == 0:
         return NOTHING
     ratio = float(sums["x"].sum()) / total
-    errors = (sums["x"] - ratio * sums["n"]).to_numpy()
+    errors = sums["x"].to_numpy() - ratio * sums["n"].to_numpy()
     return _around(ratio, _standard_error(errors) * len(errors) / total, sums, confidence)
 
 

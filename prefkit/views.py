@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from prefkit.format import RUNS, TABLES, Kind, schema
+from prefkit.format import RUNS, SWEEPS, TABLES, Kind, schema
 
 # view -> its table in format.TABLES, the glob of its files, and the columns that name the directories a file lies in,
 # one for each * between slashes
@@ -28,6 +28,7 @@ VIEW_FILES: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "pair_dynamics": ("pair_dynamics", "runs/*/pair_dynamics/part-*.parquet", ("run",)),
     "evaluations": ("evaluations", "runs/*/evaluations/*/summary.parquet", ("run", "evaluation")),
     "evaluation_prompts": ("evaluation_prompts", "runs/*/evaluations/*/prompts.parquet", ("run", "evaluation")),
+    "sweeps": ("sweeps", "sweeps/*/table.parquet", ("sweep",)),
 }
 MANIFEST_VIEWS = ("pairs", "dropped", "rejects", "changes")  # whose parts the manifest lists
 AUDIT_VIEWS = ("tokens", "structure", "probe", "pair_scores")  # whose parts audit.json lists
@@ -67,12 +68,14 @@ VIEW_DOCS: Mapping[str, str] = {
     "perf": "by update of a run: what it cost",
     "pair_dynamics": "each pair's reward margin each time a run saw it",
     "learning": "by run and pair: when it was learned, forgotten, or never learned",
+    "sweeps": "by combination of a sweep's settings: its run, its losses, and what fresh samples of it measured",
     "evaluations": "by run, evaluation and metric: what fresh responses were worth, with intervals",
     "evaluation_prompts": "by run, evaluation and prompt: rewards, wins, KL and lengths of both models",
 }
 DIRECTORY_DOCS: Mapping[str, str] = {
     "key": "of the reference: its directory's name",
     "run": "the directory's name",
+    "sweep": "the directory's name",
     "evaluation": "of the run: its directory's name",
 }
 SQL_TYPES: Mapping[type[pl.DataType], str] = {
@@ -161,5 +164,5 @@ def views_sql(kind: Kind, files: Mapping[str, Sequence[str]]) -> str:
 
 
 def of_runs(view: str) -> bool:
-    """Whether a view's files lie below runs/."""
-    return VIEW_FILES[view][1].startswith(f"{RUNS}/")
+    """Whether a view's files lie below runs/ or sweeps/: nothing lists them."""
+    return VIEW_FILES[view][1].startswith((f"{RUNS}/", f"{SWEEPS}/"))

@@ -102,6 +102,10 @@ FILES = [
     "reference_table",
     "evaluation_tables",
     "locks",
+    "prompts",
+    "candidate_folder",
+    "scorer_options",
+    "scored_folder",
     "scorer_options",
     "scored_folder",
     "prompts",
@@ -177,6 +181,10 @@ BELOW = [
     "engines",
     "generation",
     "sample",
+    "reward_models",
+    "judge",
+    "scorers",
+    "score",
     "losses",
     "metrics",
     "optimizers",
@@ -196,6 +204,9 @@ BELOW = [
     "policy",
     "job",
     "train",
+    "stages",
+    "sweep",
+    "road",
     "perplexity",
     "held_out",
     "evaluation_plan",
@@ -209,8 +220,20 @@ BELOW = [
     "integrations.pair_stream",
     "integrations.pytorch",
 ]
-EDGE = ["terminal", "grid", "evaluation_view", "sides", "before_after", "sparklines", "run_view", "stopping"]
+EDGE = [
+    "terminal",
+    "grid",
+    "evaluation_view",
+    "sides",
+    "before_after",
+    "sparklines",
+    "run_view",
+    "stopping",
+    "road_view",
+]
 EDGE += ["demo", "demo.grammar", "demo.world", "demo.tiny_model", "demo.walk", "cli", "__main__"]
+EDGE = ["terminal", "grid", "sides", "before_after", "sparklines", "run_view", "stopping"]
+EDGE += ["demo", "demo.grammar", "demo.world", "demo.rating", "demo.tiny_model", "demo.walk", "cli", "__main__"]
 ORDER = ["__init__", *FRAMES, *FILES, *BELOW, *EDGE]
 # without torch in them, though they serve what stands below the line: bytes on disk, strings and ids
 LIGHT_BELOW = {
