@@ -106,10 +106,6 @@ FILES = [
     "candidate_folder",
     "scorer_options",
     "scored_folder",
-    "scorer_options",
-    "scored_folder",
-    "prompts",
-    "candidate_folder",
     "spill",
     "ahead",
     "workers",
@@ -181,10 +177,6 @@ BELOW = [
     "engines",
     "generation",
     "sample",
-    "reward_models",
-    "judge",
-    "scorers",
-    "score",
     "losses",
     "metrics",
     "optimizers",
@@ -231,8 +223,6 @@ EDGE = [
     "stopping",
     "road_view",
 ]
-EDGE += ["demo", "demo.grammar", "demo.world", "demo.tiny_model", "demo.walk", "cli", "__main__"]
-EDGE = ["terminal", "grid", "sides", "before_after", "sparklines", "run_view", "stopping"]
 EDGE += ["demo", "demo.grammar", "demo.world", "demo.rating", "demo.tiny_model", "demo.walk", "cli", "__main__"]
 ORDER = ["__init__", *FRAMES, *FILES, *BELOW, *EDGE]
 # without torch in them, though they serve what stands below the line: bytes on disk, strings and ids
