@@ -50,16 +50,16 @@ class Following(NamedTuple):
 
 
 class Spectator:
-    """Who follows the road; by itself nobody. road_view.py has the one that draws progress lines."""
+    """Who follows the road: told lines, shown each stage that is done, asked whether to stop; by itself silent."""
 
-    def tell(self, text: str) -> None:
-        """A line for a person."""
+    def __init__(self, tell: Tell = lambda _text: None, stop: Stop = lambda: False) -> None:
+        self.tell, self.stop = tell, stop
 
     @contextlib.contextmanager
     def follow(self, stage: StageName) -> Iterator[Following]:
         """While the block runs, a stage is at work."""
         watch = None if stage == "build" else (lambda *_: None)
-        yield Following(self.tell, watch, lambda: False)
+        yield Following(self.tell, watch, self.stop)
 
     def show(self, outcome: "Outcome") -> None:
         """A stage is done."""
@@ -319,12 +319,30 @@ def _tidy_lock(run: Path) -> None:
 
 def evaluate_stage(pipeline: Pipeline, run: str, spectator: Spectator) -> Outcome:
     """Measure a run on fresh samples, unless that is done."""
+    settings = pipeline.evaluate
+    assert settings is not None  # whoever asks has looked
+    if not settings.scorers and pipeline.score is not None:
+        settings = settings.model_copy(update={"scorers": pipeline.score.scorers})
+    reference = settings.reference or pipeline.precompute.model
+    with spectator.follow("evaluate") as (tell, watch, stop):
+        made = load_evaluate()(
+            run, settings, reference=reference, dataset=pipeline.dataset, tell=tell, watch=watch, stop=stop
+        )
+    facts = {"folder": made.folder, "headline": made.document["headline"]}
+    why = "" if made.unchanged else "this run was not measured so"
+    return Outcome("evaluate", made.unchanged, why, _headline(made), made, facts)
+
+
+def _headline(made: Any) -> str:
+    told = made.document["headline"]
+    if told is None:
+        return f"{made.folder}"
+    gain = f"{told['value']:+.4g} ({told['low']:.4g} to {told['high']:.4g})"
+    return f"mean reward by {told['scorer']} {gain} over the reference; {made.folder}"
+
+
+def load_evaluate() -> Callable[..., Any]:
+    """What measures a run; it needs torch."""
     from importlib import import_module
 
-    assert pipeline.evaluate is not None
-    evaluate = import_module("prefkit.evaluate").evaluate_model
-    with spectator.follow("evaluate") as (tell, watch, stop):
-        made = evaluate(run, pipeline.evaluate, dataset=pipeline.dataset, tell=tell, watch=watch, stop=stop)
-    return Outcome(
-        "evaluate", made.unchanged, "" if made.unchanged else NEW, str(made.out), made, {"out": str(made.out)}
-    )
+    return import_module("prefkit.evaluate").evaluate_model  # type: ignore[no-any-return]

@@ -30,6 +30,7 @@ from prefkit.views import sql_type
 
 EXTRA = {view: ["key"] for view in ("reference", "reference_dropped")}
 EXTRA |= {view: ["run"] for view in ("steps", "perf", "pair_dynamics", "learning")}
+EXTRA |= {"sweeps": ["sweep"]}
 Build = Callable[..., Path]
 
 
