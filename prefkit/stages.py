@@ -199,26 +199,20 @@ FORESEEN: Mapping[StageName, Callable[[Pipeline], tuple[str | None, str]]] = {
 
 
 def _sample(pipeline: Pipeline, spectator: Spectator) -> Outcome:
-    from importlib import import_module
-
     with spectator.follow("sample") as (tell, watch, stop):
-        made = import_module("prefkit.sample").sample_candidates(pipeline, tell=tell, watch=watch, stop=stop)
+        made = load_sample()(pipeline, tell=tell, watch=watch, stop=stop)
     said = f"{made.samples} responses to {made.prompts} prompts in {made.out}"
-    facts = {"out": str(made.out), "prompts": made.prompts, "samples": made.samples, "new": made.new}
-    why = "" if made.unchanged else f"{made.new} were not sampled yet"
+    facts = {"out": made.out, "prompts": made.prompts, "samples": made.samples, "new": made.new}
+    why = "" if made.unchanged else f"{made.new} responses were not there yet"
     return Outcome("sample", made.unchanged, why, said, made, facts)
 
 
 def _score(pipeline: Pipeline, spectator: Spectator) -> Outcome:
-    from importlib import import_module
-
-    assert pipeline.score is not None and pipeline.sample is not None  # noqa: PT018 - what the settings promise
-    score = import_module("prefkit.score").score_candidates
     with spectator.follow("score") as (tell, watch, stop):
-        made = score(pipeline.sample.out, pipeline.score.scorers, tell=tell, watch=watch, stop=stop)
+        made = load_score()(pipeline, tell=tell, watch=watch, stop=stop)
     again = [one.scorer for one in made if not one.unchanged]
     said = ", ".join(f"{one.scorer}: {one.scored} scored" for one in made)
-    why = f"by {', '.join(again)}" if again else ""
+    why = f"{', '.join(again)} had not scored all of it" if again else ""
     return Outcome("score", not again, why, said, made, {one.scorer: one.scored for one in made})
 
 
@@ -339,6 +333,20 @@ def _headline(made: Any) -> str:
         return f"{made.folder}"
     gain = f"{told['value']:+.4g} ({told['low']:.4g} to {told['high']:.4g})"
     return f"mean reward by {told['scorer']} {gain} over the reference; {made.folder}"
+
+
+def load_sample() -> Callable[..., Any]:
+    """What samples; it needs torch."""
+    from importlib import import_module
+
+    return import_module("prefkit.sample").sample_candidates  # type: ignore[no-any-return]
+
+
+def load_score() -> Callable[..., Any]:
+    """What scores; a model may be needed."""
+    from importlib import import_module
+
+    return import_module("prefkit.score").score_candidates  # type: ignore[no-any-return]
 
 
 def load_evaluate() -> Callable[..., Any]:
