@@ -139,6 +139,49 @@ def build(
 
 
 @app.command()
+def score(
+    candidates: Annotated[
+        str, typer.Argument(help="A folder of prefkit sample, a file of responses, or a pipeline file.")
+    ],
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scorer",
+            metavar="SPEC",
+            help="module:function, reward:FOLDER, judge:FOLDER or verifier:number; repeatable. Or the pipeline's.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Of the one scorer, in the scorer column.")
+    ] = None,
+    scale: Annotated[
+        str | None, typer.Option("--scale", metavar="LO,HI", help="Of the one scorer: other scores are rejects.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="DIR", help="Where the scored tables of a file go.")
+    ] = None,
+    changes: Changes = None,
+    as_json: Json = False,
+) -> None:
+    """Score sampled responses: functions, reward models, judges, verifiers."""
+    from prefkit.scorer_options import read_scorers
+
+    scorers = read_scorers(scorer or [], name, scale)
+    from prefkit.score import score_candidates
+    from prefkit.stopping import stop_on_signals
+    from prefkit.terminal import pass_progress, print_scored
+
+    screen = console(as_json=as_json)
+    with pass_progress("responses") as (line, watch), stop_on_signals("this part") as stop:
+        line("scoring")
+        done = score_candidates(
+            candidates, scorers, out=out, changes=changes or [], tell=screen.print, watch=watch, stop=stop
+        )
+    print_scored(done, screen)
+    emit({"scorers": [one._asdict() for one in done]}, as_json=as_json)
+
+
+@app.command()
 def audit(
     target: Target,
     strict: Annotated[
@@ -245,6 +288,43 @@ def train(
 
 
 @app.command()
+def sample(
+    target: Annotated[str, typer.Argument(help="A file of prompts, a dataset for its prompts, or a pipeline file.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="Folder of a model or run; otherwise the pipeline's.")
+    ] = None,
+    n: Annotated[int | None, typer.Option("-n", metavar="N", min=1, help="Responses a prompt.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="CANDIDATES", help="The directory that is written.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", min=0, help="0: always the likeliest token.")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", min=0, max=1, help="Only the likeliest tokens.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest response.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="The same seed, the same samples.")] = None,
+    changes: Changes = None,
+    as_json: Json = False,
+) -> None:
+    """Sample N responses of a model to each prompt, with its own log-probs."""
+    given = {"model": model, "n": n, "out": out, "temperature": temperature, "top_p": top_p}
+    given |= {"max_new_tokens": max_new_tokens, "seed": seed}
+    from prefkit.target import sampling_of
+
+    pipeline = sampling_of(target, changed(changes, **{f"sample__{key}": value for key, value in given.items()}))
+    from prefkit.sample import sample_candidates
+    from prefkit.stopping import stop_on_signals
+    from prefkit.terminal import print_sampled, sample_progress
+
+    screen = console(as_json=as_json)
+    with sample_progress() as watch, stop_on_signals("this part") as stop:
+        done = sample_candidates(pipeline, tell=screen.print, watch=watch, stop=stop)
+    print_sampled(done, screen)
+    emit(done._asdict(), as_json=as_json)
+
+
 def run(
     pipeline: Annotated[str, typer.Argument(help="The pipeline file (YAML).")],
     until: Annotated[
