@@ -1,4 +1,4 @@
-"""The engine: log-probs against the kernel and the plain code, tokens against `model.generate`, rows that come and go."""
+"""The engine: log-probs against the kernel and the plain code, tokens against `generate`, rows that come and go."""
 
 import copy
 import random
@@ -92,7 +92,9 @@ def test_the_slower_roads_give_the_same_samples(road: Road) -> None:
 def test_at_temperature_zero_tokens_are_those_of_generate(name: str) -> None:
     model = random_model(CONFIGS[name]())
     asked = requests(25, 24, 11, 3, 2)
-    config = GenerationConfig(max_new_tokens=30, do_sample=False, eos_token_id=list(ENDS), pad_token_id=0)
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=30, do_sample=False, eos_token_id=list(ENDS), pad_token_id=0
+    )
     for request, (response,) in zip(
         asked, sampled(model, asked, decoding(n=1, temperature=0.0, max_new_tokens=30), 3), strict=True
     ):
@@ -223,7 +225,7 @@ def test_a_model_that_the_batch_does_not_suit_takes_a_slower_road_and_says_why()
         def get_input_embeddings(self) -> Any:
             return self.inner.get_input_embeddings()
 
-        def forward(self, input_ids: torch.Tensor, use_cache: bool) -> Any:  # noqa: FBT001
+        def forward(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
             if use_cache:
                 raise NotImplementedError
             return self.inner(input_ids=input_ids, use_cache=False)
@@ -256,4 +258,3 @@ def test_a_stop_text_ends_a_response_at_the_token_that_completes_it() -> None:
         assert response.finish_reason == ("stop" if holds[-1] or response.ids[-1] == 2 else "length")
         ended += holds[-1]
     assert ended >= 5
-

@@ -3,6 +3,7 @@
 import math
 import random
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def transformers_probs(logits: torch.Tensor, warping: Warping) -> torch.Tensor:
         warpers.append(TopKLogitsWarper(warping.top_k))
     if warping.top_p < 1:
         warpers.append(TopPLogitsWarper(warping.top_p))
-    ids = torch.zeros(len(logits), 1, dtype=torch.long)
+    ids: Any = torch.zeros(len(logits), 1, dtype=torch.long)
     return warpers(ids, logits).softmax(-1)
 
 
