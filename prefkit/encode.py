@@ -88,20 +88,23 @@ ENCODED: dict[str, Any] = {
 }
 
 
-def resolve_template(kind: Kind, setting: str | None, tokenizer: Any) -> str | None:
+def resolve_template(
+    kind: Kind, setting: str | None, tokenizer: Any, key: str = "precompute.chat_template"
+) -> str | None:
     """The text of the chat template to use, None in a text dataset.
 
     Args:
         kind: of the dataset.
         setting: precompute.chat_template: one of our own by name, a jinja file, or None for the tokenizer's own.
         tokenizer: whose own template is the default.
+        key: the setting's name, for messages.
 
     Raises:
         ModelError: there is none; the message names both ways to give one.
     """
     if kind == "text":
         return None
-    template = _named_template(setting, tokenizer)
+    template = _named_template(setting, tokenizer, key)
     try:
         tokenizer.apply_chat_template([{"role": "user", "content": "?"}], chat_template=template, tokenize=False)
     except jinja2.TemplateSyntaxError as error:
@@ -112,7 +115,7 @@ def resolve_template(kind: Kind, setting: str | None, tokenizer: Any) -> str | N
     return template
 
 
-def _named_template(setting: str | None, tokenizer: Any) -> str:
+def _named_template(setting: str | None, tokenizer: Any, key: str) -> str:
     if setting is None:
         own = tokenizer.chat_template
         template = own.get("default") if isinstance(own, dict) else own  # several templates by name: the default
@@ -120,17 +123,15 @@ def _named_template(setting: str | None, tokenizer: Any) -> str:
             return template
         raise ModelError(
             "the tokenizer has no chat template",
-            expected="precompute.chat_template: a jinja file, or `transcript` (Human / Assistant turns as in HH)",
-            hint="--set precompute.chat_template=transcript",
+            expected=f"{key}: a jinja file, or `transcript` (Human / Assistant turns as in HH)",
+            hint=f"--set {key}=transcript" if key.startswith("precompute") else "",
         )
     if setting in OWN_TEMPLATES:
         return OWN_TEMPLATES[setting]
     try:
         return Path(setting).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        raise ModelError(
-            f"precompute.chat_template: no template {setting}", expected="a jinja file, or `transcript`"
-        ) from None
+        raise ModelError(f"{key}: no template {setting}", expected="a jinja file, or `transcript`") from None
 
 
 def encode_pairs(pairs: pl.DataFrame, tokenizer: Any, settings: EncodeSettings) -> Encoded:
@@ -403,6 +404,75 @@ def _guarded(
         if "".join(filled) == wanted:
             return encode_pieces(tokenizer, shadow, filled)
     return None
+
+
+def encode_responses(
+    prompts: Sequence[Any], responses: Sequence[str], tools: Sequence[str | None], tokenizer: Any, template: str | None
+) -> list[list[int] | str]:
+    """Each prompt + response as one sequence of ids, whole, or the reason why there is none; of pairs, `encode_pairs`.
+
+    Args:
+        prompts: messages each, or a text each where there is no template.
+        responses: the reply to each.
+        tools: that each prompt offers, as JSON; None: none.
+        tokenizer: of the model.
+        template: the text of a chat template; None: texts are joined, special tokens are the tokenizer's default, and
+            the end token, where it has one, is appended unless there.
+    """
+    settings = EncodeSettings("text" if template is None else "chat", 0, 0, "drop", template)
+    spelt = [token for token in control_tokens(tokenizer).values() if token]
+    shadow = functools.cache(lambda: make_shadow(tokenizer))
+    if template is None:
+        return [
+            _text_ids(prompt + response, tokenizer, spelt) for prompt, response in zip(prompts, responses, strict=True)
+        ]
+    return [
+        _reply_ids(
+            {
+                "prompt": prompt,
+                "chosen": [{"role": "assistant", "content": response}],
+                "rejected": [],
+                "tools": offered,
+            },
+            tokenizer,
+            shadow,
+            settings,
+            spelt,
+        )
+        for prompt, response, offered in zip(prompts, responses, tools, strict=True)
+    ]
+
+
+def _text_ids(text: str, tokenizer: Any, spelt: Sequence[str]) -> list[int]:
+    spells = any(token in text for token in spelt)
+    ids: list[int] = tokenizer(text, **({"split_special_tokens": True} if spells else {}))["input_ids"]
+    end = tokenizer.eos_token_id
+    return ids if end is None or ids[-1:] == [end] else [*ids, end]
+
+
+def _reply_ids(
+    row: dict[str, Any], tokenizer: Any, shadow: ShadowOf, settings: EncodeSettings, spelt: Sequence[str]
+) -> list[int] | str:
+    """Ids of a prompt and its reply, `chosen`; what spells a control token is tokenised as text."""
+    conversation = conversations_of(row)[1]
+    contents = [m["content"] for m in conversation.messages]
+    joined = ["".join(contents), "".join(text.strip() for text in contents), *hidden_texts(conversation)]
+    spells = any(token in text for text in joined for token in spelt)
+    if spells and (conversation.tools or any(set(m) - {"role", "content"} for m in conversation.messages)):
+        return "control_token_in_text"
+    try:
+        if spells:
+            ids = _guarded(conversation, tokenizer, shadow(), settings)
+            return "control_token_in_text" if ids is None else ids
+        text = _apply(conversation, tokenizer, settings)
+        if conversation.uses_tools():
+            with_marks, marks = marked(conversation, len(row["prompt"]))
+            shown = _apply(with_marks, tokenizer, settings)
+            if any(mark not in shown for mark in marks):
+                return "template_ignores_tools"
+    except TEMPLATE_FAILS:
+        return "template_refused"
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _encode_one(

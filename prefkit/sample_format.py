@@ -11,6 +11,7 @@
       scored/<scorer>-00000.parquet    a row a response and scorer: all files together are a `candidates` source
       unscored/<scorer>-00000.parquet  responses that a scorer gave no score in its scale, and why
       verdicts/<scorer>-00000.parquet  of a judge: which of two responses it prefers, a `comparisons` source
+      inconsistent/<scorer>-00000.parquet  of a judge: comparisons without a verdict, and why
       scores/<scorer>.json             written last of a scorer: what it is, and what it did
       .lock                            one writer at a time
 
@@ -34,6 +35,7 @@ SAMPLES = "samples"
 SCORED = "scored"
 UNSCORED = "unscored"
 VERDICTS = "verdicts"
+INCONSISTENT = "inconsistent"
 SCORERS = "scores"  # a JSON document a scorer
 
 _PROMPT = (
@@ -47,6 +49,18 @@ _RESPONSE = (
     Column("number", pl.Int32, "of the response among those of its prompt, from 0 on"),
     Column("response", pl.String, "without the tokens that ended it"),
     Column("model", pl.String, "the folder it was sampled from, as it was named"),
+)
+
+_VERDICT = (
+    *_PROMPT,
+    Column("candidate_a", pl.String, "candidate_id of response_a"),
+    Column("candidate_b", pl.String, "candidate_id of response_b"),
+    Column("response_a", pl.String, "the response of the smaller number"),
+    Column("response_b", pl.String, "the other one"),
+    Column("winner", pl.String, "a | b | tie; null where there is no verdict"),
+    Column("log_odds_ab", pl.Float32, "of a being better, a shown first, in nats"),
+    Column("log_odds_ba", pl.Float32, "of a being better, b shown first, in nats"),
+    Column("scorer", pl.String, "the judge's name"),
 )
 
 # name -> columns
@@ -99,19 +113,22 @@ SAMPLE_TABLES: dict[str, tuple[Column, ...]] = {
         *_PROMPT,
         *_RESPONSE,
         Column("scorer", pl.String, "its name"),
-        Column("reason", pl.String, "no_score | not_finite | out_of_scale | too_long | no_reference | inconsistent"),
+        Column(
+            "reason",
+            pl.String,
+            "no_score | not_finite | out_of_scale | too_long | no_reference | inconsistent | one_response (a judge had "
+            "nothing to compare it with) | template_refused | control_token_in_text",
+        ),
         Column("value", pl.Float64, "what the scorer gave, null where it gave none or none that is finite"),
     ),
-    VERDICTS: (
-        *_PROMPT,
-        Column("candidate_a", pl.String, "candidate_id of response_a"),
-        Column("candidate_b", pl.String, "candidate_id of response_b"),
-        Column("response_a", pl.String, "the response of the smaller number"),
-        Column("response_b", pl.String, "the other one"),
-        Column("winner", pl.String, "a | b | tie; null where the judge changed its mind with the order"),
-        Column("log_odds_ab", pl.Float32, "of a being better, a shown first, in nats"),
-        Column("log_odds_ba", pl.Float32, "of a being better, b shown first, in nats"),
-        Column("scorer", pl.String, "the judge's name"),
+    VERDICTS: _VERDICT,
+    INCONSISTENT: (
+        *_VERDICT,
+        Column(
+            "reason",
+            pl.String,
+            "inconsistent: the verdict changes with the order | too_long | template_refused | control_token_in_text",
+        ),
     ),
 }
 

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from prefkit.reference import Estimated, Precomputed
     from prefkit.run import Trained
     from prefkit.sample import Sampled
+    from prefkit.score import ScoredBy
 
 QUANTILES = ("min", "p10", "median", "p90", "max")  # in this order, whatever order a manifest has
 
@@ -90,6 +91,24 @@ def _print_report(told: Mapping[str, Any], console: Console) -> None:
     for section in told.values():
         for advice in section.get("advice", []) if isinstance(section, Mapping) else []:
             console.print(f"    advice: {advice}")
+
+
+def print_scored(done: "Sequence[ScoredBy]", console: Console) -> None:
+    """What each scorer made of the candidates, and in plain words why nothing was left."""
+    for one in done:
+        mean = "" if one.mean is None else f", mean {one.mean:.4f}"
+        state = "nothing to do" if one.unchanged else f"{one.new} done now"
+        console.print(f"{one.scorer} ({one.kind}): {one.scored} of {one.candidates} responses scored{mean}; {state}")
+        for reason, count in one.unscored.items():
+            console.print(f"  {count:>9} {reason}")
+        if one.judge is not None and one.judge["comparisons"]:
+            kept, first = one.judge["consistent_share"], one.judge["first_share"]
+            place = "" if first is None else f"; {first:.0%} of all verdicts are for the response shown first"
+            console.print(
+                f"  {one.judge['comparisons']} comparisons, {kept:.0%} with the same verdict in both orders{place}"
+            )
+        for advice in one.advice:
+            console.print(f"  advice: {advice}")
 
 
 def print_dry_run(foretold: "Estimated", console: Console) -> None:

@@ -73,6 +73,11 @@ FRAMES = [
     "audit.verdict",
     "audit.findings",
     "audit.alphabets",
+    "intervals",
+    "diversity",
+    "win_rates",
+    "measures",
+    "verifiers",
 ]
 FILES = [
     "documents",
@@ -95,7 +100,14 @@ FILES = [
     "target",
     "tables",
     "reference_table",
+    "evaluation_tables",
     "locks",
+    "prompts",
+    "candidate_folder",
+    "scorer_options",
+    "scored_folder",
+    "scorer_options",
+    "scored_folder",
     "prompts",
     "candidate_folder",
     "spill",
@@ -104,6 +116,7 @@ FILES = [
     "near",
     "comparing",
     "candidates",
+    "functions",
     "rewriting",
     "rejecting",
     "drafts",
@@ -159,15 +172,24 @@ BELOW = [
     "processes",
     "scoring",
     "reference",
+    "reward_models",
+    "judge",
+    "scorers",
+    "score",
     "stops",
     "picking",
     "engines",
     "generation",
     "sample",
+    "reward_models",
+    "judge",
+    "scorers",
+    "score",
     "losses",
     "metrics",
     "optimizers",
     "schedule",
+    "completions",
     "perf",
     "compiling",
     "signs",
@@ -182,6 +204,13 @@ BELOW = [
     "policy",
     "job",
     "train",
+    "stages",
+    "sweep",
+    "road",
+    "perplexity",
+    "held_out",
+    "evaluation_plan",
+    "evaluate",
     "integrations",
     "integrations.agreement",
     "integrations.row_hashes",
@@ -191,8 +220,10 @@ BELOW = [
     "integrations.pair_stream",
     "integrations.pytorch",
 ]
-EDGE = ["terminal", "grid", "sides", "before_after", "sparklines", "run_view", "stopping"]
+EDGE = ["terminal", "grid", "sides", "before_after", "sparklines", "run_view", "stopping", "road_view"]
 EDGE += ["demo", "demo.grammar", "demo.world", "demo.tiny_model", "demo.walk", "cli", "__main__"]
+EDGE = ["terminal", "grid", "sides", "before_after", "sparklines", "run_view", "stopping"]
+EDGE += ["demo", "demo.grammar", "demo.world", "demo.rating", "demo.tiny_model", "demo.walk", "cli", "__main__"]
 ORDER = ["__init__", *FRAMES, *FILES, *BELOW, *EDGE]
 # without torch in them, though they serve what stands below the line: bytes on disk, strings and ids
 LIGHT_BELOW = {
