@@ -14,16 +14,17 @@ Pure functions on Polars frames: `screen`, `formats`, `pairs`, `corrections`, `c
 `verifiers`.
 Files: `documents`, `sections`, `build_settings`, `train_settings`, `sample_settings`, `settings`, `config`, `rows`,
 `checked`, `shapes`, `plans`, `ingest`, `sources`, `detection`, `evals`, `views`, `store`, `target`, `tables`,
-`reference_table`, `locks`, `scorer_options`, `scored_folder`, `spill`, `ahead`, `workers`, `near`, `comparing`,
-`candidates`, `functions`, `rewriting`, `rejecting`, `drafts`, `accounts`, `assembly`, `additions`, `front_matter`,
-`card`, `papers`, `verification`, `resolving`, `build`, `guard`, `query`, `results`, `spans`, `show`, `row_files`,
-`scored_rows`, `export`, `curves`, `info`, `run_facts`, `holdings`, `dataset`, `run_charts`, `run_page`, `schemas`.
-Below the torch line: `conversations`, `controls`, `encode`, `adapters`, `identity`, `lora`, `models`, `boundaries`,
-`judgement`, `audits`, `report`, `openers`, `mending`, `repairs`, `packing`, `attention`, `head`, `logps`, `layouts`,
-`batches`, `budget`, `work`, `processes`, `scoring`, `reference`, `reward_models`, `judge`, `scorers`, `score`,
-`losses`, `metrics`, `optimizers`, `schedule`, `perf`, `compiling`, `signs`, `gate`, `sharding`, `checkpoint`, `best`,
-`run`, `trackers`, `run_log`, `updates`, `policy`, `job`, `train`, `integrations`. The edge: `terminal`, `grid`,
-`sides`, `before_after`, `sparklines`, `run_view`, `stopping`, `demo`, `cli`, `__main__`.
+`reference_table`, `locks`, `prompts`, `candidate_folder`, `scorer_options`, `scored_folder`, `spill`, `ahead`,
+`workers`, `near`, `comparing`, `candidates`, `functions`, `rewriting`, `rejecting`, `drafts`, `accounts`, `assembly`,
+`additions`, `front_matter`, `card`, `papers`, `verification`, `resolving`, `build`, `guard`, `query`, `results`,
+`spans`, `show`, `row_files`, `scored_rows`, `export`, `curves`, `info`, `run_facts`, `holdings`, `dataset`,
+`run_charts`, `run_page`, `schemas`. Below the torch line: `conversations`, `controls`, `encode`, `adapters`,
+`identity`, `lora`, `models`, `boundaries`, `judgement`, `audits`, `report`, `openers`, `mending`, `repairs`,
+`packing`, `attention`, `head`, `logps`, `layouts`, `batches`, `budget`, `work`, `processes`, `scoring`, `reference`,
+`stops`, `picking`, `engines`, `generation`, `sample`, `reward_models`, `judge`, `scorers`, `score`, `losses`,
+`metrics`, `optimizers`, `schedule`, `perf`, `compiling`, `signs`, `gate`, `sharding`, `checkpoint`, `best`, `run`,
+`trackers`, `run_log`, `updates`, `policy`, `job`, `train`, `integrations`. The edge: `terminal`, `grid`, `sides`,
+`before_after`, `sparklines`, `run_view`, `stopping`, `demo`, `cli`.
 
 Each command is one function here, and so is what a user of them names; imported on first use, so that
 `import prefkit` stays light. docs/api.md lists them.
@@ -82,6 +83,8 @@ if TYPE_CHECKING:
     from prefkit.run import Trained as Trained
     from prefkit.run_page import RunPage as RunPage
     from prefkit.run_page import write_run_page as write_run_page
+    from prefkit.sample import Sampled as Sampled
+    from prefkit.sample import sample_candidates as sample_candidates
     from prefkit.score import ScoredBy as ScoredBy
     from prefkit.score import score_candidates as score_candidates
     from prefkit.settings import Pipeline as Pipeline
@@ -118,6 +121,7 @@ _HOMES = {
     "PrefkitError": "prefkit.errors",
     "Repaired": "prefkit.repairs",
     "RunPage": "prefkit.run_page",
+    "Sampled": "prefkit.sample",
     "ScoredBy": "prefkit.score",
     "Shown": "prefkit.show",
     "SourceError": "prefkit.errors",
@@ -138,6 +142,7 @@ _HOMES = {
     "read_runs": "prefkit.info",
     "repair_dataset": "prefkit.repairs",
     "run_demo": "prefkit.demo.walk",
+    "sample_candidates": "prefkit.sample",
     "score_candidates": "prefkit.score",
     "show_pairs": "prefkit.show",
     "torch_dataset": "prefkit.integrations.pytorch",

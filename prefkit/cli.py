@@ -148,7 +148,7 @@ def score(
         typer.Option(
             "--scorer",
             metavar="SPEC",
-            help="module:function, reward:FOLDER, judge:FOLDER or verifier:number; repeatable. Otherwise the pipeline's.",
+            help="module:function, reward:FOLDER, judge:FOLDER, verifier:number; repeatable. Or the pipeline's.",
         ),
     ] = None,
     name: Annotated[
@@ -285,6 +285,44 @@ def train(
         {"run": trained.run, "steps": trained.steps, "loss": trained.loss, "eval": trained.eval},
         as_json=as_json,
     )
+
+
+@app.command()
+def sample(
+    target: Annotated[str, typer.Argument(help="A file of prompts, a dataset for its prompts, or a pipeline file.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="Folder of a model or run; otherwise the pipeline's.")
+    ] = None,
+    n: Annotated[int | None, typer.Option("-n", metavar="N", min=1, help="Responses a prompt.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="CANDIDATES", help="The directory that is written.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", min=0, help="0: always the likeliest token.")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", min=0, max=1, help="Only the likeliest tokens.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest response.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="The same seed, the same samples.")] = None,
+    changes: Changes = None,
+    as_json: Json = False,
+) -> None:
+    """Sample N responses of a model to each prompt, with its own log-probs."""
+    given = {"model": model, "n": n, "out": out, "temperature": temperature, "top_p": top_p}
+    given |= {"max_new_tokens": max_new_tokens, "seed": seed}
+    from prefkit.target import sampling_of
+
+    pipeline = sampling_of(target, changed(changes, **{f"sample__{key}": value for key, value in given.items()}))
+    from prefkit.sample import sample_candidates
+    from prefkit.stopping import stop_on_signals
+    from prefkit.terminal import print_sampled, sample_progress
+
+    screen = console(as_json=as_json)
+    with sample_progress() as watch, stop_on_signals("this part") as stop:
+        done = sample_candidates(pipeline, tell=screen.print, watch=watch, stop=stop)
+    print_sampled(done, screen)
+    emit(done._asdict(), as_json=as_json)
 
 
 @app.command()

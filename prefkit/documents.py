@@ -255,4 +255,39 @@ class Audit(_Document):
     parts: list[PartEntry] = Field([], description="the tables beside it; none of an audit that was not kept")
 
 
-DOCUMENTS: dict[str, type[_Document]] = {"manifest": Manifest, "reference": Reference, "run": Run, "audit": Audit}
+class Sampler(_Document):
+    """sampler.json of a candidates directory: written before anything is sampled, and what every later call must be."""
+
+    key: str = Field(description="the first 16 hex digits of sha256 over the JSON of identity")
+    identity: dict[str, Any] = Field(
+        description="all that decides the samples: weights, config, tokenizer, template, kind, n, temperature, top_p, "
+        "top_k, max_new_tokens, end tokens and texts, seed, dtype, engine"
+    )
+    road: str | None = Field(description="how the model was run, or the engine: recorded, never refused")
+
+
+class Sample(_Document):
+    """sample.json of a candidates directory: written when all parts are there."""
+
+    sample_version: int
+    key: str
+    kind: Kind
+    identity: dict[str, Any] = Field(description="as in sampler.json")
+    model: str = Field(description="the folder it was sampled from, as it was named")
+    provenance: dict[str, Any] = Field(description="road, device, versions, template setting: recorded, never refused")
+    files: list[EvalEntry] = Field(description="of the prompts")
+    counts: dict[str, int] = Field(description="rows, prompts, dropped, rejects, samples, tokens")
+    finish_reasons: dict[str, int]
+    dropped_reasons: dict[str, int]
+    parts: dict[str, list[PartEntry]] = Field(description="of the tables prompts, dropped, rejects and samples")
+    plan: PartEntry
+
+
+DOCUMENTS: dict[str, type[_Document]] = {
+    "manifest": Manifest,
+    "reference": Reference,
+    "sampler": Sampler,
+    "sample": Sample,
+    "run": Run,
+    "audit": Audit,
+}

@@ -2,6 +2,7 @@
 
     CANDIDATES/
       sample.json                      written last: what was sampled, with which model and settings
+      sampler.json                     written first: what decides the samples
       prompts/part-00000.parquet       the prompts, in the order of their file
       rejects/part-00000.parquet       lines that could not become a prompt, raw
       dropped/part-00000.parquet       prompts that were not sampled from, and why
@@ -26,8 +27,10 @@ from prefkit.format import MESSAGES, Column, Kind
 SAMPLE_VERSION = 1
 
 SAMPLE_JSON = "sample.json"
+SAMPLER_JSON = "sampler.json"
 SAMPLE_PLAN = "plan.parquet"
 PROMPTS = "prompts"
+PLAN = "plan"  # in one file, SAMPLE_PLAN
 SAMPLES = "samples"
 SCORED = "scored"
 UNSCORED = "unscored"
@@ -71,7 +74,18 @@ SAMPLE_TABLES: dict[str, tuple[Column, ...]] = {
         *_PROMPT,
         Column("source", pl.String, "the file it came from"),
         Column("source_row", pl.Int64, "1-based line (or row) in that file"),
-        Column("reason", pl.String, "duplicate | prompt_too_long | template_refused | ..."),
+        Column(
+            "reason",
+            pl.String,
+            "duplicate | empty_prompt | no_user_turn_last | prompt_too_long | template_refused | ...",
+        ),
+    ),
+    PLAN: (
+        Column("prompt_id", pl.String, "as in prompts"),
+        Column("num_prompt_tokens", pl.Int32, "of the prompt as it is tokenised"),
+        Column("batch", pl.Int32, "prompts of a batch are sampled together, in this order"),
+        Column("part", pl.Int32, "of samples/ that the batch is in"),
+        Column("width", pl.Int32, "responses that are made at once"),
     ),
     SAMPLES: (
         *_PROMPT,
@@ -79,13 +93,14 @@ SAMPLE_TABLES: dict[str, tuple[Column, ...]] = {
         Column("temperature", pl.Float64, "of the softmax that was sampled from; 0: the likeliest token"),
         Column("finish_reason", pl.String, "stop: an end token or a stop text; length: sample.max_new_tokens"),
         Column("num_tokens", pl.Int32, "of the response, the token that ended it included"),
-        Column("logps", pl.Float32, "sum of token_logps"),
+        Column("logps", pl.Float32, "sum of token_logps, null without"),
         Column("prompt_ids", pl.List(pl.Int32), "the prompt as it was tokenised"),
         Column("response_ids", pl.List(pl.Int32), "num_tokens ids, the token that ended it included"),
         Column(
             "token_logps",
             pl.List(pl.Float32),
-            "log-prob of each token under the model itself, at temperature 1 and without top_p or top_k, in nats",
+            "log-prob of each token under the model itself, at temperature 1 and without top_p or top_k, in nats; null "
+            "where another engine gave none",
         ),
     ),
     SCORED: (

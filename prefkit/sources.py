@@ -24,6 +24,7 @@ from prefkit.formats.comparisons import with_labels
 from prefkit.ingest import Reading, check_chunks
 from prefkit.records import LONE_SURROGATE
 from prefkit.rows import READABLE, Position, read_chunks, read_rows
+from prefkit.sample_format import SCORED, SCORERS, VERDICTS
 
 CHANGED = "changed while it was read"
 NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
@@ -138,6 +139,16 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def scorers_say(path: str) -> str:
+    """What scorers say of tables of theirs in which nothing is: "" where a path or glob names others."""
+    folder = Path(path).parent
+    if folder.name not in (SCORED, VERDICTS):
+        return ""
+    documents = [_json_of(file) for file in sorted((folder.parent / SCORERS).glob("*.json"))]
+    said = [str(line) for document in documents for line in document.get("advice", [])]
+    return "; ".join(said)
+
+
 def is_chat_source(source: SourceConfig) -> bool:
     """Whether the first readable row of a source holds messages."""
     form = format_of(source)
@@ -176,7 +187,7 @@ def read_source(source: SourceConfig, kind: Kind) -> Iterator[Block]:
     sizes = [Path(path).stat().st_size for path in paths]
     done = 0
     for path, size in zip(paths, sizes, strict=True):
-        with _unchanged(path):
+        with unchanged(path):
             for block in _read_file(path, source, kind):
                 here = None if block.share is None else (done + size * block.share) / max(sum(sizes), 1)
                 yield block._replace(share=here)
@@ -198,7 +209,7 @@ def _read_file(path: str, source: SourceConfig, kind: Kind, *, fast: bool = True
 
 
 @contextlib.contextmanager
-def _unchanged(path: str) -> Iterator[None]:
+def unchanged(path: str) -> Iterator[None]:
     """A file that changes meanwhile is an error, and the reason for any other error in it."""
     before = _state(path)
     failed: SourceError | None = None

@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,12 @@ Judge = Callable[[str], ScorerConfig]
 def biased(folder: Path, odds: float, template: str | None = CHAT_TEMPLATE) -> Path:
     """A model whose log-odds of A against B (with and without a space before it) are `odds`, whatever it reads."""
     tokenizer = tiny_tokenizer(template)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
     config = PhiConfig(vocab_size=len(tokenizer), max_position_embeddings=2048, **sizes)
     model = random_model(config)
     with torch.no_grad():
@@ -77,13 +82,14 @@ def asked(prompt: str, first: str, second: str) -> str:
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, None], ids=["chat", "no template"])
 def test_log_odds_are_those_of_the_plain_model_in_both_orders(template: str | None, tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path, template=template, max_position_embeddings=2048)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
 
     def plain(text: str) -> float:
         """log P(A) - log P(B) as the next token: the logits differ by it."""
+        letters: Sequence[str]
         if template is None:
-            ids, letters = tokenizer(text + "\nAnswer:")["input_ids"], (" A", " B")
+            ids, letters = tokenizer(text + "\nAnswer:")["input_ids"], [" A", " B"]
         else:
             ids, letters = (
                 tokenizer("<s><|user|>" + text + "<|assistant|>", add_special_tokens=False)["input_ids"],
@@ -297,7 +303,7 @@ def test_instructions_that_cannot_be_used_are_refused(text: str, message: str) -
 
 
 def test_instructions_that_are_not_there_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="scorers.instructions cannot be read: No such file or directory") as wrong:
+    with pytest.raises(ConfigError, match=r"scorers.instructions cannot be read: No such file or directory") as wrong:
         judge_identity(config(tiny_llama(tmp_path), instructions="gone.jinja"))
     assert (wrong.value.where, wrong.value.expected) == ("gone.jinja", "a jinja file")
 
@@ -308,7 +314,9 @@ def test_what_is_too_long_is_not_compared(tmp_path: Path) -> None:
     found = compare_responses(config(folder), rows)
     assert found["reason"].to_list()[1] == "too_long"
     assert found["log_odds_ab"].is_null().to_list() == [False, True]
-    few = judge_candidates(load_judge(config(folder)), candidates(("a", "0123456789" * 200), ("b", "c", "0123456789" * 200)))
+    few = judge_candidates(
+        load_judge(config(folder)), candidates(("a", "0123456789" * 200), ("b", "c", "0123456789" * 200))
+    )
     assert few.scores[:2] == ["too_long", "too_long"]
     assert few.scores[4] == "too_long"
     with pytest.raises(ModelError, match=r"scorers.max_length is 2049, the model holds 2048 tokens"):

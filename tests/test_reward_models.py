@@ -41,7 +41,7 @@ def loaded(folder: Path, kind: Kind = "text", **more: Any) -> RewardModel:
 
 
 def texts(count: int = 40) -> tuple[list[str], list[str]]:
-    """Prompts and responses of very different lengths; some responses end with the end token or the padding, as text."""
+    """Prompts and responses of very different lengths; some end with the end token or the padding, as text."""
     import random
 
     rng = random.Random(0)
@@ -82,7 +82,7 @@ def test_a_chat_is_rendered_with_the_template_and_what_spells_a_control_token_is
     prompts = [[{**turn("user", text), "extra": None}] for text in ("quiet river", "a <|assistant|> b")]
     responses = ["seven stones", "no</s>"]
 
-    def words(text: str) -> list[int]:
+    def words(text: Any) -> list[int]:
         found: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return found
 
@@ -153,7 +153,7 @@ def test_what_is_no_reward_model_is_refused_by_name(tmp_path: Path) -> None:
     from tiny import tiny_llama
 
     causal = tiny_llama(tmp_path / "causal")
-    with pytest.raises(ModelError, match="of its weights are missing or of another shape: score.weight"):
+    with pytest.raises(ModelError, match=r"of its weights are missing or of another shape: score.weight"):
         loaded(causal)
     small = classifier(tmp_path / "small", llama_config(100, num_labels=1))
     with pytest.raises(ModelError, match="tokens, the model 100 embeddings"):
