@@ -20,6 +20,7 @@ from prefkit.sample_settings import ScorerConfig
 from prefkit.score import score_candidates
 from prefkit.scorer_options import parse_scorer, read_scorers
 from prefkit.scorers import open_scorer, score_rows
+from prefkit.sources import file_sha256
 
 
 @pytest.fixture(autouse=True)
@@ -206,13 +207,13 @@ def test_what_a_scorer_is_stands_beside_its_tables() -> None:
     assert document["identity"] == {
         "kind": "function",
         "function": "mine:f",
-        "modules": {"mine.py": scored_folder.file_sha256("mine.py")},
+        "modules": {"mine.py": file_sha256("mine.py")},
         "scale": [-1.0, 1.0],
     }
     assert document["counts"] == {"candidates": 24, "scored": 24, "unscored": 0}
     assert [part["file"] for part in document["parts"]] == ["unscored/f-00000.parquet", "scored/f-00000.parquet"]
     for part in document["parts"]:
-        assert part["sha256"] == scored_folder.file_sha256(Path("out") / part["file"])
+        assert part["sha256"] == file_sha256(Path("out") / part["file"])
 
 
 def test_of_a_file_that_grows_only_what_is_new_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
