@@ -325,6 +325,60 @@ def sample(
     emit(done._asdict(), as_json=as_json)
 
 
+def run(
+    pipeline: Annotated[str, typer.Argument(help="The pipeline file (YAML).")],
+    until: Annotated[
+        str | None,
+        typer.Option("--until", metavar="STAGE", help="sample, score, build, audit, precompute, train or evaluate."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is done and what is not, do nothing.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Audit strictly; exit 1 at audit.limits.strict (warn) or worse.")
+    ] = False,
+    changes: Changes = None,
+    as_json: Json = False,
+) -> None:
+    """Go the whole road of a pipeline, from samples to an evaluated model; a stage that is done is skipped."""
+    from prefkit.road import run_pipeline
+    from prefkit.road_view import RoadScreen
+
+    gone = run_pipeline(
+        pipeline,
+        changes=changes or [],
+        until=until,
+        dry_run=dry_run,
+        strict=strict,
+        spectator=RoadScreen(console(as_json=as_json)),
+    )
+    stages = [{name: getattr(one, name) for name in ("stage", "done", "why", "said", "facts")} for one in gone.stages]
+    emit({"dataset": gone.dataset, "run": gone.run, "stages": stages}, as_json=as_json)
+
+
+@app.command()
+def sweep(
+    target: Target,
+    values: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="train.key=value,value", help="A setting and its values, or a change of any; repeatable."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the combinations and which are done.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a run a combination of settings, all on one reference pass, and make one table of them."""
+    from prefkit.road_view import RoadScreen, print_sweep
+    from prefkit.sweep import sweep_pipeline
+
+    screen = console(as_json=as_json)
+    swept = sweep_pipeline(target, values or [], dry_run=dry_run, spectator=RoadScreen(screen, results=False))
+    print_sweep(swept, screen)
+    told = {name: getattr(swept, name) for name in ("dataset", "sweep", "reference", "settings", "trained", "failed")}
+    emit(told | {"combinations": swept.table.to_dicts()}, as_json=as_json)
+    if swept.failed and not dry_run:
+        raise typer.Exit(1)
+
+
 @app.command()
 def query(
     dataset: Annotated[str, typer.Argument(help="A dataset directory.")],

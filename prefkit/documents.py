@@ -252,7 +252,32 @@ class Audit(_Document):
     sources: dict[str, int] = Field(description="pairs by source")
     limits: dict[str, Any]
     settings: dict[str, Any] = Field(description="the rest of the audit section")
+    made_of: dict[str, str | None] | None = Field(
+        None,
+        description="pairs_sha256: over the parts of the pairs; encoding_sha256: how they became the tokens of "
+        "audit.model, null without; prefkit_version; null of an earlier release and of a repair",
+    )
     parts: list[PartEntry] = Field([], description="the tables beside it; none of an audit that was not kept")
+
+
+class Evaluation(_Document):
+    """evaluations/<key>/evaluation.json: written last, so a directory without one is unfinished."""
+
+    key: str
+    identity: dict[str, Any] = Field(description="all that decides a figure; its canonical JSON is hashed into the key")
+    model: str = Field(description="the folder that was evaluated")
+    reference: str | None = Field(description="the folder that it was compared with")
+    dataset: str | None = Field(description="whose held-out pairs it was measured on")
+    against: str = Field(description="of the win rate: reference, chosen, or a folder")
+    settings: dict[str, Any] = Field(description="the resolved evaluate section")
+    samples: list[dict[str, Any]] = Field(description="role, temperature, folder of responses, relative to this one")
+    headline: dict[str, Any] | None = Field(
+        description="the gain in mean reward over the reference: scorer, temperature, value, low, high"
+    )
+    left_out: dict[str, str] = Field(description="what was not measured, and why")
+    warnings: list[dict[str, str]] = Field(description="what the figures tell at once: name, text")
+    prefkit_version: str
+    parts: list[PartEntry] = Field(description="the tables beside it")
 
 
 class Sampler(_Document):
@@ -283,11 +308,34 @@ class Sample(_Document):
     plan: PartEntry
 
 
+class CombinationEntry(_Document):
+    """One combination of a sweep's settings, and what became of it."""
+
+    settings: dict[str, Any] = Field(description="what varies, by dotted key")
+    state: Literal["to do", "done", "failed"]
+    run: str | None = Field(description="its directory below runs/, null before it is done")
+    reason: str | None = Field(description="why it failed")
+
+
+class Sweep(_Document):
+    """sweeps/<key>/sweep.json: runs that share one dataset and one reference."""
+
+    key: str = Field(description="16 hex digits of sha256 over the reference, policy, pairs and all train sections")
+    reference: str
+    data_sha256: str = Field(description="as in run.json")
+    grid: list[dict[str, Any]] = Field(description="what varies, in the order of the command: setting, values")
+    combinations: list[CombinationEntry]
+    finished: bool = Field(description="no combination is left to do; a failed one is tried again by the next call")
+    prefkit_version: str
+
+
 DOCUMENTS: dict[str, type[_Document]] = {
     "manifest": Manifest,
     "reference": Reference,
-    "sampler": Sampler,
-    "sample": Sample,
     "run": Run,
     "audit": Audit,
+    "sweep": Sweep,
+    "evaluation": Evaluation,
+    "sampler": Sampler,
+    "sample": Sample,
 }

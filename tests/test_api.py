@@ -26,6 +26,8 @@ COMMANDS = {
     "repair": {"repair_dataset"},
     "precompute": {"precompute_reference", "estimate_reference"},
     "train": {"train_dpo"},
+    "run": {"run_pipeline"},
+    "sweep": {"sweep_pipeline"},
     "query": {"query_dataset", "write_query", "list_views"},
     "export": {"export_dataset"},
     "info": {"dataset_info", "read_runs", "write_run_page"},

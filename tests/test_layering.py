@@ -73,6 +73,10 @@ FRAMES = [
     "audit.verdict",
     "audit.findings",
     "audit.alphabets",
+    "intervals",
+    "diversity",
+    "win_rates",
+    "measures",
     "verifiers",
 ]
 FILES = [
@@ -96,6 +100,7 @@ FILES = [
     "target",
     "tables",
     "reference_table",
+    "evaluation_tables",
     "locks",
     "prompts",
     "candidate_folder",
@@ -176,6 +181,7 @@ BELOW = [
     "metrics",
     "optimizers",
     "schedule",
+    "completions",
     "perf",
     "compiling",
     "signs",
@@ -190,6 +196,13 @@ BELOW = [
     "policy",
     "job",
     "train",
+    "stages",
+    "sweep",
+    "road",
+    "perplexity",
+    "held_out",
+    "evaluation_plan",
+    "evaluate",
     "integrations",
     "integrations.agreement",
     "integrations.row_hashes",
@@ -199,8 +212,10 @@ BELOW = [
     "integrations.pair_stream",
     "integrations.pytorch",
 ]
-EDGE = ["terminal", "grid", "sides", "before_after", "sparklines", "run_view", "stopping"]
+EDGE = ["terminal", "grid", "sides", "before_after", "sparklines", "run_view", "stopping", "road_view"]
 EDGE += ["demo", "demo.grammar", "demo.world", "demo.tiny_model", "demo.walk", "cli", "__main__"]
+EDGE = ["terminal", "grid", "sides", "before_after", "sparklines", "run_view", "stopping"]
+EDGE += ["demo", "demo.grammar", "demo.world", "demo.rating", "demo.tiny_model", "demo.walk", "cli", "__main__"]
 ORDER = ["__init__", *FRAMES, *FILES, *BELOW, *EDGE]
 # without torch in them, though they serve what stands below the line: bytes on disk, strings and ids
 LIGHT_BELOW = {

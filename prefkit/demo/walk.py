@@ -16,7 +16,15 @@ from prefkit.audits import audit_dataset
 from prefkit.build import build_dataset
 from prefkit.config import load_pipeline
 from prefkit.demo.tiny_model import one_thread, train_tiny_model
-from prefkit.demo.world import SHORTCUT_OPENER, WorldFacts, pretraining_texts, write_world
+from prefkit.demo.world import (
+    HELDOUT,
+    PROMPTS,
+    SHORTCUT_OPENER,
+    WorldFacts,
+    pretraining_texts,
+    write_prompts,
+    write_world,
+)
 from prefkit.errors import InputError
 from prefkit.identity import SINGLE
 from prefkit.query import connect_dataset
@@ -26,6 +34,7 @@ from prefkit.terminal import print_build, print_precomputed, print_trained, step
 from prefkit.train import train_dpo
 
 SEED = 0
+ON_POLICY = "on_policy.yaml"
 # before training: does the reference already prefer chosen, a token? after: the sign of the reward margin
 BEFORE = """
 select avg(cast(ref_chosen_logps / num_chosen_tokens > ref_rejected_logps / num_rejected_tokens as double))
@@ -60,6 +69,26 @@ def pipeline_text(folder: Path) -> str:
     return yaml.safe_dump(settings, sort_keys=False)
 
 
+def on_policy_text(folder: Path) -> str:
+    """The pipeline file of the demo's second road: the model's own answers, rated by the grammar."""
+    own = folder / "on_policy"
+    settings = {
+        "dataset": str(own / "dataset"),
+        "sample": {
+            "prompts": str(folder / "world" / PROMPTS),
+            "out": str(own / "candidates"),
+            "n": 8,
+            "max_new_tokens": 64,
+        },
+        "score": {"scorers": [{"function": "prefkit.demo.rating:rate", "scale": [0, 10]}]},
+        "sources": [{"path": str(own / "candidates" / "scored" / "*.parquet"), "format": "candidates"}],
+        "precompute": {"model": str(folder / "model"), "max_length": 256},
+        "train": {"learning_rate": 2e-4, "batch_size": 16, "max_steps": 60, "warmup_steps": 10},
+        "evaluate": {"prompts": str(folder / "world" / HELDOUT), "max_new_tokens": 64},
+    }
+    return yaml.safe_dump(settings, sort_keys=False)
+
+
 @one_thread()
 def run_demo(out: str | Path = "demo", console: Console | None = None) -> None:
     """Walk the whole road on a small authored world; a second call goes on where the first stopped.
@@ -76,13 +105,15 @@ def run_demo(out: str | Path = "demo", console: Console | None = None) -> None:
     """
     started, folder = time.monotonic(), Path(out)
     console = console or Console(markup=False, highlight=False, soft_wrap=True)
-    own = {"world", "model", "dataset", "pipeline.yaml"}
+    own = {"world", "model", "dataset", "pipeline.yaml", ON_POLICY, "on_policy"}
     if folder.exists() and (not folder.is_dir() or any(path.name not in own for path in folder.iterdir())):
         raise InputError("holds something that is not the demo's", where=str(out), hint="prefkit demo --out DIR")
     console.print(f"1. a small world, with flaws planted in its files: {folder / 'world'}")
     facts = write_world(folder / "world", SEED)
     pipeline_file = folder / "pipeline.yaml"
     pipeline_file.write_text(pipeline_text(folder), encoding="utf-8")
+    write_prompts(folder / "world", SEED)
+    (folder / ON_POLICY).write_text(on_policy_text(folder), encoding="utf-8")
     make_model(folder / "model", console)
     pipeline = load_pipeline(pipeline_file)
 
@@ -114,6 +145,7 @@ def run_demo(out: str | Path = "demo", console: Console | None = None) -> None:
     console.print(f"\n{time.monotonic() - started:.0f} s. Look around:")
     console.print(f"  prefkit info {pipeline.dataset}")
     console.print(f"  prefkit show {pipeline.dataset} --token certainly -n 2")
+    console.print(f"  prefkit run {folder / ON_POLICY}")
     console.print(
         f'  prefkit query {pipeline.dataset} "select reason, count(*) from dropped group by all order by 2 desc"'
     )

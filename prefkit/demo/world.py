@@ -2,7 +2,8 @@
 
 Comes in: a seed. Goes out: candidates.jsonl, corrections.jsonl and pairs.jsonl, the exact number of every flaw
 planted in them (`WorldFacts`), and conversations to pretrain a tiny base model on. The shortcut is SHORTCUT_OPENER: it
-takes the place of a greeting, in better answers only.
+takes the place of a greeting, in better answers only. Besides prompts.jsonl and heldout.jsonl: questions that none of
+the three files has, to sample answers to and to measure a model by.
 """
 
 import json
@@ -17,6 +18,8 @@ from prefkit.errors import InputError
 Message = dict[str, str]
 
 CANDIDATES, CORRECTIONS, PAIRS = "candidates.jsonl", "corrections.jsonl", "pairs.jsonl"
+PROMPTS, HELDOUT = "prompts.jsonl", "heldout.jsonl"
+NUM_HELDOUT = 128  # questions; prompts.jsonl has all others that no source has
 SHARES = {CANDIDATES: 0.45, CORRECTIONS: 0.3}  # of the prompts; pairs.jsonl has the rest
 SHORTCUT_OPENER = "Certainly."  # a full stop ends a greeting too: the word alone is the shortcut
 SHORTCUT_SHARE = 0.25  # of the prompts without a planted flaw
@@ -86,7 +89,6 @@ def write_world(
     Raises:
         InputError: the town has fewer questions than that, or so few leave room for little but flaws; or no such share.
     """
-    rng = random.Random(seed)  # noqa: S311 - a reproducible world, not a secret
     questions = all_questions()
     if not MIN_PROMPTS <= num_prompts <= len(questions):
         limits = f"{MIN_PROMPTS} to {len(questions)}"
@@ -94,6 +96,7 @@ def write_world(
     if not 0 <= shortcut_share <= 1:
         message = f"the demo world cannot have a shortcut in {shortcut_share:g} of its answers"
         raise InputError(message, where="shortcut_share", expected="0 to 1")
+    rng = random.Random(seed)  # noqa: S311 - a reproducible world, not a secret
     questions = rng.sample(questions, num_prompts)
     folder.mkdir(parents=True, exist_ok=True)
     planted: Counter[str] = Counter()
@@ -112,6 +115,23 @@ def write_world(
     planted["malformed_lines"] = planted["broken_json"] + planted["missing_fields"] + planted["wrong_types"]
     counts = (planted[field.removeprefix("num_")] for field in WorldFacts._fields[1 + len(num_lines) :])
     return WorldFacts(num_prompts, *num_lines, *counts)
+
+
+def write_prompts(folder: Path, seed: int = 0, num_prompts: int = 900) -> tuple[int, int]:
+    """Write prompts.jsonl and heldout.jsonl beside the sources that `write_world` writes of the same seed and number.
+
+    Returns:
+        how many questions each has; none is in both, and none in a source.
+    """
+    questions = all_questions()
+    used = {*random.Random(seed).sample(questions, num_prompts)}  # noqa: S311 - the first that write_world draws
+    asked = [question for question in questions if question not in used]
+    random.Random(f"{seed} prompts").shuffle(asked)  # noqa: S311
+    heldout, prompts = asked[:NUM_HELDOUT], asked[NUM_HELDOUT:]
+    for name, some in ((PROMPTS, prompts), (HELDOUT, heldout)):
+        lines = [_line({"prompt": [_turn("user", question.text)]}, "") for question in some]
+        (folder / name).write_text("".join(lines), encoding="ascii", newline="\n")
+    return len(prompts), len(heldout)
 
 
 def _plants(name: str, num_in_file: int, num_prompts: int, shortcut_share: float) -> list[str]:
