@@ -148,7 +148,7 @@ def score(
         typer.Option(
             "--scorer",
             metavar="SPEC",
-            help="module:function, reward:FOLDER, judge:FOLDER or verifier:number; repeatable. Or the pipeline's.",
+            help="module:function, reward:FOLDER, judge:FOLDER, verifier:number; repeatable. Or the pipeline's.",
         ),
     ] = None,
     name: Annotated[
