@@ -10,18 +10,22 @@ The data goes down one road, and every step leaves what the next one needs on di
 Words, without input or output: `errors`, `format` (the layout on disk), `sample_format` (of sampled candidates),
 `records` (what a user may hand us), `text`.
 Pure functions on Polars frames: `screen`, `formats`, `pairs`, `corrections`, `comparisons`, `quality`, `pairing`,
-`selection`, `grams`, `minhash`, `buckets`, `decontaminate`, `keys`, `validate`, `cycles`, `dedupe`, `split`, `audit`.
+`selection`, `grams`, `minhash`, `buckets`, `decontaminate`, `keys`, `validate`, `cycles`, `dedupe`, `split`, `audit`,
+`intervals`, `diversity`, `win_rates`, `measures`, `verifiers`.
 Files: `documents`, `sections`, `build_settings`, `train_settings`, `sample_settings`, `settings`, `config`, `rows`,
 `checked`, `shapes`, `plans`, `ingest`, `sources`, `detection`, `evals`, `views`, `store`, `target`, `tables`,
-`reference_table`, `locks`, `spill`, `ahead`, `workers`, `near`, `comparing`, `candidates`, `rewriting`, `rejecting`,
-`drafts`, `accounts`, `assembly`, `additions`, `front_matter`, `card`, `papers`, `verification`, `resolving`, `build`,
-`guard`, `query`, `results`, `spans`, `show`, `row_files`, `scored_rows`, `export`, `curves`, `info`, `run_facts`,
-`holdings`, `dataset`, `run_charts`, `run_page`, `schemas`. Below the torch line: `conversations`, `controls`,
-`encode`, `adapters`, `identity`, `lora`, `models`, `boundaries`, `judgement`, `audits`, `report`, `openers`,
-`mending`, `repairs`, `packing`, `attention`, `head`, `logps`, `layouts`, `batches`, `budget`, `work`, `processes`,
-`scoring`, `reference`, `losses`, `metrics`, `optimizers`, `schedule`, `perf`, `compiling`, `signs`, `gate`,
-`sharding`, `checkpoint`, `best`, `run`, `trackers`, `run_log`, `updates`, `policy`, `job`, `train`, `integrations`.
-The edge: `terminal`, `grid`, `sides`, `before_after`, `sparklines`, `run_view`, `stopping`, `demo`, `cli`, `__main__`.
+`reference_table`, `evaluation_tables`, `locks`, `prompts`, `candidate_folder`, `scorer_options`, `scored_folder`,
+`spill`, `ahead`, `workers`, `near`, `comparing`, `candidates`, `functions`, `rewriting`, `rejecting`, `drafts`,
+`accounts`, `assembly`, `additions`, `front_matter`, `card`, `papers`, `verification`, `resolving`, `build`, `guard`,
+`query`, `results`, `spans`, `show`, `row_files`, `scored_rows`, `export`, `curves`, `info`, `run_facts`, `holdings`,
+`dataset`, `run_charts`, `run_page`, `schemas`. Below the torch line: `conversations`, `controls`, `encode`,
+`adapters`, `identity`, `lora`, `models`, `boundaries`, `judgement`, `audits`, `report`, `openers`, `mending`,
+`repairs`, `packing`, `attention`, `head`, `logps`, `layouts`, `batches`, `budget`, `work`, `processes`, `scoring`,
+`reference`, `reward_models`, `judge`, `scorers`, `score`, `stops`, `picking`, `engines`, `generation`, `sample`,
+`losses`, `metrics`, `optimizers`, `schedule`, `completions`, `perf`, `compiling`, `signs`, `gate`, `sharding`,
+`checkpoint`, `best`, `run`, `trackers`, `run_log`, `updates`, `policy`, `job`, `train`, `stages`, `sweep`, `road`,
+`perplexity`, `held_out`, `evaluation_plan`, `evaluate`, `integrations`. The edge: `terminal`, `grid`, `sides`,
+`before_after`, `sparklines`, `run_view`, `stopping`, `demo`, `cli`.
 
 Each command is one function here, and so is what a user of them names; imported on first use, so that
 `import prefkit` stays light. docs/api.md lists them.
@@ -77,12 +81,22 @@ if TYPE_CHECKING:
     from prefkit.repairs import Repaired as Repaired
     from prefkit.repairs import repair_dataset as repair_dataset
     from prefkit.results import write_query as write_query
+    from prefkit.road import RunThrough as RunThrough
+    from prefkit.road import run_pipeline as run_pipeline
     from prefkit.run import Trained as Trained
     from prefkit.run_page import RunPage as RunPage
     from prefkit.run_page import write_run_page as write_run_page
+    from prefkit.sample import Sampled as Sampled
+    from prefkit.sample import sample_candidates as sample_candidates
+    from prefkit.score import ScoredBy as ScoredBy
+    from prefkit.score import score_candidates as score_candidates
     from prefkit.settings import Pipeline as Pipeline
     from prefkit.show import Shown as Shown
     from prefkit.show import show_pairs as show_pairs
+    from prefkit.stages import Outcome as Outcome
+    from prefkit.stages import Spectator as Spectator
+    from prefkit.sweep import Swept as Swept
+    from prefkit.sweep import sweep_pipeline as sweep_pipeline
     from prefkit.target import pipeline_of as pipeline_of
     from prefkit.train import train_dpo as train_dpo
 
@@ -106,6 +120,7 @@ _HOMES = {
     "Interrupted": "prefkit.errors",
     "MachineError": "prefkit.errors",
     "ModelError": "prefkit.errors",
+    "Outcome": "prefkit.stages",
     "PairCollator": "prefkit.integrations.pytorch",
     "PairDataset": "prefkit.integrations.pytorch",
     "PairStream": "prefkit.integrations.pair_stream",
@@ -114,8 +129,13 @@ _HOMES = {
     "PrefkitError": "prefkit.errors",
     "Repaired": "prefkit.repairs",
     "RunPage": "prefkit.run_page",
+    "Sampled": "prefkit.sample",
+    "ScoredBy": "prefkit.score",
+    "RunThrough": "prefkit.road",
     "Shown": "prefkit.show",
     "SourceError": "prefkit.errors",
+    "Spectator": "prefkit.stages",
+    "Swept": "prefkit.sweep",
     "Trained": "prefkit.run",
     "audit_dataset": "prefkit.audits",
     "build_dataset": "prefkit.build",
@@ -133,7 +153,11 @@ _HOMES = {
     "read_runs": "prefkit.info",
     "repair_dataset": "prefkit.repairs",
     "run_demo": "prefkit.demo.walk",
+    "sample_candidates": "prefkit.sample",
+    "score_candidates": "prefkit.score",
+    "run_pipeline": "prefkit.road",
     "show_pairs": "prefkit.show",
+    "sweep_pipeline": "prefkit.sweep",
     "torch_dataset": "prefkit.integrations.pytorch",
     "torch_stream": "prefkit.integrations.pytorch",
     "train_dpo": "prefkit.train",

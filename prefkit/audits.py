@@ -6,6 +6,7 @@ then the probes and the verdict. With a tokenizer the tokens that DPO will see a
 """
 
 import contextlib
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,8 @@ from typing import Any
 
 import polars as pl
 
+from prefkit import __version__
+from prefkit.adapters import base_folder
 from prefkit.audit.allow import allows
 from prefkit.audit.alphabets import Alphabet, count_alphabet, with_permutation
 from prefkit.audit.counting import Texts, of_ids, of_words
@@ -24,16 +27,18 @@ from prefkit.audit.structure import pair_similarity
 from prefkit.audit.verdict import LEVELS, Level
 from prefkit.boundaries import tokenise_pairs
 from prefkit.config import Changes, Pipeline
+from prefkit.documents import Audit
 from prefkit.encode import EncodeSettings, resolve_template
-from prefkit.errors import AuditError, located
-from prefkit.format import AUDIT_JSON, Kind
+from prefkit.errors import AuditError, DatasetError, located
+from prefkit.format import AUDIT_JSON, Kind, canonical_json, differing
 from prefkit.judgement import Audited, Counted, judge_evidence
 from prefkit.locks import locked
 from prefkit.papers import renew_papers
 from prefkit.sections import num_bytes
 from prefkit.settings import AuditConfig
+from prefkit.sources import file_sha256
 from prefkit.spill import Spill
-from prefkit.store import read_manifest, write_json
+from prefkit.store import read_document, read_manifest, write_json
 from prefkit.tables import check_parts, table_blocks, write_parquet
 from prefkit.target import Target, pipeline_of
 from prefkit.text import words_of
@@ -41,6 +46,13 @@ from prefkit.text import words_of
 Tell = Callable[[str], None]
 Watch = Callable[[int, int], None]
 BLOCK = 4096
+WITHOUT_EFFECT = {"memory_limit"}  # settings that change no figure
+OF_TOKENIZERS = {".json", ".jinja", ".txt", ".model"}  # endings of the files that decide ids; never those of weights
+MADE_OF = {  # of audit.json, in words
+    "pairs_sha256": "the pairs",
+    "encoding_sha256": "the tokenizer of audit.model, or how pairs become its tokens,",
+    "prefkit_version": "prefkit itself",
+}
 
 
 def audit_dataset(
@@ -80,13 +92,65 @@ def audit_dataset(
     manifest = read_manifest(dataset)
     check_parts(dataset / "pairs", manifest["parts"]["pairs"])
     tokenizer = _tokenizer(pipeline, manifest["kind"])
+    of = _made_of(pipeline, manifest)
     with locked(dataset) if keep else contextlib.nullcontext(), scratch_of(dataset if keep else None) as folder:
         counted = _count(pipeline, manifest, tokenizer, folder, tell, watch)
         if strict:
             tell(f"{settings.num_flips} sign flips by prompt")
             counted = _flipped(counted, settings)
         audited = judge_evidence(counted, settings, str(dataset), strict=strict, tell=tell)
+        audited = audited._replace(document=audited.document | {"made_of": of})
         return _kept(dataset, audited) if keep else audited
+
+
+def why_audit(target: Target, *, strict: bool = False) -> str | None:
+    """What keeps the audit on disk from being the one that `audit_dataset` would make now; None where nothing does.
+
+    Args:
+        target: as of `audit_dataset`.
+        strict: likewise.
+    """
+    pipeline = pipeline_of(target)
+    dataset, settings = Path(pipeline.dataset), pipeline.audit
+    manifest = read_manifest(dataset)
+    if not (dataset / AUDIT_JSON).exists():
+        return "there was none"
+    try:
+        recorded = read_document(dataset / AUDIT_JSON, Audit)
+        check_parts((dataset / AUDIT_JSON).parent, recorded.get("parts", []))
+    except DatasetError as error:
+        return f"{error.where} {error.message}"
+    of, wanted = recorded.get("made_of"), _made_of(pipeline, manifest)
+    if of is None:
+        return "it does not say what it was made of"
+    if changed := next((name for name in wanted if of.get(name) != wanted[name]), None):
+        return f"{MADE_OF[changed]} changed"
+    now = settings.model_dump(mode="json", exclude={"limits", *WITHOUT_EFFECT})
+    then = {name: value for name, value in recorded["settings"].items() if name not in WITHOUT_EFFECT}
+    apart = differing(then, now) or differing(recorded["limits"], settings.limits.model_dump(mode="json"))
+    if apart:
+        section = "audit." if then != now else "audit.limits."
+        return f"{section}{apart[0].partition(':')[0]} changed"
+    return None if recorded["strict"] == strict else f"it was made {'without' if strict else 'with'} --strict"
+
+
+def _made_of(pipeline: Pipeline, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides an audit beside its own settings; `encoding`: how pairs become the tokens of audit.model."""
+    parts = [[part["file"], part["sha256"]] for part in manifest["parts"]["pairs"]]
+    folder, encoding = pipeline.audit.model, None
+    if folder is not None:
+        settings, template = pipeline.precompute, pipeline.precompute.chat_template
+        told = {name: getattr(settings, name) for name in ("max_length", "min_completion_tokens", "long_prompt")}
+        files = [path for name in {folder, str(base_folder(folder))} for path in Path(name).glob("*")]
+        files = [path for path in files if path.suffix in OF_TOKENIZERS]
+        files += [Path(template)] if template is not None else []
+        hashed = [[path.name, file_sha256(path)] for path in files if path.is_file()]
+        encoding = _sha256([told, template, sorted(hashed)])
+    return {"pairs_sha256": _sha256(parts), "encoding_sha256": encoding, "prefkit_version": __version__}
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ RECORD_TEXTS = {
     "corrections": ("prompt", "response", "correction"),
     "responses": ("prompt", "response"),
     "comparisons": ("prompt", "response_a", "response_b"),
+    "prompts": ("prompt",),
 }
 RECORD_VALUES: Mapping[str, Mapping[str, pl.DataType | type[pl.DataType]]] = {
     "pairs": {
@@ -44,6 +45,7 @@ RECORD_VALUES: Mapping[str, Mapping[str, pl.DataType | type[pl.DataType]]] = {
         "score_b": pl.Float64,
         "annotator": pl.String,
     },
+    "prompts": {"reference": pl.String},
 }
 ROLE_OF = {"prompt": "user"}  # every other text is the assistant's
 # names that records.py gives to what is wrong with a value

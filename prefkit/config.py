@@ -6,6 +6,7 @@ Config stops at the entry functions; all below take values.
 """
 
 import difflib
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,8 +17,10 @@ from pydantic import BaseModel, ValidationError
 
 from prefkit.build_settings import DecontaminateConfig, PairsConfig, RewriteRule, SourceConfig
 from prefkit.errors import ConfigError, InputError
-from prefkit.format import MANIFEST
+from prefkit.format import MANIFEST, Kind
 from prefkit.records import LONE_SURROGATE
+from prefkit.sample_settings import EvaluateConfig, SampleConfig, ScoreConfig
+from prefkit.sections import Section
 from prefkit.settings import Pipeline
 from prefkit.train_settings import PrecomputeConfig, TrainConfig
 
@@ -28,16 +31,28 @@ __all__ = [
     "Pipeline",
     "PrecomputeConfig",
     "RewriteRule",
+    "Sections",
     "SourceConfig",
     "TrainConfig",
     "change_pipeline",
     "load_pipeline",
+    "load_sections",
     "pipeline_from_manifest",
     "require_model",
 ]
 
 Path_ = tuple[str | int, ...]
 Changes: TypeAlias = Sequence[str] | Mapping[str, Any]
+
+
+class Sections(Section):
+    """The sections that a command without a pipeline file can have."""
+
+    kind: Kind | None = None
+    precompute: PrecomputeConfig = PrecomputeConfig()
+    sample: SampleConfig | None = None
+    score: ScoreConfig | None = None
+    evaluate: EvaluateConfig | None = None
 
 
 class Change(NamedTuple):
@@ -125,6 +140,28 @@ def pipeline_from_manifest(settings: Mapping[str, Any], dataset: str, changes: C
     """
     made = read_changes(changes)
     return _saying(_checked(dict(settings) | {"dataset": dataset}, made, f"{dataset}/{MANIFEST}", {}), _told(made))
+
+
+def load_sections(settings: Mapping[str, Any], changes: Changes = ()) -> Sections:
+    """Settings of a command that needs no pipeline file, from its options and `--set`.
+
+    Args:
+        settings: sections by name, as a pipeline file has them.
+        changes: as in `load_pipeline`.
+
+    Raises:
+        ConfigError: a key or value does not fit.
+    """
+    values = json.loads(json.dumps(settings))
+    made = read_changes(changes)
+    for change in made:
+        _apply(values, change)
+    if (key := _half_a_character(values)) is not None:
+        raise ConfigError(f"{_dotted(key)} holds half a character (a lone surrogate)", where="--set")
+    try:
+        return Sections.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, "the settings", {}, made) from None
 
 
 def _told(changes: Sequence[Change]) -> set[str]:

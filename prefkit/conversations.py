@@ -36,6 +36,12 @@ def conversations_of(row: dict[str, Any]) -> list[Conversation]:
     ]
 
 
+def asking_of(row: dict[str, Any]) -> Conversation:
+    """The conversation that asks for a reply: the prompt of a chat row and, where there are some, its tools."""
+    tools = json.loads(row["tools"]) if row.get("tools") else None
+    return Conversation([_unpacked(m) for m in row["prompt"]], tools, True)
+
+
 def _unpacked(message: dict[str, Any]) -> dict[str, Any]:
     """A message as templates know it: arguments of a tool call as an object."""
     plain = {"role": message["role"], "content": message["content"]}

@@ -252,7 +252,90 @@ class Audit(_Document):
     sources: dict[str, int] = Field(description="pairs by source")
     limits: dict[str, Any]
     settings: dict[str, Any] = Field(description="the rest of the audit section")
+    made_of: dict[str, str | None] | None = Field(
+        None,
+        description="pairs_sha256: over the parts of the pairs; encoding_sha256: how they became the tokens of "
+        "audit.model, null without; prefkit_version; null of an earlier release and of a repair",
+    )
     parts: list[PartEntry] = Field([], description="the tables beside it; none of an audit that was not kept")
 
 
-DOCUMENTS: dict[str, type[_Document]] = {"manifest": Manifest, "reference": Reference, "run": Run, "audit": Audit}
+class Evaluation(_Document):
+    """evaluations/<key>/evaluation.json: written last, so a directory without one is unfinished."""
+
+    key: str
+    identity: dict[str, Any] = Field(description="all that decides a figure; its canonical JSON is hashed into the key")
+    model: str = Field(description="the folder that was evaluated")
+    reference: str | None = Field(description="the folder that it was compared with")
+    dataset: str | None = Field(description="whose held-out pairs it was measured on")
+    against: str = Field(description="of the win rate: reference, chosen, or a folder")
+    settings: dict[str, Any] = Field(description="the resolved evaluate section")
+    samples: list[dict[str, Any]] = Field(description="role, temperature, folder of responses, relative to this one")
+    headline: dict[str, Any] | None = Field(
+        description="the gain in mean reward over the reference: scorer, temperature, value, low, high"
+    )
+    left_out: dict[str, str] = Field(description="what was not measured, and why")
+    warnings: list[dict[str, str]] = Field(description="what the figures tell at once: name, text")
+    prefkit_version: str
+    parts: list[PartEntry] = Field(description="the tables beside it")
+
+
+class Sampler(_Document):
+    """sampler.json of a candidates directory: written before anything is sampled, and what every later call must be."""
+
+    key: str = Field(description="the first 16 hex digits of sha256 over the JSON of identity")
+    identity: dict[str, Any] = Field(
+        description="all that decides the samples: weights, config, tokenizer, template, kind, n, temperature, top_p, "
+        "top_k, max_new_tokens, end tokens and texts, seed, dtype, engine"
+    )
+    road: str | None = Field(description="how the model was run, or the engine: recorded, never refused")
+
+
+class Sample(_Document):
+    """sample.json of a candidates directory: written when all parts are there."""
+
+    sample_version: int
+    key: str
+    kind: Kind
+    identity: dict[str, Any] = Field(description="as in sampler.json")
+    model: str = Field(description="the folder it was sampled from, as it was named")
+    provenance: dict[str, Any] = Field(description="road, device, versions, template setting: recorded, never refused")
+    files: list[EvalEntry] = Field(description="of the prompts")
+    counts: dict[str, int] = Field(description="rows, prompts, dropped, rejects, samples, tokens")
+    finish_reasons: dict[str, int]
+    dropped_reasons: dict[str, int]
+    parts: dict[str, list[PartEntry]] = Field(description="of the tables prompts, dropped, rejects and samples")
+    plan: PartEntry
+
+
+class CombinationEntry(_Document):
+    """One combination of a sweep's settings, and what became of it."""
+
+    settings: dict[str, Any] = Field(description="what varies, by dotted key")
+    state: Literal["to do", "done", "failed"]
+    run: str | None = Field(description="its directory below runs/, null before it is done")
+    reason: str | None = Field(description="why it failed")
+
+
+class Sweep(_Document):
+    """sweeps/<key>/sweep.json: runs that share one dataset and one reference."""
+
+    key: str = Field(description="16 hex digits of sha256 over the reference, policy, pairs and all train sections")
+    reference: str
+    data_sha256: str = Field(description="as in run.json")
+    grid: list[dict[str, Any]] = Field(description="what varies, in the order of the command: setting, values")
+    combinations: list[CombinationEntry]
+    finished: bool = Field(description="no combination is left to do; a failed one is tried again by the next call")
+    prefkit_version: str
+
+
+DOCUMENTS: dict[str, type[_Document]] = {
+    "manifest": Manifest,
+    "reference": Reference,
+    "run": Run,
+    "audit": Audit,
+    "sweep": Sweep,
+    "evaluation": Evaluation,
+    "sampler": Sampler,
+    "sample": Sample,
+}

@@ -20,7 +20,7 @@ import jinja2
 import polars as pl
 
 from prefkit.controls import Shadow, control_tokens, encode_pieces, make_shadow
-from prefkit.conversations import Conversation, conversations_of, hidden_texts, marked
+from prefkit.conversations import Conversation, asking_of, conversations_of, hidden_texts, marked
 from prefkit.errors import CheckError, ModelError
 from prefkit.format import Kind
 
@@ -88,20 +88,23 @@ ENCODED: dict[str, Any] = {
 }
 
 
-def resolve_template(kind: Kind, setting: str | None, tokenizer: Any) -> str | None:
+def resolve_template(
+    kind: Kind, setting: str | None, tokenizer: Any, key: str = "precompute.chat_template"
+) -> str | None:
     """The text of the chat template to use, None in a text dataset.
 
     Args:
         kind: of the dataset.
         setting: precompute.chat_template: one of our own by name, a jinja file, or None for the tokenizer's own.
         tokenizer: whose own template is the default.
+        key: the setting's name, for messages.
 
     Raises:
         ModelError: there is none; the message names both ways to give one.
     """
     if kind == "text":
         return None
-    template = _named_template(setting, tokenizer)
+    template = _named_template(setting, tokenizer, key)
     try:
         tokenizer.apply_chat_template([{"role": "user", "content": "?"}], chat_template=template, tokenize=False)
     except jinja2.TemplateSyntaxError as error:
@@ -112,7 +115,7 @@ def resolve_template(kind: Kind, setting: str | None, tokenizer: Any) -> str | N
     return template
 
 
-def _named_template(setting: str | None, tokenizer: Any) -> str:
+def _named_template(setting: str | None, tokenizer: Any, key: str) -> str:
     if setting is None:
         own = tokenizer.chat_template
         template = own.get("default") if isinstance(own, dict) else own  # several templates by name: the default
@@ -120,17 +123,15 @@ def _named_template(setting: str | None, tokenizer: Any) -> str:
             return template
         raise ModelError(
             "the tokenizer has no chat template",
-            expected="precompute.chat_template: a jinja file, or `transcript` (Human / Assistant turns as in HH)",
-            hint="--set precompute.chat_template=transcript",
+            expected=f"{key}: a jinja file, or `transcript` (Human / Assistant turns as in HH)",
+            hint=f"--set {key}=transcript" if key.startswith("precompute") else "",
         )
     if setting in OWN_TEMPLATES:
         return OWN_TEMPLATES[setting]
     try:
         return Path(setting).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        raise ModelError(
-            f"precompute.chat_template: no template {setting}", expected="a jinja file, or `transcript`"
-        ) from None
+        raise ModelError(f"{key}: no template {setting}", expected="a jinja file, or `transcript`") from None
 
 
 def encode_pairs(pairs: pl.DataFrame, tokenizer: Any, settings: EncodeSettings) -> Encoded:
@@ -150,6 +151,98 @@ def encode_pairs(pairs: pl.DataFrame, tokenizer: Any, settings: EncodeSettings) 
     lengths = [pl.col(f"{s}_ids").list.len().cast(pl.Int32).alias(f"num_{s}_tokens") for s in Sides._fields]
     frame = pl.concat([chunk.pairs for chunk in chunks]).with_columns(lengths)
     return Encoded(frame, pl.concat([chunk.dropped for chunk in chunks]))
+
+
+class EncodedPrompts(NamedTuple):
+    """`prompts`: prompt_id, prompt_ids; `dropped`: prompt_id, reason."""
+
+    prompts: pl.DataFrame
+    dropped: pl.DataFrame
+
+
+def encode_prompts(prompts: pl.DataFrame, tokenizer: Any, kind: Kind, template: str | None) -> EncodedPrompts:
+    """Encode prompts by themselves, as a pair's prompt is: what a model is given to answer.
+
+    Args:
+        prompts: prompt_id, prompt, and tools where there are some.
+        tokenizer: of the model.
+        kind: of the prompts.
+        template: the chat template's text; None for text.
+
+    Returns:
+        ids in the order of the prompts, never empty. Of a pair they may be fewer: there the last ones can merge with
+        the completion.
+    """
+    settings = EncodeSettings(kind, 0, 0, "drop", template)
+    controls = [token for token in control_tokens(tokenizer).values() if token]
+    shadow = functools.cache(lambda: make_shadow(tokenizer))
+    kept: list[tuple[str, list[int]]] = []
+    dropped: list[tuple[str, str]] = []
+    for at in range(0, prompts.height, CHUNK):
+        chunk = prompts.slice(at, CHUNK)
+        rows = chunk.select("prompt_id", "prompt", *(["tools"] if "tools" in chunk.columns else [])).to_dicts()
+        flags = _spells_control(chunk.with_columns(chosen="prompt", rejected="prompt"), kind, controls)
+        for row, ids in zip(rows, _prompt_ids(rows, flags, tokenizer, settings, shadow, controls), strict=True):
+            whole = ids if isinstance(ids, str) else _not_ended(ids, tokenizer, kind)
+            if isinstance(whole, str):
+                dropped.append((row["prompt_id"], whole))
+            else:
+                kept.append((row["prompt_id"], whole))
+    columns: dict[str, Any] = {"prompt_id": pl.String, "prompt_ids": pl.List(pl.Int32)}
+    return EncodedPrompts(
+        pl.DataFrame(kept, schema=columns, orient="row"),
+        pl.DataFrame(dropped, schema={"prompt_id": pl.String, "reason": pl.String}, orient="row"),
+    )
+
+
+def _prompt_ids(
+    rows: list[dict[str, Any]],
+    spelled: list[bool],
+    tokenizer: Any,
+    settings: EncodeSettings,
+    shadow: ShadowOf,
+    controls: Sequence[str],
+) -> list[list[int] | str]:
+    """The ids of each prompt, or the reason why there are none."""
+    found: list[list[int] | str | None] = [None] * len(rows)
+    texts: dict[int, str] = {}
+    for number, (row, flag) in enumerate(zip(rows, spelled, strict=True)):
+        if flag:
+            found[number] = _guarded_prompt(row, tokenizer, shadow, settings)
+        elif settings.kind == "text":
+            texts[number] = row["prompt"]
+        else:
+            shown = _rendered([asking_of(row)], len(row["prompt"]), tokenizer, settings, controls)
+            if isinstance(shown, str):
+                found[number] = shown
+            else:
+                texts[number] = shown[0]
+    ids = tokenizer([*texts.values()], add_special_tokens=settings.kind == "text")["input_ids"] if texts else []
+    for number, tokens in zip(texts, ids, strict=True):
+        found[number] = tokens
+    return [tokens for tokens in found if tokens is not None]
+
+
+def _guarded_prompt(row: dict[str, Any], tokenizer: Any, shadow: ShadowOf, settings: EncodeSettings) -> list[int] | str:
+    """As `_tokenise_guarded`, of a prompt alone."""
+    if settings.kind == "text":
+        return list(tokenizer(row["prompt"], split_special_tokens=True)["input_ids"])
+    if row.get("tools") or any(m.get("extra") for m in row["prompt"]):
+        return "control_token_in_text"
+    try:
+        ids = _guarded(asking_of(row), tokenizer, shadow(), settings)
+    except TEMPLATE_FAILS:
+        return "template_refused"
+    return "control_token_in_text" if ids is None else ids
+
+
+def _not_ended(ids: list[int], tokenizer: Any, kind: Kind) -> list[int] | str:
+    """A text prompt without the end token that its tokenizer puts behind every text; never empty."""
+    eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
+    if kind == "text" and len(ids) > 1 and ids[-1] == eos:
+        ids = ids[:-1]
+    first = bos if bos is not None else eos
+    return ids or ("empty_prompt" if first is None else [first])
 
 
 def _encode_chunk(
@@ -238,14 +331,24 @@ def _render(row: dict[str, Any], tokenizer: Any, settings: EncodeSettings, contr
     """The three texts of a row, or the reason why there are none."""
     if settings.kind == "text":
         return [row["prompt"], row["prompt"] + row["chosen"], row["prompt"] + row["rejected"]]
+    return _rendered(conversations_of(row), len(row["prompt"]), tokenizer, settings, controls)
+
+
+def _rendered(
+    conversations: Sequence[Conversation],
+    num_prompt: int,
+    tokenizer: Any,
+    settings: EncodeSettings,
+    controls: Sequence[str],
+) -> list[str] | str:
+    """Conversations that begin with the same prompt of so many messages as texts, or why there are none."""
     try:
-        conversations = conversations_of(row)
         texts = [_apply(conversation, tokenizer, settings) for conversation in conversations]
         for conversation in conversations:
             if any(token in text for text in hidden_texts(conversation) for token in controls):
                 return "control_token_in_text"  # spelt with escapes, so that it shows only here
             if conversation.uses_tools():
-                with_marks, marks = marked(conversation, len(row["prompt"]))
+                with_marks, marks = marked(conversation, num_prompt)
                 shown = _apply(with_marks, tokenizer, settings)
                 if any(mark not in shown for mark in marks):
                     return "template_ignores_tools"
@@ -266,6 +369,11 @@ def _apply(conversation: Conversation, tokenizer: Any, settings: EncodeSettings)
             tokenize=False,
         )
     )
+
+
+def apply_template(messages: list[dict[str, Any]], tokenizer: Any, template: str, *, ask: bool = False) -> str:
+    """Messages as the text that a chat template makes of them; `ask`: with the generation prompt."""
+    return _apply(Conversation(messages, None, ask), tokenizer, EncodeSettings("chat", 0, 0, "drop", template))
 
 
 def _tokenise_guarded(row: dict[str, Any], tokenizer: Any, shadow: ShadowOf, settings: EncodeSettings) -> Sides | str:
@@ -296,6 +404,75 @@ def _guarded(
         if "".join(filled) == wanted:
             return encode_pieces(tokenizer, shadow, filled)
     return None
+
+
+def encode_responses(
+    prompts: Sequence[Any], responses: Sequence[str], tools: Sequence[str | None], tokenizer: Any, template: str | None
+) -> list[list[int] | str]:
+    """Each prompt + response as one sequence of ids, whole, or the reason why there is none; of pairs, `encode_pairs`.
+
+    Args:
+        prompts: messages each, or a text each where there is no template.
+        responses: the reply to each.
+        tools: that each prompt offers, as JSON; None: none.
+        tokenizer: of the model.
+        template: the text of a chat template; None: texts are joined, special tokens are the tokenizer's default, and
+            the end token, where it has one, is appended unless there.
+    """
+    settings = EncodeSettings("text" if template is None else "chat", 0, 0, "drop", template)
+    spelt = [token for token in control_tokens(tokenizer).values() if token]
+    shadow = functools.cache(lambda: make_shadow(tokenizer))
+    if template is None:
+        return [
+            _text_ids(prompt + response, tokenizer, spelt) for prompt, response in zip(prompts, responses, strict=True)
+        ]
+    return [
+        _reply_ids(
+            {
+                "prompt": prompt,
+                "chosen": [{"role": "assistant", "content": response}],
+                "rejected": [],
+                "tools": offered,
+            },
+            tokenizer,
+            shadow,
+            settings,
+            spelt,
+        )
+        for prompt, response, offered in zip(prompts, responses, tools, strict=True)
+    ]
+
+
+def _text_ids(text: str, tokenizer: Any, spelt: Sequence[str]) -> list[int]:
+    spells = any(token in text for token in spelt)
+    ids: list[int] = tokenizer(text, **({"split_special_tokens": True} if spells else {}))["input_ids"]
+    end = tokenizer.eos_token_id
+    return ids if end is None or ids[-1:] == [end] else [*ids, end]
+
+
+def _reply_ids(
+    row: dict[str, Any], tokenizer: Any, shadow: ShadowOf, settings: EncodeSettings, spelt: Sequence[str]
+) -> list[int] | str:
+    """Ids of a prompt and its reply, `chosen`; what spells a control token is tokenised as text."""
+    conversation = conversations_of(row)[1]
+    contents = [m["content"] for m in conversation.messages]
+    joined = ["".join(contents), "".join(text.strip() for text in contents), *hidden_texts(conversation)]
+    spells = any(token in text for text in joined for token in spelt)
+    if spells and (conversation.tools or any(set(m) - {"role", "content"} for m in conversation.messages)):
+        return "control_token_in_text"
+    try:
+        if spells:
+            ids = _guarded(conversation, tokenizer, shadow(), settings)
+            return "control_token_in_text" if ids is None else ids
+        text = _apply(conversation, tokenizer, settings)
+        if conversation.uses_tools():
+            with_marks, marks = marked(conversation, len(row["prompt"]))
+            shown = _apply(with_marks, tokenizer, settings)
+            if any(mark not in shown for mark in marks):
+                return "template_ignores_tools"
+    except TEMPLATE_FAILS:
+        return "template_refused"
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _encode_one(

@@ -19,6 +19,9 @@
                                        chat_template.jinja in a chat dataset
       runs/<n>/                        run.json, steps.parquet and perf.parquet (live: .jsonl), pair_dynamics/,
                                        checkpoints/, best/, trackers/, model/
+      sweeps/<key>/                    sweep.json (which settings are which run), table.parquet
+      runs/<n>/evaluations/<key>/      evaluation.json (last), summary.parquet, prompts.parquet
+      samples/<key>/                   responses of a model that evaluations of several runs share (sample_format.py)
 
 `schemas/FORMAT.md` and `schemas/*.json` are generated from this module and from `records.py`.
 """
@@ -61,6 +64,14 @@ CHECKPOINTS = "checkpoints"
 BEST = "best"
 TRACKERS = "trackers"
 MODEL = "model"
+SWEEPS = "sweeps"
+SWEEP_JSON = "sweep.json"
+SWEEP_TABLE = "table.parquet"
+EVALUATIONS = "evaluations"
+EVALUATION_JSON = "evaluation.json"
+EVALUATION_SUMMARY = "summary.parquet"
+EVALUATION_PROMPTS = "prompts.parquet"
+SAMPLED = "samples"  # folders of sampled responses
 
 ROWS_PER_GROUP = 50_000  # 10k-50k: a filtered DuckDB scan is 8 ms against 124 ms, and the file is no larger
 ROWS_PER_PART = 500_000
@@ -386,6 +397,72 @@ LEARNING_COLUMNS = (
     Column("mean_margin", pl.Float64, "mean over all times"),
 )
 
+# the run's last row of steps and its run.json, beside what its evaluation measured on fresh samples
+SWEEP_COLUMNS = (
+    Column("number", pl.Int32, "of the combination, from 1 on: the last setting varies fastest"),
+    Column("settings", pl.String, "what varies, a JSON object from dotted key to value"),
+    Column("state", pl.String, "done | failed"),
+    Column("run", pl.String, "its directory below runs/, null where none was begun"),
+    Column("loss_type", pl.String, "train.loss"),
+    Column("beta", pl.Float64, "train.beta"),
+    Column("learning_rate", pl.Float64, "train.learning_rate"),
+    Column("seed", pl.Int64, "train.seed"),
+    Column("steps", pl.Int64, "updates made"),
+    Column("loss", pl.Float64, "of the last logged step"),
+    Column("eval_loss", pl.Float64, "of the final model on the test split, null without one"),
+    Column("eval_rewards/accuracies", pl.Float64, "likewise"),
+    Column("eval_rewards/margins", pl.Float64, "likewise"),
+    Column("temperature", pl.Float64, "at which the run was sampled from: the first of evaluate.temperatures"),
+    Column("scorer", pl.String, "who scored the samples: the first of the scorers, null without"),
+    Column("reward", pl.Float64, "mean score of the run's samples"),
+    Column("reward_gain", pl.Float64, "its mean score less the reference's, over the same prompts"),
+    Column("reward_gain_low", pl.Float64, "interval of it, of evaluate.confidence"),
+    Column("reward_gain_high", pl.Float64, "likewise"),
+    Column("kl", pl.Float64, "KL(run || reference) of a whole response at temperature 1, in nats"),
+    Column("kl_low", pl.Float64, "interval of it"),
+    Column("kl_high", pl.Float64, "likewise"),
+    Column("win_rate", pl.Float64, "share of comparisons that the run's samples win, a tie counts one half"),
+    Column("reason", pl.String, "why it failed, null where it is done"),
+)
+
+EVALUATION_COLUMNS = (
+    Column(
+        "role",
+        pl.String,
+        "policy | reference | other (the model of --against) | chosen | difference: policy minus reference | ratio: "
+        "policy over reference",
+    ),
+    Column("temperature", pl.Float64, "that responses were sampled at; null of what needs none"),
+    Column("scorer", pl.String, "who gave the score or the verdict, else null"),
+    Column("metric", pl.String, "what is measured: docs/evaluation.md has all"),
+    Column("value", pl.Float64, "of it"),
+    Column("low", pl.Float64, "interval by prompt (evaluate.confidence), null where there is none"),
+    Column("high", pl.Float64, "likewise"),
+    Column("num_prompts", pl.Int64, "prompts behind it; of held-out pairs their prompts, of texts the texts' prompts"),
+    Column("num_responses", pl.Int64, "responses, comparisons, pairs or texts behind it"),
+)
+
+EVALUATION_PROMPT_COLUMNS = (
+    Column("prompt_id", pl.String, "as in pairs: sha256 over kind and prompt"),
+    Column("prompt", None, "what was answered"),
+    Column("temperature", pl.Float64, "that responses were sampled at"),
+    Column("scorer", pl.String, "a row each; null where there is none"),
+    Column("policy_reward", pl.Float64, "mean score of the policy's responses, null of a judge"),
+    Column("reference_reward", pl.Float64, "likewise, of the reference"),
+    Column("gain", pl.Float64, "policy_reward - reference_reward"),
+    Column("win", pl.Float64, "share of comparisons that the policy wins, a tie a half"),
+    Column("num_compared", pl.Int64, "comparisons behind it; a judge's inconsistent ones are not among them"),
+    Column("num_inconsistent", pl.Int64, "of a judge: verdicts that changed with the order"),
+    Column("kl", pl.Float64, "nats a response from the reference; at temperature 1 only"),
+    Column("policy_tokens", pl.Float64, "mean tokens of a response"),
+    Column("reference_tokens", pl.Float64, "likewise"),
+    Column("policy_cut_off", pl.Float64, "share of responses that max_new_tokens ended"),
+    Column("reference_cut_off", pl.Float64, "likewise"),
+    Column("policy_distinct", pl.Float64, "different responses over responses, null of one"),
+    Column("reference_distinct", pl.Float64, "likewise"),
+    Column("num_responses", pl.Int64, "of the policy"),
+)
+
 # every table a reader may meet: name, columns, and where its files lie below the dataset
 TABLES: Mapping[str, tuple[Column, ...]] = {
     "pairs": PAIRS,
@@ -403,6 +480,9 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
     "perf": PERF_COLUMNS,
     "pair_dynamics": DYNAMICS_COLUMNS,
     "learning": LEARNING_COLUMNS,
+    "sweeps": SWEEP_COLUMNS,
+    "evaluations": EVALUATION_COLUMNS,
+    "evaluation_prompts": EVALUATION_PROMPT_COLUMNS,
 }
 
 

@@ -63,6 +63,21 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
+def model_folder(folder: str | Path) -> Path:
+    """The folder of a model: that of a run's final model where the folder is a run.
+
+    Raises:
+        ModelError: the run has no final model yet.
+    """
+    path = Path(folder)
+    if (path / "run.json").exists() and not (path / "config.json").exists():
+        if not (path / "model").is_dir():
+            hint = "the command that began the run goes on with it"
+            raise ModelError("the run has no final model yet", where=str(path), expected="a finished run", hint=hint)
+        return path / "model"
+    return path
+
+
 def tensor_places(path: Path) -> dict[str, TensorPlace]:
     """Name to place for every tensor of a safetensors file (8 bytes header length, JSON header, then the bytes)."""
     with path.open("rb") as file:

@@ -106,16 +106,41 @@ class Claimed:
         return finish_run(run, self.dataset, self.manifest, self.tokenizer, final, end)
 
 
-def claim_job(
-    pipeline: Pipeline, reference: str | None, out: str | None, held: contextlib.ExitStack, *, go_on: bool, shards: bool
-) -> Claimed:
-    """Read and check all that needs no model, and claim the run directory."""
-    settings, dataset = pipeline.train, Path(pipeline.dataset)
+class Prepared(NamedTuple):
+    """What a training has of its dataset, read and checked, before it has a run directory.
+
+    `claim`: what a run that is gone on with must agree in; `same_model`: policy and reference are one.
+    """
+
+    folder: str
+    manifest: dict[str, Any]
+    identity: dict[str, Any]
+    pairs: pl.DataFrame
+    data: Data
+    tokenizer: Any
+    claim: dict[str, Any]
+    same_model: bool
+
+
+def check_settings(pipeline: Pipeline, *, shards: bool = False) -> str:
+    """Refuse what cannot train whatever the dataset holds; returns the folder of the policy.
+
+    Raises:
+        InputError: no model is named, or an optimiser, tracker or adapter cannot be used here.
+    """
+    settings = pipeline.train
     folder = require_model(settings.model or pipeline.precompute.model, "train.model")
     if saved_as(settings, folder) != "model":
         peft_module("train.lora" if settings.lora is not None else folder)
     check_optimizer(settings, shards=shards)
     check_trackers(settings.trackers)
+    return folder
+
+
+def prepare_training(pipeline: Pipeline, reference: str | None = None, *, shards: bool = False) -> Prepared:
+    """Read and check all of a training that needs no model."""
+    settings, dataset = pipeline.train, Path(pipeline.dataset)
+    folder = check_settings(pipeline, shards=shards)
     manifest = read_manifest(dataset)
     tokenizer = load_tokenizer(folder)
     policy = policy_of(Path(folder), tokenizer, pipeline.precompute, manifest["kind"])
@@ -136,20 +161,37 @@ def claim_job(
         "train": settings.model_dump(mode="json"),
         "data_sha256": data_sha256(pl.concat(data)),
     }
-    run, changed = held.enter_context(claimed_run(dataset, out, claim, go_on=go_on))
+    same = all(identity[name] == policy.identity[name] for name in ("weights_sha256", "config"))
+    return Prepared(folder, manifest, identity, pairs, data, tokenizer, claim, same)
+
+
+def claim_job(
+    pipeline: Pipeline,
+    reference: str | None,
+    out: str | None,
+    held: contextlib.ExitStack,
+    *,
+    go_on: bool,
+    beside: bool,
+    shards: bool,
+) -> Claimed:
+    """Read and check all that needs no model, and claim the run directory."""
+    settings, dataset = pipeline.train, Path(pipeline.dataset)
+    ready = prepare_training(pipeline, reference, shards=shards)
+    run, changed = held.enter_context(claimed_run(dataset, out, ready.claim, go_on=go_on, beside=beside))
     checkpoints = list_checkpoints(run)
     usual = CPU_BATCH_TOKENS if pick_device().type == "cpu" else None
     job = Job(
         str(run),
-        folder,
-        identity,
-        data.train.select(NUM_TOKENS).to_series().to_list(),
-        data.test,
+        ready.folder,
+        ready.identity,
+        ready.data.train.select(NUM_TOKENS).to_series().to_list(),
+        ready.data.test,
         limits_of(settings, micro_batch_tokens(run, settings, usual)),
         str(checkpoints[-1]) if checkpoints else None,
         changed,
     )
-    same = all(identity[name] == policy.identity[name] for name in ("weights_sha256", "config"))
+    _, manifest, _, pairs, data, tokenizer, claim, same = ready
     return Claimed(job, dataset, manifest, claim, data, pairs, tokenizer, same)
 
 

@@ -140,27 +140,29 @@ class CompletionLogps(nn.Module):
         return states, completion_logps(head, after, states, batch.sources, batch.targets)
 
     def _own(self, batch: Batch) -> Tensor:
-        """The model's own logits; of rows that share something only where something is predicted."""
+        """The log-probs from the model's own logits."""
+        return torch.cat([logps_from_logits(logits, batch.targets[mine]) for logits, mine in self.own_logits(batch)])
+
+    def own_logits(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor | slice]]:
+        """The model's own logits, (n, V), at n completion tokens at a time, and which of the batch's tokens these are.
+
+        Of rows that share something they are computed only where something is predicted.
+        """
         model: Any = self.model
 
-        def own_logits(**inputs: Any) -> Tensor:
+        def logits_of(**inputs: Any) -> Tensor:
             logits: Tensor = model(use_cache=False, **inputs).logits
             return logits
 
-        if self.layout.rows == "packed":
-            logits = own_logits(logits_to_keep=batch.predictors, **self._rows(batch))[0]
-        elif self.layout.rows == "alone":  # a row is a side: its log-probs before the logits of the next
-            pieces = []
+        if self.layout.rows == "alone":  # a row is a side: what is made of its logits before the logits of the next
             few = "logits_to_keep" in inspect.signature(model.forward).parameters
             for row, places, mine in self._each(batch):
-                some = (
-                    own_logits(input_ids=row, logits_to_keep=places)[0] if few else own_logits(input_ids=row)[0, places]
-                )
-                pieces.append(logps_from_logits(some, batch.targets[mine]))
-            return torch.cat(pieces)
+                whole = logits_of(input_ids=row, logits_to_keep=places) if few else logits_of(input_ids=row)[:, places]
+                yield whole[0], mine
+        elif self.layout.rows == "packed":
+            yield logits_of(logits_to_keep=batch.predictors, **self._rows(batch))[0][batch.sources], slice(None)
         else:
-            logits = own_logits(**self._rows(batch)).flatten(0, 1)[batch.predictors]
-        return logps_from_logits(logits[batch.sources], batch.targets)
+            yield logits_of(**self._rows(batch)).flatten(0, 1)[batch.predictors][batch.sources], slice(None)
 
     def _each(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Each sequence by itself: (1, n) ids without padding, its predicting places, and which tokens are its own."""

@@ -116,7 +116,9 @@ def steady_sums() -> None:
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
-def load_model(folder: str | Path, dtype: str, device: torch.device, attention: str = "auto") -> nn.Module:
+def load_model(
+    folder: str | Path, dtype: str, device: torch.device, attention: str = "auto", *, auto: Any = AutoModelForCausalLM
+) -> nn.Module:
     """A causal LM in one regime, in eval mode and without dropout. With an adapter in it, that alone would be trained.
 
     Args:
@@ -124,6 +126,7 @@ def load_model(folder: str | Path, dtype: str, device: torch.device, attention: 
         dtype: float32 | bfloat16 | bfloat16_weights.
         device: where it goes.
         attention: sdpa | eager; with any other kind the class's own choice: packed and flex come with a layout.
+        auto: the transformers class that knows its architecture; AutoModelForSequenceClassification of a reward model.
 
     Raises:
         ModelError: it does not load, or the class does not support that attention.
@@ -137,7 +140,7 @@ def load_model(folder: str | Path, dtype: str, device: torch.device, attention: 
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         with quiet_transformers():
-            both: Any = AutoModelForCausalLM.from_pretrained(
+            both: Any = auto.from_pretrained(
                 path,
                 config=config,
                 dtype=REGIMES[dtype].weights,

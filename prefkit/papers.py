@@ -17,6 +17,7 @@ from prefkit.documents import Audit
 from prefkit.errors import DatasetError, GateError
 from prefkit.format import AUDIT_JSON, CARD, FORMAT_VERSION, MANIFEST, VIEWS, Kind
 from prefkit.front_matter import CardFacts
+from prefkit.locks import give_lock, take_lock
 from prefkit.reference_table import read_reference
 from prefkit.store import list_references, read_document, read_manifest, view_files, write_json, write_text, write_views
 from prefkit.views import views_sql
@@ -74,6 +75,20 @@ def renew_papers(dataset: Path, reference: Mapping[str, Any] | None = None) -> N
     manifest = read_manifest(dataset)
     write_text(dataset / CARD, dataset_card(card_facts(dataset, manifest, reference)))
     write_views(dataset, manifest, reference)
+
+
+def mend_papers(dataset: Path) -> None:
+    """`renew_papers`, where card or views are not as they should be by now and nobody else is at work there."""
+    manifest = read_manifest(dataset)
+    wanted = {
+        CARD: dataset_card(card_facts(dataset, manifest)),
+        VIEWS: views_sql(manifest["kind"], view_files(dataset, manifest)),
+    }
+    if all((dataset / name).exists() and (dataset / name).read_text("utf-8") == wanted[name] for name in wanted):
+        return
+    if (lock := take_lock(dataset)) is not None:  # whoever else holds it writes them in the end
+        renew_papers(dataset)
+        give_lock(dataset, lock)
 
 
 def card_facts(dataset: Path, manifest: Mapping[str, Any], reference: Mapping[str, Any] | None = None) -> CardFacts:

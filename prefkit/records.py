@@ -199,10 +199,26 @@ class Comparison(_Record):
     annotator: Annotator | None = None
 
 
+def _answer(value: Any) -> Any:
+    """A right answer as text: many files hold it as a number."""
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+class Prompt(_Record):
+    """What a model is asked, and the right answer where there is one. A plain string stands for one user turn."""
+
+    prompt: Text
+    reference: Annotated[str | None, BeforeValidator(_answer)] = Field(
+        None, description="the right answer, for scorers"
+    )
+    tools: Tools = None
+
+
 RECORDS: dict[str, type[_Record]] = {
     "pairs": Pair,
     "candidates": Candidate,
     "corrections": Correction,
     "responses": Response,
     "comparisons": Comparison,
+    "prompts": Prompt,
 }

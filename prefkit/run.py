@@ -77,7 +77,7 @@ def data_sha256(rows: pl.DataFrame) -> str:
 
 @contextlib.contextmanager
 def claimed_run(
-    dataset: Path, out: str | None, settings: Mapping[str, Any], *, go_on: bool = False
+    dataset: Path, out: str | None, settings: Mapping[str, Any], *, go_on: bool = False, beside: bool = False
 ) -> Iterator[tuple[Path, list[str]]]:
     """The run directory, locked while the block runs: a new one, or an unfinished one of the same settings.
 
@@ -86,6 +86,7 @@ def claimed_run(
         out: the directory, or None for the newest unfinished run that nobody is at work on, or the next free number.
         settings: what a run that is gone on with must agree in.
         go_on: other train settings and other pairs are wanted; reference, policy and optimiser never change.
+        beside: an unfinished run of other settings is left alone, and a new one begins beside it.
 
     Returns:
         the directory, and the settings that are not those it was started with (empty without `go_on`).
@@ -95,7 +96,7 @@ def claimed_run(
             `go_on` finds none. A directory that was made for nothing is removed.
     """
     with contextlib.ExitStack() as held:
-        run = _unfinished_run(dataset, settings, held) if out is None else Path(out)
+        run = _unfinished_run(dataset, settings, held, beside=beside) if out is None else Path(out)
         existed = run is not None and run.exists()
         if out is not None:
             _refuse_foreign(Path(out))
@@ -164,16 +165,57 @@ def _next_run(dataset: Path) -> Path:
     return dataset / RUNS / str(max(_numbered(dataset), default=0) + 1)
 
 
-def _unfinished_run(dataset: Path, settings: Mapping[str, Any], held: contextlib.ExitStack) -> Path | None:
+def _unfinished_run(
+    dataset: Path, settings: Mapping[str, Any], held: contextlib.ExitStack, *, beside: bool
+) -> Path | None:
     """The newest run that is unfinished and that nobody is at work on, of these settings if there is one; locked."""
     free = [run for number in reversed(_numbered(dataset)) if _is_free(run := dataset / RUNS / str(number))]
     same = [run for run in free if not (run / RUN_JSON).exists() or not _apart(run, settings)]
+    if beside:
+        free, same = [], [run for run in same if not (run / RUN_JSON).exists() or not _was_changed(run)]
     for run in [*same, *free]:
         if (lock := take_lock(run)) is not None:
             held.callback(give_lock, run, lock)
             if _is_free(run):  # it may have been finished just now
                 return run
     return None
+
+
+def find_run(dataset: Path, settings: Mapping[str, Any], *, finished: bool) -> Path | None:
+    """The first run below runs/ that was made with these very settings from its first step to its last.
+
+    Args:
+        dataset: whose runs/ it lies in.
+        settings: as in `claimed_run`; all of them must agree.
+        finished: a finished one; otherwise one that can be gone on with.
+    """
+    for number in _numbered(dataset):
+        run = dataset / RUNS / str(number)
+        with contextlib.suppress(DatasetError):  # a damaged one is of no settings
+            recorded = read_document(run / RUN_JSON, Run)
+            if recorded["finished"] == finished and not _apart(run, settings) and not _was_changed(run):
+                return run
+    return None
+
+
+def why_no_run(dataset: Path, settings: Mapping[str, Any]) -> str:
+    """What keeps the newest finished run from being the one of these settings, in a few words."""
+    for number in reversed(_numbered(dataset)):
+        run = dataset / RUNS / str(number)
+        with contextlib.suppress(DatasetError):
+            if not read_document(run / RUN_JSON, Run)["finished"]:
+                continue
+            apart = [line.partition(":")[0] for line in _apart(run, settings)]
+            of_data = {"data_sha256": "the pairs", "policy_sha256": "the policy", "reference": "the reference"}
+            named = [of_data.get(name, name) for name in apart]
+            return f"{', '.join(named)} changed since {run}" if named else f"{run} was changed on its way"
+    return "there was none"
+
+
+def _was_changed(run: Path) -> bool:
+    """Whether settings of a run were changed on its way, by --go-on; another layout on another machine is none."""
+    changes = read_document(run / RUN_JSON, Run).get("changes", [])
+    return any(not line.startswith("layout:") for change in changes for line in change["settings"])
 
 
 def _is_free(run: Path) -> bool:

@@ -150,6 +150,10 @@ class EvaluateConfig(Section):
     reference: str | None = Field(
         None, description="folder of the model that it is compared with; precompute.model if left out"
     )
+    against: str = Field(
+        "reference", description="of the win rate: reference, chosen (of the dataset's pairs), or the folder of a model"
+    )
+    dtype: Dtype = Field("float32", description="that both models sample and score in; held-out pairs keep to theirs")
     texts: Prompts | None = Field(
         None, description="prompts with a reference each, whose perplexity under both models is compared"
     )

@@ -73,7 +73,7 @@ def score_planned(scorer: CompletionLogps, encoded: pl.DataFrame, planned: pl.Da
     pairs = sides_of(encoded, planned["pair_id"].to_list())
     lengths = [(len(pair.prompt), len(pair.chosen), len(pair.rejected)) for pair in pairs]
     cut = slices(lengths, planned["max_batch_tokens"][0], scorer.layout.rows)
-    scores = pl.concat([_score_rows(scorer, pairs[some], tell) for some in cut])
+    scores = pl.concat([score_sides(scorer, pairs[some], tell) for some in cut])
     return scores.select(planned["pair_id"], *SCORES)
 
 
@@ -94,8 +94,8 @@ def sides_of(encoded: pl.DataFrame, pair_ids: Sequence[str]) -> list[Sides]:
     return [Sides(*ids) for ids in zip(*columns, strict=True)]
 
 
-def _score_rows(scorer: CompletionLogps, pairs: list[Sides], tell: Tell) -> pl.DataFrame:
-    """One forward pass; out of memory computes the same batch in halves."""
+def score_sides(scorer: CompletionLogps, pairs: list[Sides], tell: Tell) -> pl.DataFrame:
+    """SCORES of some pairs by one forward pass; out of memory computes the same batch in halves."""
     scored = None
     try:
         with torch.inference_mode():
@@ -112,7 +112,7 @@ def _score_rows(scorer: CompletionLogps, pairs: list[Sides], tell: Tell) -> pl.D
             torch.cuda.empty_cache()
         half = len(pairs) // 2
         tell(f"out of memory with {len(pairs)} pairs in a batch: computing it in two slices")
-        return pl.concat([_score_rows(scorer, part, tell) for part in (pairs[:half], pairs[half:])])
+        return pl.concat([score_sides(scorer, part, tell) for part in (pairs[:half], pairs[half:])])
     tokens = scored.token_logps.float().cpu().numpy()
     if not np.isfinite(tokens).all():
         raise ModelError(

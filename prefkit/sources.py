@@ -176,7 +176,7 @@ def read_source(source: SourceConfig, kind: Kind) -> Iterator[Block]:
     sizes = [Path(path).stat().st_size for path in paths]
     done = 0
     for path, size in zip(paths, sizes, strict=True):
-        with _unchanged(path):
+        with unchanged(path):
             for block in _read_file(path, source, kind):
                 here = None if block.share is None else (done + size * block.share) / max(sum(sizes), 1)
                 yield block._replace(share=here)
@@ -198,7 +198,7 @@ def _read_file(path: str, source: SourceConfig, kind: Kind, *, fast: bool = True
 
 
 @contextlib.contextmanager
-def _unchanged(path: str) -> Iterator[None]:
+def unchanged(path: str) -> Iterator[None]:
     """A file that changes meanwhile is an error, and the reason for any other error in it."""
     before = _state(path)
     failed: SourceError | None = None

@@ -3,7 +3,16 @@
 from pathlib import Path
 from typing import TypeAlias
 
-from prefkit.config import Changes, Pipeline, change_pipeline, load_pipeline, pipeline_from_manifest
+from prefkit.config import (
+    Changes,
+    Pipeline,
+    Sections,
+    change_pipeline,
+    load_pipeline,
+    load_sections,
+    pipeline_from_manifest,
+    read_changes,
+)
 from prefkit.errors import ConfigError, InputError
 from prefkit.store import read_manifest
 
@@ -37,6 +46,25 @@ def pipeline_of(target: Target, changes: Changes = ()) -> Pipeline:
         known = "a dataset directory, or a pipeline file"
         raise ConfigError("no such dataset and no such pipeline file", where=str(target), expected=known)
     return load_pipeline(path, changes)
+
+
+def sampling_of(target: str | Path, changes: Changes = ()) -> Pipeline | Sections:
+    """The settings of `prefkit sample`: of a pipeline, or of a file of prompts and its options.
+
+    Args:
+        target: a pipeline file, a file or glob of prompts, or a dataset: its own settings, or where sample.out is among
+            the changes, its prompts.
+        changes: settings by their dotted keys.
+
+    Raises:
+        ConfigError: a setting is missing or does not fit.
+        DatasetError: the directory holds no finished dataset.
+    """
+    path = path_of(target, "a pipeline file, or a file of prompts")
+    has_out = any(key == "sample.out" for key, _ in read_changes(changes))
+    if path.suffix.lower() in (".yaml", ".yml") or (path.is_dir() and not has_out):
+        return pipeline_of(path, changes)
+    return load_sections({"sample": {"prompts": {"path": str(target)}}}, changes)
 
 
 def path_of(value: object, expected: str) -> Path:

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from prefkit.export import Exported
     from prefkit.reference import Estimated, Precomputed
     from prefkit.run import Trained
+    from prefkit.sample import Sampled
+    from prefkit.score import ScoredBy
 
 QUANTILES = ("min", "p10", "median", "p90", "max")  # in this order, whatever order a manifest has
 
@@ -91,6 +93,24 @@ def _print_report(told: Mapping[str, Any], console: Console) -> None:
             console.print(f"    advice: {advice}")
 
 
+def print_scored(done: "Sequence[ScoredBy]", console: Console) -> None:
+    """What each scorer made of the candidates, and in plain words why nothing was left."""
+    for one in done:
+        mean = "" if one.mean is None else f", mean {one.mean:.4f}"
+        state = "nothing to do" if one.unchanged else f"{one.new} done now"
+        console.print(f"{one.scorer} ({one.kind}): {one.scored} of {one.candidates} responses scored{mean}; {state}")
+        for reason, count in one.unscored.items():
+            console.print(f"  {count:>9} {reason}")
+        if one.judge is not None and one.judge["comparisons"]:
+            kept, first = one.judge["consistent_share"], one.judge["first_share"]
+            place = "" if first is None else f"; {first:.0%} of all verdicts are for the response shown first"
+            console.print(
+                f"  {one.judge['comparisons']} comparisons, {kept:.0%} with the same verdict in both orders{place}"
+            )
+        for advice in one.advice:
+            console.print(f"  advice: {advice}")
+
+
 def print_dry_run(foretold: "Estimated", console: Console) -> None:
     """What a reference pass would do."""
     most = foretold.max_batch_tokens
@@ -123,6 +143,22 @@ def print_precomputed(done: "Precomputed", console: Console) -> None:
 
 def _worth_saying(counts: Mapping[str, int]) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count and name != "tokens"}
+
+
+def print_sampled(done: "Sampled", console: Console) -> None:
+    """What was sampled, why responses ended, and how fast."""
+    state = "nothing to do" if done.unchanged else f"{done.new} sampled now"
+    console.print(f"{done.out}: {done.samples} responses to {done.prompts} prompts, {done.tokens} tokens; {state}")
+    ends = ", ".join(f"{reason} {count / max(1, done.samples):.1%}" for reason, count in done.finish_reasons.items())
+    console.print(f"  ended by: {ends}")
+    if done.rejects:
+        console.print(f"  {done.rejects:>9} lines that are no prompt, in rejects/")
+    for reason, count in done.dropped.items():
+        console.print(f"  {count:>9} {reason}")
+    if done.new:
+        console.print(
+            f"  {done.tokens_per_second:,.0f} tokens/s, {done.padding_share:.1%} of the token slots lost to padding"
+        )
 
 
 def print_trained(trained: "Trained", console: Console) -> None:
@@ -262,6 +298,21 @@ def token_progress() -> Iterator[Callable[[int, int, int], None]]:
         def watch(done: int, total: int, pairs: int) -> None:
             rates = pace.rates(done, pairs)
             text = f"{rates[1]:,.1f} pairs/s  {rates[0]:,.0f} tokens/s" if rates else ""
+            progress.update(task, total=total, completed=done, rate=text)
+            pace.log(done, total, rates[0] if rates else 0.0, text)
+
+        yield watch
+
+
+@contextlib.contextmanager
+def sample_progress() -> Iterator[Callable[[int, int, int], None]]:
+    """A progress line for sampling: prompts done, tokens a second, time left."""
+    with _progress() as progress:
+        task, pace = progress.add_task("sampling", total=None, rate=""), _Pace("sampling")
+
+        def watch(done: int, total: int, tokens: int) -> None:
+            rates = pace.rates(done, tokens)
+            text = f"{done:,} of {total:,} prompts  {rates[1]:,.0f} tokens/s" if rates else ""
             progress.update(task, total=total, completed=done, rate=text)
             pace.log(done, total, rates[0] if rates else 0.0, text)
 

@@ -63,6 +63,7 @@ def train_dpo(
     reference: str | None = None,
     out: str | None = None,
     go_on: bool = False,
+    beside: bool = False,
     tell: Tell = lambda _text: None,
     watch: Watch = lambda _done, _total, _row: None,
     stop: Callable[[], bool] = lambda: False,
@@ -76,6 +77,7 @@ def train_dpo(
         reference: key of the reference; None takes the only one that is this policy's.
         out: run directory; None takes DATASET/runs/<n>, the next free number, or the newest unfinished run.
         go_on: go on with an unfinished run although settings were changed; they are noted in its run.json.
+        beside: leave unfinished runs of other settings alone and begin a new one, where that would be refused.
         tell: called with lines for a person.
         watch: called after every update with the updates that are made, all updates, and the row of steps just logged.
         stop: asked after every update; True writes a checkpoint and ends the call, and the next one goes on.
@@ -100,7 +102,8 @@ def train_dpo(
         own: list[Claimed] = []  # of process 0, which reads and writes for all
 
         def claim() -> Job:
-            own.append(claim_job(pipeline, reference, out, held, go_on=go_on, shards=shards and team.size > 1))
+            several = shards and team.size > 1
+            own.append(claim_job(pipeline, reference, out, held, go_on=go_on, beside=beside, shards=several))
             return own[0].job
 
         job = team.on_main(claim)

@@ -8,23 +8,27 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from prefkit.format import RUNS, TABLES, Kind, schema
+from prefkit.format import RUNS, SWEEPS, TABLES, Kind, schema
 
-# view -> its table in format.TABLES, the glob of its files, and the column that names the directory a file lies in
-VIEW_FILES: Mapping[str, tuple[str, str, str | None]] = {
-    "pairs": ("pairs", "pairs/part-*.parquet", None),
-    "dropped": ("dropped", "dropped/part-*.parquet", None),
-    "rejects": ("rejects", "rejects/part-*.parquet", None),
-    "changes": ("changes", "changes/part-*.parquet", None),
-    "tokens": ("tokens", "audit/tokens.parquet", None),
-    "structure": ("structure", "audit/structure.parquet", None),
-    "probe": ("probe", "audit/probe.parquet", None),
-    "pair_scores": ("pair_scores", "audit/pair_scores.parquet", None),
-    "reference": ("reference", "reference/*/part-*.parquet", "key"),
-    "reference_dropped": ("reference_dropped", "reference/*/dropped.parquet", "key"),
-    "steps": ("steps", "runs/*/steps.parquet", "run"),
-    "perf": ("perf", "runs/*/perf.parquet", "run"),
-    "pair_dynamics": ("pair_dynamics", "runs/*/pair_dynamics/part-*.parquet", "run"),
+# view -> its table in format.TABLES, the glob of its files, and the columns that name the directories a file lies in,
+# one for each * between slashes
+VIEW_FILES: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
+    "pairs": ("pairs", "pairs/part-*.parquet", ()),
+    "dropped": ("dropped", "dropped/part-*.parquet", ()),
+    "rejects": ("rejects", "rejects/part-*.parquet", ()),
+    "changes": ("changes", "changes/part-*.parquet", ()),
+    "tokens": ("tokens", "audit/tokens.parquet", ()),
+    "structure": ("structure", "audit/structure.parquet", ()),
+    "probe": ("probe", "audit/probe.parquet", ()),
+    "pair_scores": ("pair_scores", "audit/pair_scores.parquet", ()),
+    "reference": ("reference", "reference/*/part-*.parquet", ("key",)),
+    "reference_dropped": ("reference_dropped", "reference/*/dropped.parquet", ("key",)),
+    "steps": ("steps", "runs/*/steps.parquet", ("run",)),
+    "perf": ("perf", "runs/*/perf.parquet", ("run",)),
+    "pair_dynamics": ("pair_dynamics", "runs/*/pair_dynamics/part-*.parquet", ("run",)),
+    "evaluations": ("evaluations", "runs/*/evaluations/*/summary.parquet", ("run", "evaluation")),
+    "evaluation_prompts": ("evaluation_prompts", "runs/*/evaluations/*/prompts.parquet", ("run", "evaluation")),
+    "sweeps": ("sweeps", "sweeps/*/table.parquet", ("sweep",)),
 }
 MANIFEST_VIEWS = ("pairs", "dropped", "rejects", "changes")  # whose parts the manifest lists
 AUDIT_VIEWS = ("tokens", "structure", "probe", "pair_scores")  # whose parts audit.json lists
@@ -64,8 +68,16 @@ VIEW_DOCS: Mapping[str, str] = {
     "perf": "by update of a run: what it cost",
     "pair_dynamics": "each pair's reward margin each time a run saw it",
     "learning": "by run and pair: when it was learned, forgotten, or never learned",
+    "sweeps": "by combination of a sweep's settings: its run, its losses, and what fresh samples of it measured",
+    "evaluations": "by run, evaluation and metric: what fresh responses were worth, with intervals",
+    "evaluation_prompts": "by run, evaluation and prompt: rewards, wins, KL and lengths of both models",
 }
-DIRECTORY_DOCS: Mapping[str, str] = {"key": "of the reference: its directory's name", "run": "the directory's name"}
+DIRECTORY_DOCS: Mapping[str, str] = {
+    "key": "of the reference: its directory's name",
+    "run": "the directory's name",
+    "sweep": "the directory's name",
+    "evaluation": "of the run: its directory's name",
+}
 SQL_TYPES: Mapping[type[pl.DataType], str] = {
     pl.String: "VARCHAR",
     pl.Int64: "BIGINT",
@@ -95,32 +107,35 @@ def view_sql(view: str, kind: Kind, files: Sequence[str] = ()) -> str:
     """The statement that makes one view over the given files; a derived view has none."""
     if view in DERIVED_VIEWS:
         return f"CREATE OR REPLACE VIEW {view} AS {DERIVED_VIEWS[view].strip()};"
-    table, _, directory = VIEW_FILES[view]
+    table, pattern, directories = VIEW_FILES[view]
     columns = schema(table, kind)
     names = ", ".join(f'"{name}"' for name in columns)
     if not files:
         typed = [f'CAST(NULL AS {sql_type(dtype)}) AS "{name}"' for name, dtype in columns.items()]
-        key = [f"CAST(NULL AS VARCHAR) AS {directory}"] if directory else []
+        key = [f"CAST(NULL AS VARCHAR) AS {directory}" for directory in directories]
         return f"CREATE OR REPLACE VIEW {view} AS SELECT {', '.join(key + typed)} WHERE false;"
     listed = "[" + ", ".join(quoted(file) for file in files) + "]"
-    if directory is None:
+    if not directories:
         return f"CREATE OR REPLACE VIEW {view} AS SELECT {names} FROM read_parquet({listed});"
-    # the directory is the path's component right below reference/ or runs/
-    root = VIEW_FILES[view][1].partition("/")[0]
-    below = VIEW_FILES[view][1].split("/*/", 1)[1].replace(".", "[.]").replace("*", "[^/]*")
-    key_sql = f"regexp_extract(filename, '(?:^|/){root}/([^/]+)/{below}$', 1) AS {directory}"
+    # the directories are the components of the path that stand for a * of the pattern
+    root, *below = pattern.split("/*/")
+    last = below[-1].replace(".", "[.]").replace("*", "[^/]*")
+    path = "(?:^|/)" + "/([^/]+)/".join([root, *below[:-1], last]) + "$"
+    keys = ", ".join(
+        f"regexp_extract(filename, '{path}', {number}) AS {name}" for number, name in enumerate(directories, 1)
+    )
     read = f"read_parquet({listed}, filename=true, union_by_name=true)"
     # runs of earlier releases lack columns: an empty row of all of them, united by name, gives nulls there
     empty = ", ".join(f'CAST(NULL AS {sql_type(dtype)}) AS "{name}"' for name, dtype in columns.items())
     rows = f"(SELECT {empty}, NULL::VARCHAR AS filename WHERE false UNION ALL BY NAME SELECT * FROM {read})"
-    return f"CREATE OR REPLACE VIEW {view} AS SELECT {key_sql}, {names} FROM {rows};"
+    return f"CREATE OR REPLACE VIEW {view} AS SELECT {keys}, {names} FROM {rows};"
 
 
 def comments_sql(view: str) -> list[str]:
     """What a client shows beside a view and its columns: the format's own words."""
     table = VIEW_FILES[view][0] if view in VIEW_FILES else view
-    directory = VIEW_FILES[view][2] if view in VIEW_FILES else "run"
-    docs = {directory: DIRECTORY_DOCS[directory]} if directory else {}
+    directories = VIEW_FILES[view][2] if view in VIEW_FILES else ("run",)
+    docs = {directory: DIRECTORY_DOCS[directory] for directory in directories}
     docs |= {column.name: column.doc for column in TABLES[table]}
     return [
         f"COMMENT ON VIEW {view} IS {quoted(VIEW_DOCS[view])};",
@@ -149,5 +164,5 @@ def views_sql(kind: Kind, files: Mapping[str, Sequence[str]]) -> str:
 
 
 def of_runs(view: str) -> bool:
-    """Whether a view's files lie below runs/."""
-    return VIEW_FILES[view][1].startswith(f"{RUNS}/")
+    """Whether a view's files lie below runs/ or sweeps/: nothing lists them."""
+    return VIEW_FILES[view][1].startswith((f"{RUNS}/", f"{SWEEPS}/"))

@@ -19,12 +19,15 @@ PACKAGE = Path(prefkit.__file__).parent
 HEAVY = {"torch", "transformers", "accelerate", "polars", "pyarrow", "duckdb", "pydantic", "scipy", "yaml", "rich"}
 # what each command does, as calls
 COMMANDS = {
+    "score": {"score_candidates"},
     "build": {"load_pipeline", "build_dataset"},
     "audit": {"pipeline_of", "audit_dataset", "enforce_audit"},
     "show": {"show_pairs"},
     "repair": {"repair_dataset"},
     "precompute": {"precompute_reference", "estimate_reference"},
     "train": {"train_dpo"},
+    "run": {"run_pipeline"},
+    "sweep": {"sweep_pipeline"},
     "query": {"query_dataset", "write_query", "list_views"},
     "export": {"export_dataset"},
     "info": {"dataset_info", "read_runs", "write_run_page"},

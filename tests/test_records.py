@@ -107,7 +107,7 @@ def test_a_record_cannot_be_changed_once_it_is_checked() -> None:
 
 
 def test_there_is_a_record_for_each_family_of_formats() -> None:
-    assert set(RECORDS) == {"pairs", "candidates", "corrections", "comparisons", "responses"}
+    assert set(RECORDS) == {"pairs", "candidates", "corrections", "comparisons", "responses", "prompts"}
 
 
 def test_a_number_may_name_a_rater_and_a_truth_value_may_not() -> None:

@@ -23,11 +23,20 @@ PLAIN: dict[Any, str] = {None: "None", type(None): "None", Ellipsis: "...", Any:
 # every name of prefkit.__all__ but the errors, in the order of the road
 ROAD: dict[str, tuple[str, ...]] = {
     "Settings": ("load_pipeline", "pipeline_of", "Pipeline"),
+    "Score": ("score_candidates", "ScoredBy"),
     "Build": ("build_dataset", "Built", "list_formats"),
     "Audit": ("audit_dataset", "Audited", "Finding", "enforce_audit"),
     "Show and repair": ("show_pairs", "Shown", "repair_dataset", "Repaired"),
     "Precompute": ("estimate_reference", "Estimated", "precompute_reference", "Precomputed"),
     "Train": ("train_dpo", "Trained"),
+    "The whole road, and sweeps": (
+        "run_pipeline",
+        "RunThrough",
+        "sweep_pipeline",
+        "Swept",
+        "Outcome",
+        "Spectator",
+    ),
     "Read a dataset": ("open_dataset", "Dataset", "DatasetAudit", "DatasetReference", "DatasetRun"),
     "Query": ("query_dataset", "write_query", "list_views"),
     "Look at datasets and runs": ("dataset_info", "read_runs", "Curves", "write_run_page", "RunPage"),

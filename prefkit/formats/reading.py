@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 Row: TypeAlias = Mapping[str, Any]
 Columns: TypeAlias = Mapping[str, str | list[str]]  # an empty path: the file says nothing of it
 Reader: TypeAlias = Callable[[Row, Columns], list[dict[str, Any]]]
-Family: TypeAlias = Literal["pairs", "candidates", "corrections", "responses", "comparisons"]
+Family: TypeAlias = Literal["pairs", "candidates", "corrections", "responses", "comparisons", "prompts"]
 
 
 BESIDE = frozenset({"system", "system_prompt", "context", "history", "input"})  # layouts not ours put it by a prompt

@@ -1,0 +1,492 @@
+"""`prefkit evaluate`: what a trained model is worth on fresh responses, beside the model it came from.
+
+Comes in: a model or a run, and an evaluate section. Goes out: RUN/evaluations/<key>/ with a figure and its interval for
+each question that can be asked: mean reward and its paired gain over the reference (the headline), win rate, KL,
+length, diversity, held-out accuracy, perplexity of texts that should not be forgotten. What cannot be measured is left
+out by name, with the reason. Responses lie in folders of their own, which evaluations of several runs share; whatever
+took a model's time is written as it is done, and evaluation.json last, so that a kill costs what was at work.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+from pydantic import ValidationError
+
+from prefkit import __version__
+from prefkit.budget import CPU_BATCH_TOKENS, measure_budget
+from prefkit.candidate_folder import read_candidates
+from prefkit.completions import compare_models, load_for_scoring
+from prefkit.config import TrainConfig
+from prefkit.encode import resolve_template
+from prefkit.errors import ConfigError, Interrupted
+from prefkit.evaluation_plan import OTHER, POLICY, REFERENCE, Held, Plan, make_plan, sampling
+from prefkit.evaluation_tables import read_evaluation
+from prefkit.format import EVALUATION_JSON, EVALUATION_PROMPTS, EVALUATION_SUMMARY, Kind, reference_key
+from prefkit.held_out import accuracies, held_out_metrics, test_rows
+from prefkit.judge import compare_responses
+from prefkit.locks import give_lock, locked, take_lock
+from prefkit.logps import CompletionLogps
+from prefkit.measures import (
+    CHOSEN,
+    Row,
+    Summary,
+    headline,
+    kl_rows,
+    length_rows,
+    prompt_rows,
+    response_rows,
+    reward_rows,
+    summary_frame,
+    summary_row,
+    warnings_of,
+    win_rows,
+)
+from prefkit.models import load_tokenizer, pick_device
+from prefkit.perplexity import TEXTS, encode_texts, perplexities, text_nlls
+from prefkit.prompts import read_prompts
+from prefkit.sample import draw_samples
+from prefkit.sample_settings import EvaluateConfig
+from prefkit.schedule import Limits
+from prefkit.scorers import OpenScorer, open_scorer, score_rows
+from prefkit.store import write_json, write_views
+from prefkit.tables import read_table, write_parquet
+from prefkit.win_rates import wins_by_score, wins_by_verdict
+
+Tell = Callable[[str], None]
+Watch = Callable[[int, int], None]
+Stop = Callable[[], bool]
+Scores = dict[str, dict[str, pl.DataFrame]]  # scorer -> role -> prompt_id, score
+SCORES = "scores"  # beside the folders of responses
+WAIT = 1.0  # seconds between two looks at a folder that another prefkit samples into
+VERDICT_COLUMNS = ("prompt_id", "number", "winner", "log_odds_ab", "log_odds_ba")
+
+
+class Evaluated(NamedTuple):
+    """What `evaluate_model` returns."""
+
+    folder: str  # of the evaluation
+    document: dict[str, Any]  # evaluation.json: headline, warnings, left_out and all settings
+    summary: pl.DataFrame  # the table `evaluations`
+    unchanged: bool  # it was there already
+    seconds: float
+
+
+def evaluate_model(
+    model: str | Path,
+    settings: EvaluateConfig | Mapping[str, Any],
+    *,
+    reference: str | Path | None = None,
+    dataset: str | Path | None = None,
+    against: str | None = None,
+    out: str | Path | None = None,
+    kind: Kind | None = None,
+    chat_template: str | None = None,
+    tell: Tell = lambda _text: None,
+    watch: Watch = lambda _done, _total: None,
+    stop: Stop = lambda: False,
+) -> Evaluated:
+    """Sample a model, score its responses, and compare it with its reference on the same prompts.
+
+    The same model, prompts, scorers and settings again: nothing is done. Killed or stopped, the next call goes on.
+
+    Args:
+        model: folder of a model or an adapter, or of a finished run.
+        settings: an evaluate section: `prompts`, and what of the rest is not as usual.
+        reference: folder of the model to compare with; left out: evaluate.reference, the dataset's precompute.model, or
+            the model that the run began with.
+        dataset: whose held-out pairs it is measured on; left out: the run's.
+        against: of the win rate: reference, chosen, or the folder of another model; left out: evaluate.against.
+        out: a directory for it; left out: the run's own.
+        kind: chat | text; left out: the dataset's, or by what the prompts are.
+        chat_template: as precompute.chat_template; left out: that of the dataset's reference, or the tokenizer's own.
+        tell: called with what is done now.
+        watch: called with how much of it is done, and how much there is.
+        stop: asked now and then; True ends it, and the next call goes on.
+
+    Returns:
+        where it lies, what it found, and whether it was there already.
+
+    Raises:
+        ConfigError: the settings do not fit.
+        ModelError: a model or its tokenizer does not load or does not fit.
+        DatasetError: a run or dataset is not finished, or damaged.
+        InputError: nothing says where the evaluation goes; a scorer or the prompts cannot be used.
+        MachineError: out of disk or memory.
+        Interrupted: `stop` said so.
+
+    Example:
+        evaluated = prefkit.evaluate_model("demo/dataset/runs/1", {"prompts": "demo/held_out.jsonl", "n": 1})
+        print(evaluated.document["headline"], evaluated.summary)
+    """
+    started = time.monotonic()
+    config = _settings(settings, against)
+    tell("hashing the weights")
+    plan = make_plan(
+        model,
+        config,
+        reference=reference,
+        dataset=dataset,
+        out=out,
+        kind=kind,
+        chat_template=chat_template,
+    )
+    if (plan.folder / EVALUATION_JSON).exists():
+        there = read_evaluation(plan.folder)
+        return Evaluated(str(plan.folder), there.document, there.summary, True, time.monotonic() - started)
+    with locked(plan.folder):
+        done = _Evaluation(plan, tell, watch, stop).run()
+    _renew_views(plan)
+    return Evaluated(str(plan.folder), done.document, done.summary, False, time.monotonic() - started)
+
+
+def _settings(settings: EvaluateConfig | Mapping[str, Any], against: str | None) -> EvaluateConfig:
+    told = settings if isinstance(settings, Mapping) else settings.model_dump(mode="json", exclude_unset=True)
+    told = {**told, **({} if against is None else {"against": str(against)})}
+    try:
+        return EvaluateConfig.model_validate(told)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        name = ".".join(["evaluate", *(str(step) for step in problem["loc"])])
+        raise ConfigError(f"{name} does not fit: {problem['msg']}", where="evaluate") from None
+
+
+def _renew_views(plan: Plan) -> None:
+    """Let views.sql know of a run's first evaluation; whoever else holds the lock writes it in the end."""
+    held = plan.held
+    if held is None or plan.home.resolve().parent.parent != held.folder.resolve():
+        return
+    if (lock := take_lock(held.folder)) is not None:
+        write_views(held.folder, held.manifest)
+        give_lock(held.folder, lock)
+
+
+class _Done(NamedTuple):
+    document: dict[str, Any]
+    summary: pl.DataFrame
+
+
+class _Evaluation:
+    """One evaluation at work: what it has found so far, and what it had to leave out."""
+
+    def __init__(self, plan: Plan, tell: Tell, watch: Watch, stop: Stop) -> None:
+        self.plan, self.tell, self.watch, self.stop = plan, tell, watch, stop
+        self.settings = plan.settings
+        self.confidence = plan.settings.confidence
+        self.scorers = [open_scorer(config, plan.kind, tell) for config in plan.settings.scorers]
+        self.rows: list[Row] = []
+        self.prompts: list[pl.DataFrame] = []
+        self.left_out: dict[str, str] = {}
+        self.folders: list[dict[str, Any]] = []
+        self.unscored: dict[str, list[int]] = {}  # scorer -> responses without a score, and all
+        self.kind = plan.kind
+
+    def run(self) -> _Done:
+        """All stages; each writes what took a model's time before the next begins."""
+        for temperature in self.settings.temperatures:
+            self._at(temperature)
+        self._held_out()
+        self._perplexity()
+        return self._write()
+
+    def _at(self, temperature: float) -> None:
+        """Everything that is measured on responses sampled at one temperature."""
+        samples = {role: self._sampled(role, temperature) for role in self.plan.models}
+        tables = {role: folder.table for role, folder in samples.items()}
+        for role, table in tables.items():
+            self.rows += response_rows(role, temperature, table, self.confidence)
+        if REFERENCE in tables:
+            self.rows += length_rows(temperature, tables[POLICY], tables[REFERENCE], self.confidence)
+        scores, wins = self._rewards(temperature, samples)
+        wins |= self._judged(temperature, tables)
+        for scorer, found in wins.items():
+            self.rows += win_rows(temperature, scorer, found, self.confidence)
+        kl = self._kl(temperature, tables)
+        if kl is not None:
+            self.rows += kl_rows(temperature, kl, self.confidence)
+        self.prompts.append(prompt_rows(temperature, self.kind, tables, scores, wins, kl))
+
+    def _sampled(self, role: str, temperature: float) -> "_Samples":
+        """The responses of one model, drawn unless they lie there."""
+        settings = sampling(self.plan, role, temperature)
+        out = Path(str(settings.out))
+        self._wait_for(out)
+        self.tell(f"sampling {role} at temperature {temperature:g}")
+        draw_samples(
+            settings,
+            model=Path(str(settings.model)),
+            kind=self.plan.kind,
+            chat_template=self.plan.template,
+            tell=self.tell,
+            watch=lambda *done: self.watch(int(done[0]), int(done[1])),
+            stop=self.stop,
+        )
+        self._check_stop()
+        self.folders.append({"role": role, "temperature": temperature, "folder": settings.out})
+        candidates = read_candidates(out)
+        return _Samples(candidates.document["key"], candidates.samples)
+
+    def _wait_for(self, folder: Path) -> None:
+        """Until nobody else samples into a folder: evaluations of a sweep share their reference's responses."""
+        while folder.is_dir():
+            lock = take_lock(folder)
+            if lock is not None:
+                give_lock(folder, lock)
+                break
+            self.tell(f"waiting for another prefkit that samples into {folder}")
+            self._check_stop()
+            time.sleep(WAIT)
+
+    def _check_stop(self) -> None:
+        if self.stop():
+            raise Interrupted("stopped; what is sampled and scored is on disk", where=str(self.plan.folder))
+
+    def _rewards(self, temperature: float, samples: "Mapping[str, _Samples]") -> tuple[Scores, dict[str, pl.DataFrame]]:
+        """Scores of all pointwise scorers, and the wins by them; rows of both go to the summary."""
+        if not self.settings.scorers:
+            self.left_out["reward"] = "no scorer: evaluate.scorers, or --scorer"
+        elif REFERENCE not in samples:
+            self.left_out["gain"] = "no reference model: --reference, evaluate.reference or precompute.model"
+        found: Scores = {}
+        wins: dict[str, pl.DataFrame] = {}
+        for scorer in self.scorers:
+            if scorer.config.kind == "judge":
+                continue
+            label = scorer.config.label
+            of = {role: self._scored(scorer, role, temperature, sampled) for role, sampled in samples.items()}
+            chosen = self._chosen(samples[POLICY].table)
+            if chosen is not None:
+                of[CHOSEN] = score_rows(chosen, scorer, tell=self.tell, watch=self._look).select("prompt_id", "score")
+            found[label] = of
+            self.rows += reward_rows(temperature, label, of, self.confidence)
+            rival = self._rival(of)
+            if rival is not None:
+                wins[label] = wins_by_score(of[POLICY], of[rival])
+        return found, wins
+
+    def _scored(self, scorer: OpenScorer, role: str, temperature: float, sampled: "_Samples") -> pl.DataFrame:
+        """prompt_id and score of every response; kept beside the responses, for the other runs of a sweep."""
+        name = reference_key({"samples": sampled.key, "scorer": scorer.identity})
+        path = self.plan.samples / SCORES / f"{name}.parquet"
+        if not path.exists():
+            self.tell(f"{scorer.config.label} scores {role} at temperature {temperature:g}")
+            scored = score_rows(sampled.table, scorer, tell=self.tell, watch=self._look)
+            self._check_stop()
+            write_parquet(path, scored.select("prompt_id", "number", "score", "reason"))
+        rows = pl.read_parquet(path, glob=False)
+        counts = self.unscored.setdefault(scorer.config.label, [0, 0])
+        counts[0] += rows["score"].null_count()
+        counts[1] += rows.height
+        return rows
+
+    def _look(self, *done: int) -> None:
+        self.watch(done[0], done[1])
+
+    def _rival(self, of: Mapping[str, Any]) -> str | None:
+        """Whose responses the policy's are compared with; None where there are none."""
+        rival = {"reference": REFERENCE, "chosen": CHOSEN}.get(self.settings.against, OTHER)
+        if rival in of:
+            return rival
+        missing = "no chosen side of these prompts" if rival == CHOSEN else "no reference model"
+        self.left_out["win_rate"] = f"{missing} to compare with (evaluate.against: {self.settings.against})"
+        return None
+
+    def _chosen(self, table: pl.DataFrame) -> pl.DataFrame | None:
+        """The chosen sides of the dataset for these prompts, as rows to score; None where they are not wanted."""
+        if self.settings.against != "chosen" or self.plan.held is None:
+            return None
+        pairs = read_table(self.plan.held.folder, "pairs", self.plan.held.manifest)
+        asked = table.select("prompt_id", "prompt", "reference", "tools").unique("prompt_id", maintain_order=True)
+        said = pairs.select("prompt_id", response=_last_text(self.kind)).unique(maintain_order=True)
+        met = asked.join(said, on="prompt_id", how="inner", maintain_order="left_right")
+        return None if met.is_empty() else met
+
+    def _judged(self, temperature: float, tables: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
+        """What judges say of the policy's responses against those of the same number; kept in verdicts-*.parquet."""
+        judges = [scorer.config for scorer in self.scorers if scorer.config.kind == "judge"]
+        if not judges:
+            return {}
+        chosen = self._chosen(tables[POLICY])
+        sides = {**tables, **({} if chosen is None else {CHOSEN: chosen})}
+        rival = self._rival(sides)
+        if rival is None:
+            return {}
+        met = _matched(tables[POLICY], sides[rival])
+        found = {}
+        for judge in judges:
+            path = self.plan.folder / f"verdicts-{judge.label}-{temperature:g}.parquet"
+            if not path.exists():
+                self.tell(f"{judge.label} compares responses at temperature {temperature:g}")
+                verdicts = compare_responses(judge, met, tell=self.tell, watch=self._look)
+                self._check_stop()
+                write_parquet(path, verdicts.select(name for name in VERDICT_COLUMNS if name in verdicts.columns))
+            found[judge.label] = wins_by_verdict(pl.read_parquet(path, glob=False))
+        return found
+
+    def _kl(self, temperature: float, tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame | None:
+        """Both models' log-probs of the policy's responses; kept in kl.parquet."""
+        if temperature != 1:
+            if 1.0 not in self.settings.temperatures:
+                self.left_out["kl"] = "the responses of temperature 1 alone are the model's own: evaluate.temperatures"
+            return None
+        models = self.plan.models
+        if REFERENCE not in models:
+            self.left_out["kl"] = "no reference model"
+        elif self.settings.top_p < 1:
+            self.left_out["kl"] = "evaluate.top_p leaves out tokens: the responses are not the model's own"
+        elif len({models[role].identity["tokenizer_sha256"] for role in (POLICY, REFERENCE)}) > 1:
+            self.left_out["kl"] = "the reference has another tokenizer"
+        else:
+            return self._compared(tables[POLICY])
+        return None
+
+    def _compared(self, table: pl.DataFrame) -> pl.DataFrame:
+        path = self.plan.folder / "kl.parquet"
+        if not path.exists():
+            prompts, responses = table["prompt_ids"].to_list(), table["response_ids"].to_list()
+            longest = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
+            self.tell("loading both models")
+            policy, reference = (self._scorer(role, longest) for role in (POLICY, REFERENCE))
+            self.tell("comparing both models")
+            apart = compare_models(policy, reference, prompts, responses, self.watch)
+            self._check_stop()
+            sums = {
+                name: [float(getattr(one, field).sum(dtype="float64")) for one in apart]
+                for name, field in (("logps", "logps"), ("ref_logps", "ref_logps"), ("kl_exact", "kl"))
+            }
+            frame = table.select("prompt_id", "number", "num_tokens").with_columns(
+                pl.Series(name, values, pl.Float64) for name, values in sums.items()
+            )
+            write_parquet(path, frame)
+        return pl.read_parquet(path, glob=False)
+
+    def _scorer(self, role: str, longest: int) -> CompletionLogps:
+        return load_for_scoring(self.plan.models[role].folder, self.settings.dtype, longest, self.tell)
+
+    def _held_out(self) -> None:
+        """Accuracy and margin on the test split, without a reference model; kept in held_out.parquet."""
+        held = self.plan.held
+        if (why := self._why_not_held_out(held)) is not None:
+            self.left_out["held_out"] = why
+            return
+        assert held is not None
+        assert held.key is not None
+        assert held.recorded is not None
+        path = self.plan.folder / "held_out.parquet"
+        if not path.exists():
+            self.tell("reading held-out pairs")
+            rows = test_rows(held.folder, held.manifest, held.key, held.recorded)
+            if rows.is_empty():
+                self.left_out["held_out"] = "the dataset has no test split"
+                return
+            identity = held.recorded["identity"]
+            scorer = load_for_scoring(
+                self.plan.models[POLICY].folder, identity["dtype"], identity["max_length"], self.tell
+            )
+            self.tell("scoring held-out pairs")
+            longest = int(rows.select(pl.sum_horizontal("^num_.*_tokens$").max()).item())
+            budget = CPU_BATCH_TOKENS if pick_device().type == "cpu" else measure_budget(scorer, longest)
+            found = held_out_metrics(
+                scorer, rows, self._train_settings(held), Limits(None, budget), self.watch, self._steps()
+            )
+            self._check_stop()
+            write_parquet(path, found.pairs)
+        pairs = pl.read_parquet(path, glob=False)
+        self.rows += [summary_row(POLICY, name, measured) for name, measured in accuracies(pairs, self.confidence)]
+
+    def _why_not_held_out(self, held: Held | None) -> str | None:
+        if held is None:
+            return "no dataset: --dataset"
+        if held.recorded is None:
+            return "the dataset has no reference, or several and the run does not say which"
+        mine = self.plan.models[POLICY].identity["tokenizer_sha256"]
+        return None if held.recorded["identity"]["tokenizer_sha256"] == mine else "its reference has another tokenizer"
+
+    def _train_settings(self, held: Held) -> TrainConfig:
+        told = self.plan.run["train"] if self.plan.run is not None else held.manifest["pipeline"].get("train", {})
+        return TrainConfig.model_validate(told)
+
+    def _steps(self) -> int | None:
+        return None if self.plan.run is None else self.plan.run.get("steps")
+
+    def _perplexity(self) -> None:
+        """Perplexity of held-out texts under both models; kept in texts.parquet."""
+        if self.settings.texts is None:
+            self.left_out["perplexity"] = "no texts: evaluate.texts"
+            return
+        path = self.plan.folder / "texts.parquet"
+        if not path.exists():
+            self.tell("reading texts")
+            tokenizer = load_tokenizer(self.plan.models[POLICY].folder)
+            texts = read_prompts(self.settings.texts, self.kind).kept
+            template = resolve_template(self.kind, self.plan.template, tokenizer)
+            encoded = encode_texts(texts, tokenizer, self.kind, template)
+            same = {self.plan.models[role].identity["tokenizer_sha256"] for role in self._both()}
+            roles = self._both() if len(same) == 1 else (POLICY,)
+            if encoded.is_empty():
+                nlls = pl.DataFrame(schema=TEXTS)
+            else:
+                lengths = encoded.select(pl.col("prompt_ids").list.len() + pl.col("response_ids").list.len())
+                longest = int(lengths.to_series().max())  # type: ignore[arg-type]
+                nlls = text_nlls(encoded, {role: self._scorer(role, longest) for role in roles}, self.tell, self.watch)
+            self._check_stop()
+            write_parquet(path, nlls)
+        nlls = pl.read_parquet(path, glob=False)
+        if nlls.is_empty():
+            self.left_out["perplexity"] = "none of evaluate.texts has a reference that can be encoded"
+        found = perplexities(nlls, self.confidence)
+        self.rows += [summary_row(role, metric, measured) for role, metric, measured in found]
+
+    def _both(self) -> tuple[str, ...]:
+        return tuple(role for role in (POLICY, REFERENCE) if role in self.plan.models)
+
+    def _write(self) -> _Done:
+        plan = self.plan
+        table = summary_frame(self.rows)
+        summary = Summary(table)
+        parts = [
+            write_parquet(plan.folder / EVALUATION_SUMMARY, table),
+            write_parquet(plan.folder / EVALUATION_PROMPTS, pl.concat(self.prompts)),
+        ]
+        unscored = {name: none / max(1, total) for name, (none, total) in self.unscored.items()}
+        document = {
+            "key": plan.key,
+            "identity": plan.identity,
+            "model": plan.models[POLICY].folder,
+            "reference": plan.models[REFERENCE].folder if REFERENCE in plan.models else None,
+            "dataset": None if plan.held is None else str(plan.held.folder),
+            "against": self.settings.against,
+            "settings": self.settings.model_dump(mode="json"),
+            "samples": self.folders,
+            "headline": headline(summary, self.settings.temperatures),
+            "left_out": self.left_out,
+            "warnings": warnings_of(summary, unscored),
+            "prefkit_version": __version__,
+            "parts": [part._asdict() for part in parts],
+        }
+        write_json(plan.folder / EVALUATION_JSON, document)
+        return _Done(document, table)
+
+
+class _Samples(NamedTuple):
+    """Responses of a model: what decides them, and a row each."""
+
+    key: str
+    table: pl.DataFrame
+
+
+def _last_text(kind: Kind) -> pl.Expr:
+    """The text of a chosen side: in a chat dataset of its last message."""
+    return pl.col("chosen") if kind == "text" else pl.col("chosen").list.last().struct.field("content")
+
+
+def _matched(rows: pl.DataFrame, others: pl.DataFrame) -> pl.DataFrame:
+    """What a judge is shown: the responses of a number to a prompt, the policy's as a; of one other, it meets all."""
+    one = rows.select("prompt_id", "number", "prompt", "tools", response_a="response")
+    if "number" in others.columns:
+        other = others.select("prompt_id", "number", response_b="response")
+        return one.join(other, on=["prompt_id", "number"], how="inner", maintain_order="left")
+    first = others.unique("prompt_id", keep="first", maintain_order=True)
+    return one.join(first.select("prompt_id", response_b="response"), on="prompt_id", maintain_order="left")

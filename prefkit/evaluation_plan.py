@@ -1,0 +1,225 @@
+"""What an evaluation is of, known before a model runs: folders, identities, where responses and figures go.
+
+Comes in: what the user named, and settings. Goes out: a `Plan`, whose key hashes everything that decides a figure; so a
+finished evaluation is known again, and evaluations of several runs find the same folder of responses.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prefkit.curves import is_run
+from prefkit.documents import Run
+from prefkit.encode import resolve_template
+from prefkit.errors import DatasetError, InputError
+from prefkit.format import (
+    EVALUATIONS,
+    MANIFEST,
+    MODEL,
+    REFERENCES,
+    RUN_JSON,
+    SAMPLED,
+    Kind,
+    reference_key,
+)
+from prefkit.identity import identity_sha256, policy_identity, template_sha256
+from prefkit.models import load_tokenizer
+from prefkit.prompts import prompts_kind
+from prefkit.reference_table import pick_reference
+from prefkit.sample_settings import EvaluateConfig, PromptsConfig, SampleConfig
+from prefkit.scorers import open_scorer
+from prefkit.sources import expand, file_sha256
+from prefkit.store import list_references, read_document, read_manifest
+from prefkit.work import TEMPLATE_FILE
+
+POLICY, REFERENCE, OTHER = "policy", "reference", "other"
+
+
+class Model(NamedTuple):
+    """A model that is sampled: its folder as it was named, and its identity."""
+
+    folder: str
+    identity: dict[str, Any]
+
+
+class Held(NamedTuple):
+    """The dataset behind an evaluation: its place, manifest, and the reference that held-out pairs are scored against.
+
+    `key` and `recorded` are None where it has none, or several and nothing says which.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    key: str | None
+    recorded: dict[str, Any] | None
+
+
+class Plan(NamedTuple):
+    """All that an evaluation has to do; `run`: run.json of a run, else None; `template`: a setting, as a name or file.
+
+    `home`: the run's directory, or --out; `samples`: where folders of responses lie.
+    """
+
+    key: str
+    identity: dict[str, Any]
+    settings: EvaluateConfig
+    models: dict[str, Model]
+    held: Held | None
+    run: dict[str, Any] | None
+    kind: Kind
+    template: str | None
+    home: Path
+    samples: Path
+
+    @property
+    def folder(self) -> Path:
+        """Of the evaluation itself."""
+        return self.home / EVALUATIONS / self.key
+
+
+def make_plan(
+    model: str | Path,
+    settings: EvaluateConfig,
+    *,
+    reference: str | Path | None,
+    dataset: str | Path | None,
+    out: str | Path | None,
+    kind: Kind | None,
+    chat_template: str | None,
+) -> Plan:
+    """Find what is evaluated, hash it, and say where it all goes.
+
+    Args:
+        model: folder of a model, or of a run.
+        settings: of the evaluation.
+        reference: folder of the model to compare with; None: the setting's, or the dataset's.
+        dataset: whose held-out pairs it is measured on; None: the run's.
+        out: where it goes; None: into the run.
+        kind: of the prompts; None: the dataset's, or by what they are.
+        chat_template: as precompute.chat_template; None: the dataset's reference's, or the tokenizer's own.
+
+    Raises:
+        ModelError, DatasetError: what is named is not there, or not finished.
+        InputError: nothing says where the evaluation goes.
+    """
+    run = Path(model) if is_run(model) else None
+    recorded = None if run is None else read_document(run / RUN_JSON, Run)
+    folder = _model_of(Path(model), recorded)
+    home = Path(out) if out is not None else run
+    if home is None:
+        raise InputError(
+            "a model that is no run has no place for its evaluation", where=str(model), expected="--out DIR"
+        )
+    held = _held(run, recorded, dataset)
+    template = chat_template or _template_of(held)
+    kind = kind or (held.manifest["kind"] if held else None) or _kind_of(settings.prompts, template, folder)
+    compared = reference or settings.reference or _reference_of(held, recorded)
+    named = {POLICY: str(folder), **({REFERENCE: str(compared)} if compared else {})}
+    if settings.against not in ("reference", "chosen"):
+        named[OTHER] = settings.against
+    models = {role: _identified(name, kind, template) for role, name in named.items()}
+    scorers = {config.label: open_scorer(config, kind).identity for config in settings.scorers}
+    identity = _identity(settings, models, held, scorers)
+    near = run is not None and out is None and held is not None and run.resolve().parent.parent == held.folder.resolve()
+    samples = held.folder / SAMPLED if near and held is not None else home / SAMPLED
+    return Plan(reference_key(identity), identity, settings, models, held, recorded, kind, template, home, samples)
+
+
+def _model_of(path: Path, recorded: dict[str, Any] | None) -> Path:
+    if recorded is None:
+        return path
+    if not recorded["finished"]:
+        raise DatasetError("is not finished", where=str(path), expected="a finished run", hint="prefkit train goes on")
+    return path / MODEL
+
+
+def _kind_of(prompts: PromptsConfig, template: str | None, folder: Path) -> Kind:
+    """Chat where there is a chat template to ask with, or the prompts are messages."""
+    own = load_tokenizer(folder).chat_template
+    return prompts_kind(prompts, None, has_template=template is not None or own is not None)
+
+
+def _held(run: Path | None, recorded: dict[str, Any] | None, dataset: str | Path | None) -> Held | None:
+    """The dataset that was named, or that a run lies in or says it was trained on, if that is there."""
+    if dataset is not None:
+        place = Path(dataset)
+    elif run is not None and recorded is not None:
+        around = run.resolve().parent.parent
+        place = run.parent.parent if (around / MANIFEST).exists() else Path(recorded["dataset"])
+        if not (place / MANIFEST).exists():
+            return None
+    else:
+        return None
+    manifest = read_manifest(place)
+    wanted = recorded["reference"] if recorded is not None else None
+    if wanted is None and len(list_references(place)) != 1:
+        return Held(place, manifest, None, None)
+    key, found = pick_reference(place, wanted)
+    return Held(place, manifest, key, found)
+
+
+def _template_of(held: Held | None) -> str | None:
+    """The chat template that the dataset's reference was scored with."""
+    if held is None or held.key is None:
+        return None
+    path = held.folder / REFERENCES / held.key / TEMPLATE_FILE
+    return str(path) if path.exists() else None
+
+
+def _reference_of(held: Held | None, recorded: dict[str, Any] | None) -> str | None:
+    """The dataset's precompute.model, or what the run began with, where that is the reference; if it is there."""
+    names = [held.manifest["pipeline"].get("precompute", {}).get("model")] if held is not None else []
+    names += [recorded["model"]] if recorded is not None else []
+    return next((name for name in names if name and Path(name).is_dir()), None)
+
+
+def _identified(folder: str, kind: Kind, template: str | None) -> Model:
+    tokenizer = load_tokenizer(folder)
+    identity = policy_identity(Path(folder), tokenizer)
+    return Model(
+        folder, identity | {"chat_template_sha256": template_sha256(resolve_template(kind, template, tokenizer))}
+    )
+
+
+def prompts_identity(prompts: PromptsConfig) -> dict[str, Any]:
+    """What a section of prompts asks: the hashes of its files, and how they are read."""
+    path = Path(prompts.path)
+    files = [path / MANIFEST] if (path / MANIFEST).exists() else [Path(file) for file in expand(prompts.path)]
+    hashes = [file_sha256(file) for file in files]
+    return {"sha256": hashes, "columns": dict(prompts.columns), "limit": prompts.limit}
+
+
+def _identity(
+    settings: EvaluateConfig, models: Mapping[str, Model], held: Held | None, scorers: Mapping[str, Any]
+) -> dict[str, Any]:
+    told = settings.model_dump(mode="json", exclude={"prompts", "texts", "reference", "against", "scorers"})
+    against = settings.against if settings.against in ("reference", "chosen") else OTHER
+    return {
+        "models": {role: identity_sha256(model.identity) for role, model in models.items()},
+        "prompts": prompts_identity(settings.prompts),
+        "texts": None if settings.texts is None else prompts_identity(settings.texts),
+        "scorers": dict(scorers),
+        "settings": told | {"against": against},
+        "dataset": None if held is None else {"reference": held.key, "parts": held.manifest["parts"]["pairs"]},
+    }
+
+
+def sampling(plan: Plan, role: str, temperature: float) -> SampleConfig:
+    """How a model is sampled, and into which folder: a name of all that decides its responses."""
+    settings = plan.settings
+    greedy = temperature == 0
+    told: dict[str, Any] = {
+        "n": 1 if greedy else settings.n,
+        "temperature": temperature,
+        "top_p": 1.0 if greedy else settings.top_p,
+        "max_new_tokens": settings.max_new_tokens,
+        "stop": list(settings.stop),
+        "seed": settings.seed,
+        "dtype": settings.dtype,
+    }
+    model = plan.models[role]
+    key = reference_key(
+        {"model": model.identity, "prompts": prompts_identity(settings.prompts), "kind": plan.kind, **told}
+    )
+    prompts = settings.prompts.model_dump(mode="json", exclude_unset=True)
+    return SampleConfig(prompts=PromptsConfig(**prompts), out=str(plan.samples / key), model=model.folder, **told)

@@ -1,0 +1,182 @@
+"""A file of prompts becomes a frame: what a model is asked, the right answer where there is one, and where it stands.
+
+Comes in: a file or glob (rows.py says of which kinds), or a dataset, whose training prompts are taken. Goes out: the
+prompts in the order of their file, each once and with the id that its pairs have; lines that are no prompt as rejects,
+and prompts that cannot be answered as drops with a reason.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+
+from prefkit.checked import check_row, record_frame, reject_frame
+from prefkit.errors import SourceError
+from prefkit.format import MANIFEST, Kind, text_dtype
+from prefkit.formats.reading import Columns, Format, Row, holds_messages, read_fields
+from prefkit.rows import read_rows
+from prefkit.sample_format import sample_schema
+from prefkit.sample_settings import PromptsConfig
+from prefkit.screen import screen
+from prefkit.sources import SourceFile, expand, source_sha256, unchanged
+from prefkit.store import read_manifest
+from prefkit.tables import read_table
+from prefkit.text import VISIBLE, with_prompt_ids
+
+OPTIONAL = ("reference", "tools")
+ANSWERED = ("user", "tool")  # roles of a last turn that a model answers
+is_chat_row = holds_messages("prompt")
+
+
+class Prompts(NamedTuple):
+    """`kept`, `dropped` and `rejects` are tables of sample_format.py; `rows`: those of the files that were read."""
+
+    kept: pl.DataFrame
+    dropped: pl.DataFrame
+    rejects: pl.DataFrame
+    rows: int
+    kind: Kind
+    files: list[SourceFile]
+
+
+def _read(row: Row, columns: Columns) -> list[dict[str, object]]:
+    return [read_fields(row, columns, ("prompt",), OPTIONAL)]
+
+
+PROMPTS_FORMAT = Format(
+    "prompts",
+    "prompts",
+    ("prompt", *OPTIONAL),
+    False,
+    "prompt [, reference, tools]",
+    "what a model is asked, text or messages; columns: maps the names",
+    _read,
+    is_chat_row,
+    required=("prompt",),
+)
+
+
+def _columns(settings: PromptsConfig) -> dict[str, str | list[str]]:
+    return {str(name): path for name, path in settings.columns.items()}
+
+
+def prompts_kind(settings: PromptsConfig, kind: Kind | None, *, has_template: bool) -> Kind:
+    """The kind of prompts: the one that is said, or that of the dataset they are of; else by what they are.
+
+    Args:
+        settings: the prompts.
+        kind: what the pipeline says.
+        has_template: whether there is a chat template, so that a plain text is a user's turn.
+
+    Returns:
+        chat where the first readable prompt is messages, or there is a template; else text.
+    """
+    if kind is not None:
+        return kind
+    if _is_dataset(settings.path):
+        found: Kind = read_manifest(Path(settings.path))["kind"]
+        return found
+    if has_template:
+        return "chat"
+    rows = (row for path in expand(settings.path) for row in read_rows(path) if row.reason is None)
+    first = next(rows, None)
+    return "chat" if first is not None and is_chat_row(first.value, _columns(settings)) else "text"
+
+
+def read_prompts(settings: PromptsConfig, kind: Kind) -> Prompts:
+    """Read and check all prompts.
+
+    Args:
+        settings: the file, the names of its columns, and how many of its rows.
+        kind: what the prompts become.
+
+    Raises:
+        SourceError: a file is missing, unreadable, or changed while it was read; or no line of it is a prompt.
+        DatasetError: the dataset is unfinished or damaged.
+    """
+    if _is_dataset(settings.path):
+        records, rejects = _of_dataset(settings, kind), reject_frame([])
+        manifest = str(Path(settings.path) / MANIFEST)
+        files = [SourceFile(manifest, source_sha256(manifest), records.height)]
+    else:
+        records, rejects, files = _of_files(settings, kind)
+    rows = sum(file.rows for file in files)
+    known = with_prompt_ids(records, kind)
+    screened = screen(known.with_columns(first=pl.col("prompt_id").is_first_distinct()), "prompts", _rules(kind))
+    if screened.kept.is_empty():
+        _refuse_none(settings.path, rows, screened.dropped, rejects)
+    kept, dropped = (
+        frame.select(sample_schema(name, kind).names())
+        for name, frame in (("prompts", screened.kept), ("dropped", screened.dropped))
+    )
+    return Prompts(kept, dropped, rejects, rows, kind, files)
+
+
+def _is_dataset(path: str) -> bool:
+    return (Path(path) / MANIFEST).exists()
+
+
+def _rules(kind: Kind) -> dict[str, pl.Expr]:
+    """Why a prompt is not answered."""
+    if kind == "text":
+        empty: dict[str, pl.Expr] = {"empty_prompt": ~pl.col("prompt").str.contains(VISIBLE)}
+    else:
+        last = pl.col("prompt").list.last()
+        said = pl.col("prompt").list.eval(pl.element().struct.field("content").str.contains(VISIBLE)).list.any()
+        empty = {
+            "empty_prompt": ~said.fill_null(False),
+            "no_user_turn_last": ~last.struct.field("role").is_in(ANSWERED).fill_null(False),
+        }
+    return {**empty, "duplicate": ~pl.col("first")}
+
+
+def _refuse_none(path: str, rows: int, dropped: pl.DataFrame, rejects: pl.DataFrame) -> None:
+    frames = [frame["reason"].value_counts(sort=True) for frame in (dropped, rejects)]
+    found = ", ".join(f"{count} {reason}" for reason, count in pl.concat(frames).iter_rows())
+    raise SourceError(
+        f"none of its {rows} rows is a prompt that can be answered: {found}" if found else "holds no prompt",
+        where=path,
+        expected="a prompt a row: text, or messages whose last turn is the user's",
+        hint="--set 'sample.prompts.columns={prompt: NAME}' says in which column it is",
+    )
+
+
+def _of_dataset(settings: PromptsConfig, kind: Kind) -> pl.DataFrame:
+    """The prompts of a dataset's training pairs."""
+    folder = Path(settings.path)
+    manifest = read_manifest(folder)
+    if settings.columns or manifest["kind"] != kind:
+        raise SourceError(
+            "a dataset has columns and a kind of its own",
+            where=settings.path,
+            expected=f"kind {manifest['kind']}, and no columns:",
+        )
+    pairs = read_table(folder, "pairs", manifest).filter(pl.col("split") == "train")
+    unique = pairs.unique("prompt_id", keep="first", maintain_order=True)
+    tools = pl.col("tools") if "tools" in unique.columns else pl.lit(None, pl.String).alias("tools")
+    found = unique.select("prompt", tools, pl.lit(None, pl.String).alias("reference"), "source", "source_row")
+    return found.head(settings.limit) if settings.limit else found
+
+
+def _of_files(settings: PromptsConfig, kind: Kind) -> tuple[pl.DataFrame, pl.DataFrame, list[SourceFile]]:
+    """Records and rejects of all files, and what was read of each."""
+    records: list[dict[str, object]] = []
+    rejects: list[dict[str, object]] = []
+    files = []
+    columns = _columns(settings)
+    for path in expand(settings.path):
+        with unchanged(path):
+            digest, rows = source_sha256(path), 0
+            for row in read_rows(path):
+                if settings.limit is not None and len(records) >= settings.limit:
+                    break
+                rows += 1
+                check_row(row, PROMPTS_FORMAT, columns, kind, path, records, rejects)
+            files.append(SourceFile(path, digest, rows))
+    found = record_frame(records, "prompts", kind, None) if records else _no_records(kind)
+    return found, reject_frame(rejects), files
+
+
+def _no_records(kind: Kind) -> pl.DataFrame:
+    names = {"prompt": text_dtype(kind), "tools": pl.String, "reference": pl.String}
+    return pl.DataFrame(schema={**names, "source": pl.String, "source_row": pl.Int64})

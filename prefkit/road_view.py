@@ -1,0 +1,119 @@
+"""How the road and a sweep look on a terminal: a line a stage, what its command prints, progress; a sweep's table."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from prefkit.grid import cell_text
+from prefkit.report import print_audit
+from prefkit.stages import Following, Outcome, Spectator, StageName, Stop
+from prefkit.stopping import stop_on_signals
+from prefkit.terminal import (
+    build_progress,
+    pass_progress,
+    print_build,
+    print_precomputed,
+    print_trained,
+    step_progress,
+    token_progress,
+)
+
+if TYPE_CHECKING:
+    from prefkit.sweep import Swept
+
+# what a stage finishes when it is asked to stop; the others stop at once
+FINISHING: dict[StageName, str] = {
+    "sample": "this batch",
+    "score": "this batch",
+    "precompute": "this part",
+    "train": "this step and a checkpoint",
+    "evaluate": "this batch",
+}
+PRINTERS: Mapping[StageName, Callable[[Any, Console], None]] = {
+    "build": print_build,
+    "audit": print_audit,
+    "precompute": print_precomputed,
+    "train": print_trained,
+}
+# of a sweep's table, what is shown where there is any of it, and by what name
+SHOWN = {
+    "steps": "steps",
+    "loss": "loss",
+    "eval_loss": "eval loss",
+    "eval_rewards/accuracies": "accuracy",
+    "eval_rewards/margins": "margin",
+    "reward_gain": "reward gain",
+    "kl": "KL",
+    "win_rate": "win rate",
+    "run": "run",
+    "state": "",
+}
+
+
+class RoadScreen(Spectator):
+    """Draws a progress line a stage on stderr, and prints what its command prints."""
+
+    def __init__(self, console: Console, *, results: bool = True) -> None:
+        self.console, self.results = console, results
+
+    def tell(self, text: str) -> None:
+        """A line for a person."""
+        self.console.print(text)
+
+    @contextlib.contextmanager
+    def follow(self, stage: StageName) -> Iterator[Following]:
+        """The stage's progress line; the first Ctrl-C asks for an end, where the stage can be asked."""
+        with contextlib.ExitStack() as held:
+            stop: Stop = lambda: False  # noqa: E731 - what the others have is a function too
+            if stage in FINISHING:
+                stop = held.enter_context(stop_on_signals(FINISHING[stage]))
+            if stage == "build":
+                yield Following(self.tell, held.enter_context(build_progress()), stop)
+            elif stage == "precompute":
+                yield Following(self.tell, held.enter_context(token_progress()), stop)
+            elif stage == "train":
+                yield Following(self.tell, held.enter_context(step_progress()), stop)
+            else:
+                yield Following(*held.enter_context(pass_progress()), stop)
+
+    def show(self, outcome: Outcome) -> None:
+        """A line: done already, or why it was done; then what the command prints of it."""
+        if not self.results:
+            self.console.print(f"  {outcome.said}" + (", done already" if outcome.done else ""))
+            return
+        self.console.print(f"{outcome.stage}: {'done already' if outcome.done else outcome.why}; {outcome.said}")
+        printer = PRINTERS.get(outcome.stage)
+        if outcome.result is not None and not outcome.done and printer is not None:
+            printer(outcome.result, self.console)
+
+
+def print_sweep(swept: "Swept", console: Console) -> None:
+    """One table: what varies, and what it came to; of what failed, why."""
+    rows = swept.table.to_dicts()
+    shown = [name for name in SHOWN if any(row[name] not in (None, "done") for row in rows)]
+    table = Table()
+    for name in [*(key.removeprefix("train.") for key in swept.settings), *(SHOWN[name] for name in shown)]:
+        table.add_column(Text(name))
+    for row, settings in zip(rows, settings_of(swept), strict=True):
+        table.add_row(*(Text(text) for text in settings), *(Text(_short(row[name])) for name in shown))
+    console.print(table, soft_wrap=False)
+    for row in rows:
+        if row["reason"] is not None:
+            console.print(f"  {row['settings']} failed: {row['reason']}")
+    if swept.reference is not None:
+        console.print(f"{len(rows)} combinations, {swept.trained} trained now; all on reference {swept.reference}")
+        console.print(f'prefkit query {swept.dataset} "from sweeps" has them again; {swept.sweep}')
+
+
+def settings_of(swept: "Swept") -> list[list[str]]:
+    """What varies, a list of texts a combination."""
+    return [[_short(value) for value in json.loads(text).values()] for text in swept.table["settings"]]
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else cell_text(value)
