@@ -325,6 +325,7 @@ def sample(
     emit(done._asdict(), as_json=as_json)
 
 
+@app.command()
 def run(
     pipeline: Annotated[str, typer.Argument(help="The pipeline file (YAML).")],
     until: Annotated[
