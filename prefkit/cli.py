@@ -148,7 +148,7 @@ def score(
         typer.Option(
             "--scorer",
             metavar="SPEC",
-            help="module:function, reward:FOLDER, judge:FOLDER or verifier:number; repeatable. Or the pipeline's.",
+            help="module:function, reward:FOLDER, judge:FOLDER, verifier:number; repeatable. Or the pipeline's.",
         ),
     ] = None,
     name: Annotated[
@@ -325,6 +325,7 @@ def sample(
     emit(done._asdict(), as_json=as_json)
 
 
+@app.command()
 def run(
     pipeline: Annotated[str, typer.Argument(help="The pipeline file (YAML).")],
     until: Annotated[
