@@ -1,7 +1,10 @@
 """prefkit evaluate on a tiny run: what its figures are, beside what can be computed by hand from the samples."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,6 +150,37 @@ def test_held_out_figures_are_those_of_the_runs_own_evaluation(evaluated: Evalua
         assert found is not None
         assert found.value == pytest.approx(own[metric], abs=1e-6)
         assert found.num_responses == 24 - world_train_pairs(world)
+
+
+@pytest.mark.slow
+def test_ten_kills_and_the_same_command_leave_the_bytes_of_an_unbroken_evaluation(tmp_path: Path) -> None:
+    start = tmp_path / "start"
+    start.mkdir()
+    here = Path.cwd()
+    os.chdir(start)
+    try:
+        tiny.tiny_llama(Path("model"))
+        train = {"max_steps": 2, "learning_rate": 1e-3, "batch_size": 4}
+        evaluate = {"prompts": "prompts.jsonl", "n": 4, "max_new_tokens": 24, "texts": "prompts.jsonl"}
+        evaluate |= {"scorers": [{"verifier": "exact"}], "temperatures": [1.0, 0.5]}
+        rows = tiny.chat_rows(24)
+        asked = [{"prompt": f"What is copper {n}?", "reference": f"silver thread {n}"} for n in range(24)]
+        tiny.write_rows(Path("prompts.jsonl"), asked)
+        pipeline = tiny.built(
+            Path(), rows, Path("model"), "chat", split={"test_share": 0.3}, train=train, evaluate=evaluate
+        )
+        precompute_reference(pipeline)
+        train_dpo(pipeline)
+    finally:
+        os.chdir(here)
+    killer = [sys.executable, str(Path(__file__).parent / "evaluation_killer.py"), "7", "10", str(tmp_path)]
+    done = subprocess.run(killer, capture_output=True, text=True, check=False)
+    output = tmp_path / "output.txt"
+    assert done.returncode == 0, done.stderr[-2000:] + (output.read_text()[-2000:] if output.exists() else "")
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["different"] == []
+    assert found["kills"] >= 5, found
+    assert found["unfinished"] >= 3, found
 
 
 def world_train_pairs(world: World) -> int:
