@@ -232,7 +232,7 @@ def test_an_evaluation_that_was_stopped_goes_on_and_leaves_the_same_bytes(evalua
         shutil.rmtree(evaluated.folder)
         shutil.rmtree(Path(world.pipeline.dataset) / "samples", ignore_errors=True)
         calls = iter(range(asked))
-        with pytest.raises(Interrupted, match="stopped"):
+        with pytest.raises(Interrupted, match="stopped; what is sampled and scored is on disk"):
             evaluate_model(world.run, settings(), stop=lambda calls=calls: next(calls, None) is None)  # type: ignore[misc]
         assert not (Path(evaluated.folder) / "evaluation.json").exists()
         assert tiny.snapshot(Path(evaluate_model(world.run, settings()).folder)) == before
@@ -319,6 +319,25 @@ def test_another_model_can_be_the_other_side(world: World) -> None:
     done = evaluate_model(world.run, settings(temperatures=[1.0], n=1, texts=None), against=str(other), out="against")
     assert Summary(done.summary).get("other", "reward", 1.0, "score") is not None
     assert {one["role"] for one in done.document["samples"]} == {"policy", "reference", "other"}
+
+
+def test_a_judge_gives_a_win_rate_and_what_it_is_of_two_minds_about_is_counted_apart(world: World) -> None:
+    some = settings(scorers=[{"judge": "model"}], temperatures=[1.0], n=2, texts=None)
+    done = evaluate_model(world.run, some, out="judged")
+    verdicts = pl.read_parquet(Path(done.folder) / "verdicts-model-1.parquet")
+    assert verdicts.height == 2 * NUM_PROMPTS
+    summary = Summary(done.summary)
+    rate, changed = (summary.get("policy", metric, 1.0, "model") for metric in ("win_rate", "inconsistent"))
+    won = (
+        verdicts.drop_nulls("winner")
+        .group_by("prompt_id")
+        .agg(share=(pl.col("winner") == "a").mean() + (pl.col("winner") == "tie").mean() / 2)
+    )
+    assert (rate.value if rate is not None else None) == (pytest.approx(won["share"].mean()) if won.height else None)
+    assert changed is not None
+    assert changed.value == pytest.approx(verdicts["winner"].null_count() / verdicts.height)
+    assert changed.num_responses == verdicts.height
+    assert done.document["headline"] is None
 
 
 def test_a_folder_that_is_being_sampled_is_waited_for(world: World) -> None:
