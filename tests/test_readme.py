@@ -58,6 +58,10 @@ NOT_RUN = {
         "docs/audit.md",
         "words, characters, lines, sentences, model_tokens, bold, list_items, headers, table_rows, code_fences,",
     ): "a list of names, compared below with those there are",
+    (
+        "docs/evaluation.md",
+        "RUN/evaluations/<key>/   evaluation.json   written last: identity, settings, headline, warnings, what was left out",
+    ): DRAWING,
     ("docs/kernel.md", "[prompt | chosen | rejected]        P + C + R tokens in place of 2P + C + R"): DRAWING,
     (
         "docs/kernel.md",
