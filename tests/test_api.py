@@ -21,6 +21,7 @@ HEAVY = {"torch", "transformers", "accelerate", "polars", "pyarrow", "duckdb", "
 COMMANDS = {
     "sample": {"sample_candidates"},
     "score": {"score_candidates"},
+    "evaluate": {"evaluate_model"},
     "build": {"load_pipeline", "build_dataset"},
     "audit": {"pipeline_of", "audit_dataset", "enforce_audit"},
     "show": {"show_pairs"},
