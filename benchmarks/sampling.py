@@ -9,7 +9,7 @@ have as many responses at work at once; each is a process of its own, one after 
     prefkit     generation.py: prompts computed once, rows that end leave, the next prompts take their places
     generate    prompts in the order of the file, `width / n` at a time, padded on the left, num_return_sequences=n
     one by one  a prompt at a time, num_return_sequences=n
-    continuous  transformers' own continuous batching (`generate_batch`), each prompt n times
+    continuous  transformers' own continuous batching (`generate_batch`), where it is asked for: it is made for a GPU
 
 Tokens a second are those of responses, the one that ended each included, and nothing behind it. Lost slots are token
 slots of padding and of rows that had ended; the same prompt computed again counts apart. CPU time is the steadier
@@ -33,13 +33,25 @@ def prompts_of(settings: Settings) -> list[list[int]]:
     """The prompts' ids, in a random order."""
     found = real_pairs(Path(settings["data"]), settings["prompts"], SIZES[settings["size"]].vocabulary, 512)
     ids: list[list[int]] = found["prompt_ids"].to_list()
-    random.Random(0).shuffle(ids)
+    random.Random(0).shuffle(ids)  # noqa: S311
     return ids
 
 
 def ends_of(settings: Settings) -> list[int]:
     """The ids that end a response."""
     return list(range(0, SIZES[settings["size"]].vocabulary, END_EVERY))
+
+
+def common(settings: Settings) -> dict[str, Any]:
+    """The settings of transformers' own ways."""
+    return {
+        "do_sample": True,
+        "top_k": 0,
+        "max_new_tokens": settings["new"],
+        "eos_token_id": ends_of(settings),
+        "pad_token_id": 0,
+        "num_return_sequences": settings["n"],
+    }
 
 
 def ours(settings: Settings) -> Figures:
@@ -52,9 +64,8 @@ def ours(settings: Settings) -> Figures:
     model = random_model(size, settings["dtype"], settings["device"])
     asked = [Request(f"prompt {i}", ids, "") for i, ids in enumerate(prompts_of(settings))]
     asked.sort(key=lambda request: -len(request.prompt_ids))
-    how = Decoding(
-        "", settings["n"], 1.0, 1.0, None, settings["new"], 0, tuple(ends_of(settings)), (), "float32", 10**9
-    )
+    ends = tuple(ends_of(settings))
+    how = Decoding("", settings["n"], 1.0, 1.0, None, settings["new"], 0, ends, (), settings["dtype"], size.vocabulary)
     stops = StopTexts(None, Ending((), (), "", frozenset()))
     generator = Generator(model, settings["dtype"], "batched")
     before = peak_memory(settings["device"])
@@ -73,17 +84,10 @@ def theirs(settings: Settings) -> Figures:
     from transformers import GenerationConfig
 
     model = random_model(SIZES[settings["size"]], settings["dtype"], settings["device"])
-    prompts, n, ends = prompts_of(settings), settings["n"], ends_of(settings)
-    config = GenerationConfig(
-        do_sample=True,
-        top_k=0,
-        max_new_tokens=settings["new"],
-        eos_token_id=ends,
-        pad_token_id=0,
-        num_return_sequences=n,
-    )
+    prompts, n = prompts_of(settings), settings["n"]
+    config = GenerationConfig(**common(settings))
     at_once = max(1, settings["width"] // n) if settings["batched"] else 1
-    ended = set(ends)
+    ended = set(ends_of(settings))
     tokens = useful = computed = again = 0
     before = peak_memory(settings["device"])
     figures: Figures = {}
@@ -112,10 +116,8 @@ def continuous(settings: Settings) -> Figures:
     from transformers import GenerationConfig
 
     model = random_model(SIZES[settings["size"]], settings["dtype"], settings["device"])
-    prompts = [ids for ids in prompts_of(settings) for _ in range(settings["n"])]
-    config = GenerationConfig(
-        do_sample=True, top_k=0, max_new_tokens=settings["new"], eos_token_id=ends_of(settings), pad_token_id=0
-    )
+    prompts = prompts_of(settings)
+    config = GenerationConfig(**common(settings))
     before = peak_memory(settings["device"])
     figures: Figures = {}
     with timed(figures, settings["device"]):
@@ -156,7 +158,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS[:3])
     parser.add_argument("--data", default=str(DATA))
     parser.add_argument("--out", type=Path, help="write the table there as well")
     options = parser.parse_args()

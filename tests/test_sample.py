@@ -1,7 +1,9 @@
 """`prefkit sample`: what lies on disk, what a second call does, what is refused, and who else may sample."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -121,7 +123,8 @@ def test_ids_and_log_probs_are_those_of_the_model_on_prompt_and_response(
     draw: Draw, tmp_path: Path, world: Path
 ) -> None:
     draw(prompts=world / "p.jsonl", temperature=0.8, top_p=0.9, top_k=50)
-    model = AutoModelForCausalLM.from_pretrained(world / "model").eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(world / "model")
+    model.eval()
     tokenizer = tiny_tokenizer()
     for row in read_candidates(tmp_path / "c").samples.sample(25, seed=0).to_dicts():
         text = tokenizer.apply_chat_template(
@@ -622,3 +625,18 @@ def test_progress_is_told_in_prompts_and_tokens(draw: Draw) -> None:
 def test_the_names_are_public() -> None:
     assert package.sample_candidates is sample_candidates
     assert package.Sampled is Sampled
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_bytes_of_one(prefkit: Prefkit, world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world, tmp_path, dirs_exist_ok=True)
+    words = ["p.jsonl", "--model", "model", "-n", "2", "--max-new-tokens", "6", "--set", "sample.max_batch_tokens=60"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "prefkit"]
+    told = os.environ | {"PYTHONWARNINGS": "default"}
+    done = subprocess.run(
+        [*launch, "sample", *words, "--out", "two"], env=told, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("132 responses to 66 prompts") == 1  # one voice
+    assert prefkit("sample", *words, "--out", "one").code == 0
+    assert snapshot(tmp_path / "two") == snapshot(tmp_path / "one")
