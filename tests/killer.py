@@ -1,6 +1,6 @@
 """Kill a command at random moments and type it again: run as a program by test_kills.py.
 
-    python killer.py COMMAND SEED COUNT FOLDER   (COMMAND: build | add | audit | repair | precompute | train)
+    python killer.py COMMAND SEED COUNT FOLDER   (COMMAND: build | add | audit | repair | precompute | train | sample)
 
 FOLDER/start holds what the command finds. The command runs in a forked child, so that the moments fall into its work
 and not into imports; the child is killed with SIGKILL after a time drawn from the seed, then the command runs again
@@ -24,7 +24,9 @@ COMMANDS = {
     "repair": ["repair", "dataset", "--out", "mended", "--match-length", "--max-dropped", "0.9"],
     "precompute": ["precompute", "pipeline.yaml"],
     "train": ["train", "pipeline.yaml"],
+    "sample": ["sample", "pipeline.yaml"],
 }
+KEPT = ("dataset/", "mended/", "candidates/")
 
 
 def spawn(words: list[str], folder: Path) -> int:
@@ -64,8 +66,8 @@ def wait(child: int, seconds: float | None = None) -> bool:
 
 
 def results(work: Path) -> dict[str, bytes]:
-    """What the command leaves: a dataset, of a repair a second one."""
-    return {name: data for name, data in snapshot(work).items() if name.startswith(("dataset/", "mended/"))}
+    """What the command leaves: a dataset, of a repair a second one, or candidates."""
+    return {name: data for name, data in snapshot(work).items() if name.startswith(KEPT)}
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -95,7 +97,7 @@ ENOUGH = 3  # kills that have left work behind
 def main() -> None:
     command, seed, count, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
 
-    if command in ("precompute", "train"):  # what the child would spend its first seconds on
+    if command in ("precompute", "train", "sample"):  # what the child would spend its first seconds on
         import transformers.models.llama.modeling_llama  # noqa: F401
 
     durations = []

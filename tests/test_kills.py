@@ -34,6 +34,13 @@ def prepare(folder: Path, command: str) -> None:
         "sources": sources,
         "precompute": {"model": "model", "max_length": 128, "min_completion_tokens": 4, "max_batch_tokens": 120},
         "split": {"test_share": 0.1},
+        "sample": {
+            "prompts": "pairs-0.jsonl",
+            "out": "candidates",
+            "n": 2,
+            "max_new_tokens": 30,
+            "max_batch_tokens": 80,
+        },
         "train": {
             "learning_rate": 1e-3,
             "batch_size": 4,
@@ -52,7 +59,7 @@ def prepare(folder: Path, command: str) -> None:
     os.chdir(start)
     try:
         pipeline = load_pipeline("pipeline.yaml")
-        if command != "build":
+        if command not in ("build", "sample"):
             build_dataset(pipeline)
         if command == "train":
             precompute_reference(pipeline)
@@ -61,7 +68,7 @@ def prepare(folder: Path, command: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["build", "add", "audit", "repair", "precompute", "train"])
+@pytest.mark.parametrize("command", ["build", "add", "audit", "repair", "precompute", "train", "sample"])
 def test_twenty_kills_and_the_same_command_leave_the_bytes_of_an_unbroken_run(command: str, tmp_path: Path) -> None:
     prepare(tmp_path, command)
     killer = [sys.executable, str(KILLER), command, str(SEED), str(KILLS), str(tmp_path)]
