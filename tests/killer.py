@@ -1,6 +1,6 @@
 """Kill a command at random moments and type it again: run as a program by test_kills.py.
 
-    python killer.py COMMAND SEED COUNT FOLDER   (COMMAND: build | add | audit | repair | precompute | train)
+    python killer.py COMMAND SEED COUNT FOLDER   (COMMAND: build | add | audit | repair | precompute | train | score)
 
 FOLDER/start holds what the command finds. The command runs in a forked child, so that the moments fall into its work
 and not into imports; the child is killed with SIGKILL after a time drawn from the seed, then the command runs again
@@ -24,6 +24,7 @@ COMMANDS = {
     "repair": ["repair", "dataset", "--out", "mended", "--match-length", "--max-dropped", "0.9"],
     "precompute": ["precompute", "pipeline.yaml"],
     "train": ["train", "pipeline.yaml"],
+    "score": ["score", "r.jsonl", "--scorer", "scoring:size", "--scorer", "judge:model", "--out", "candidates"],
 }
 
 
@@ -64,8 +65,10 @@ def wait(child: int, seconds: float | None = None) -> bool:
 
 
 def results(work: Path) -> dict[str, bytes]:
-    """What the command leaves: a dataset, of a repair a second one."""
-    return {name: data for name, data in snapshot(work).items() if name.startswith(("dataset/", "mended/"))}
+    """What the command leaves: a dataset, of a repair a second one; candidates."""
+    return {
+        name: data for name, data in snapshot(work).items() if name.startswith(("dataset/", "mended/", "candidates/"))
+    }
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -95,7 +98,7 @@ ENOUGH = 3  # kills that have left work behind
 def main() -> None:
     command, seed, count, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
 
-    if command in ("precompute", "train"):  # what the child would spend its first seconds on
+    if command in ("precompute", "train", "score"):  # what the child would spend its first seconds on
         import transformers.models.llama.modeling_llama  # noqa: F401
 
     durations = []
