@@ -6,9 +6,9 @@ from shlex import quote
 from typing import Any
 
 from prefkit.curves import CURVES, PERF_CURVES, Curves, ends, is_run, points, progress, read_curves
-from prefkit.documents import Audit, Reference, Run
+from prefkit.documents import Audit, Reference, Run, Sweep
 from prefkit.errors import DatasetError, InputError
-from prefkit.format import AUDIT_JSON, MANIFEST, REFERENCE_JSON, REFERENCES, RUN_JSON, RUNS
+from prefkit.format import AUDIT_JSON, MANIFEST, REFERENCE_JSON, REFERENCES, RUN_JSON, RUNS, SWEEP_JSON, SWEEPS
 from prefkit.store import read_document, read_manifest
 from prefkit.verification import verify_dataset
 
@@ -24,7 +24,8 @@ def dataset_info(target: str | Path, *more: str | Path, verify: bool = False) ->
     Returns:
         a run: its run.json, how far it is, and of each curve the first and last value, the smallest and largest, and
         the last one of the test split; several: these under `runs`; a dataset: kind, what a repair did, additions,
-        near-duplicates, counts, reasons, sources, audit verdict, references, runs; with `verify` what was verified.
+        near-duplicates, counts, reasons, sources, audit verdict, references, runs, sweeps; with `verify` what was
+        verified.
 
     Raises:
         DatasetError: it is neither, or damaged.
@@ -65,6 +66,7 @@ def dataset_info(target: str | Path, *more: str | Path, verify: bool = False) ->
         "audit": audit,
         "references": references,
         "runs": runs,
+        **({"sweeps": sweeps} if (sweeps := _sweeps(path)) else {}),
         **({"verified": verify_dataset(path)._asdict()} if verify else {}),
     }
 
@@ -119,6 +121,22 @@ def _reference(recorded: dict[str, Any]) -> dict[str, Any]:
         "max_length": identity["max_length"],
         "dtype": identity["dtype"],
     }
+
+
+def _sweeps(dataset: Path) -> list[dict[str, Any]]:
+    """A line a sweep: what varies, and how many combinations are done; a damaged one says so."""
+    found: list[dict[str, Any]] = []
+    for path in sorted((dataset / SWEEPS).glob(f"*/{SWEEP_JSON}")):
+        try:
+            told = read_document(path, Sweep)
+        except DatasetError as error:
+            found.append({"sweep": path.parent.name, "damaged": error.message})
+            continue
+        states = [one["state"] for one in told["combinations"]]
+        values = {one["setting"]: one["values"] for one in told["grid"]}
+        counts = {"combinations": len(states), "done": states.count("done"), "failed": states.count("failed")}
+        found.append({"sweep": path.parent.name, **values, **counts})
+    return found
 
 
 def _run(path: Path) -> dict[str, Any]:

@@ -59,11 +59,8 @@ class RoadScreen(Spectator):
     """Draws a progress line a stage on stderr, and prints what its command prints."""
 
     def __init__(self, console: Console, *, results: bool = True) -> None:
+        super().__init__(console.print)
         self.console, self.results = console, results
-
-    def tell(self, text: str) -> None:
-        """A line for a person."""
-        self.console.print(text)
 
     @contextlib.contextmanager
     def follow(self, stage: StageName) -> Iterator[Following]:

@@ -50,16 +50,16 @@ class Following(NamedTuple):
 
 
 class Spectator:
-    """Who follows the road; by itself nobody. road_view.py has the one that draws progress lines."""
+    """Who follows the road: told lines, shown each stage that is done, asked whether to stop; by itself silent."""
 
-    def tell(self, text: str) -> None:
-        """A line for a person."""
+    def __init__(self, tell: Tell = lambda _text: None, stop: Stop = lambda: False) -> None:
+        self.tell, self.stop = tell, stop
 
     @contextlib.contextmanager
     def follow(self, stage: StageName) -> Iterator[Following]:
         """While the block runs, a stage is at work."""
         watch = None if stage == "build" else (lambda *_: None)
-        yield Following(self.tell, watch, lambda: False)
+        yield Following(self.tell, watch, self.stop)
 
     def show(self, outcome: "Outcome") -> None:
         """A stage is done."""
@@ -199,26 +199,20 @@ FORESEEN: Mapping[StageName, Callable[[Pipeline], tuple[str | None, str]]] = {
 
 
 def _sample(pipeline: Pipeline, spectator: Spectator) -> Outcome:
-    from importlib import import_module
-
     with spectator.follow("sample") as (tell, watch, stop):
-        made = import_module("prefkit.sample").sample_candidates(pipeline, tell=tell, watch=watch, stop=stop)
+        made = load_sample()(pipeline, tell=tell, watch=watch, stop=stop)
     said = f"{made.samples} responses to {made.prompts} prompts in {made.out}"
-    facts = {"out": str(made.out), "prompts": made.prompts, "samples": made.samples, "new": made.new}
-    why = "" if made.unchanged else f"{made.new} were not sampled yet"
+    facts = {"out": made.out, "prompts": made.prompts, "samples": made.samples, "new": made.new}
+    why = "" if made.unchanged else f"{made.new} responses were not there yet"
     return Outcome("sample", made.unchanged, why, said, made, facts)
 
 
 def _score(pipeline: Pipeline, spectator: Spectator) -> Outcome:
-    from importlib import import_module
-
-    assert pipeline.score is not None and pipeline.sample is not None  # noqa: PT018 - what the settings promise
-    score = import_module("prefkit.score").score_candidates
     with spectator.follow("score") as (tell, watch, stop):
-        made = score(pipeline.sample.out, pipeline.score.scorers, tell=tell, watch=watch, stop=stop)
+        made = load_score()(pipeline, tell=tell, watch=watch, stop=stop)
     again = [one.scorer for one in made if not one.unchanged]
     said = ", ".join(f"{one.scorer}: {one.scored} scored" for one in made)
-    why = f"by {', '.join(again)}" if again else ""
+    why = f"{', '.join(again)} had not scored all of it" if again else ""
     return Outcome("score", not again, why, said, made, {one.scorer: one.scored for one in made})
 
 
@@ -319,12 +313,44 @@ def _tidy_lock(run: Path) -> None:
 
 def evaluate_stage(pipeline: Pipeline, run: str, spectator: Spectator) -> Outcome:
     """Measure a run on fresh samples, unless that is done."""
-    from importlib import import_module
-
-    assert pipeline.evaluate is not None
-    evaluate = import_module("prefkit.evaluate").evaluate_model
+    settings = pipeline.evaluate
+    assert settings is not None  # whoever asks has looked
+    if not settings.scorers and pipeline.score is not None:
+        settings = settings.model_copy(update={"scorers": pipeline.score.scorers})
+    reference = settings.reference or pipeline.precompute.model
     with spectator.follow("evaluate") as (tell, watch, stop):
-        made = evaluate(run, pipeline.evaluate, dataset=pipeline.dataset, tell=tell, watch=watch, stop=stop)
-    return Outcome(
-        "evaluate", made.unchanged, "" if made.unchanged else NEW, str(made.out), made, {"out": str(made.out)}
-    )
+        made = load_evaluate()(
+            run, settings, reference=reference, dataset=pipeline.dataset, tell=tell, watch=watch, stop=stop
+        )
+    facts = {"folder": made.folder, "headline": made.document["headline"]}
+    why = "" if made.unchanged else "this run was not measured so"
+    return Outcome("evaluate", made.unchanged, why, _headline(made), made, facts)
+
+
+def _headline(made: Any) -> str:
+    told = made.document["headline"]
+    if told is None:
+        return f"{made.folder}"
+    gain = f"{told['value']:+.4g} ({told['low']:.4g} to {told['high']:.4g})"
+    return f"mean reward by {told['scorer']} {gain} over the reference; {made.folder}"
+
+
+def load_sample() -> Callable[..., Any]:
+    """What samples; it needs torch."""
+    from prefkit.sample import sample_candidates
+
+    return sample_candidates
+
+
+def load_score() -> Callable[..., Any]:
+    """What scores; a model may be needed."""
+    from prefkit.score import score_candidates
+
+    return score_candidates
+
+
+def load_evaluate() -> Callable[..., Any]:
+    """What measures a run; it needs torch."""
+    from prefkit.evaluate import evaluate_model
+
+    return evaluate_model

@@ -409,8 +409,33 @@ def _row(one: Combination, state: str, run: Path | None, evaluated: Any, reason:
 
 
 def _measured(evaluated: Any) -> dict[str, Any]:
-    """What an evaluation says in a row."""
-    return {} if evaluated is None else {"kl": getattr(evaluated, "kl", None)}
+    """What an evaluation says, in a row: at its first temperature, by its first scorer."""
+    if evaluated is None:
+        return {}
+    summary: pl.DataFrame = evaluated.summary
+    temperature = evaluated.document["settings"]["temperatures"][0]
+    scored = summary.filter((pl.col("metric") == "reward") & (pl.col("temperature") == temperature))
+    scorer = next(iter(scored["scorer"]), None)
+
+    def of(role: str, metric: str, *, at: float = temperature, by: str | None = None) -> tuple[Any, Any, Any]:
+        same = pl.col("scorer").eq_missing(pl.lit(by, pl.String)) & (pl.col("temperature") == at)
+        found = summary.filter(same & (pl.col("role") == role) & (pl.col("metric") == metric))
+        return next(found.select("value", "low", "high").iter_rows(), (None, None, None))
+
+    gain, low, high = of("difference", "reward", by=scorer)
+    kl, kl_low, kl_high = of("policy", "kl", at=1.0)
+    return {
+        "temperature": temperature,
+        "scorer": scorer,
+        "reward": of("policy", "reward", by=scorer)[0],
+        "reward_gain": gain,
+        "reward_gain_low": low,
+        "reward_gain_high": high,
+        "kl": kl,
+        "kl_low": kl_low,
+        "kl_high": kl_high,
+        "win_rate": of("policy", "win_rate", by=scorer)[0],
+    }
 
 
 def _frame(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
