@@ -1,6 +1,6 @@
 """Kill a command at random moments and type it again: run as a program by test_kills.py.
 
-    python killer.py COMMAND SEED COUNT FOLDER   (COMMAND: build | add | audit | repair | precompute | train | sample)
+    python killer.py COMMAND SEED COUNT FOLDER   (COMMAND: build | add | audit | repair | precompute | train | sample | score)
 
 FOLDER/start holds what the command finds. The command runs in a forked child, so that the moments fall into its work
 and not into imports; the child is killed with SIGKILL after a time drawn from the seed, then the command runs again
@@ -25,6 +25,7 @@ COMMANDS = {
     "precompute": ["precompute", "pipeline.yaml"],
     "train": ["train", "pipeline.yaml"],
     "sample": ["sample", "pipeline.yaml"],
+    "score": ["score", "r.jsonl", "--scorer", "scoring:size", "--scorer", "judge:model", "--out", "candidates"],
 }
 KEPT = ("dataset/", "mended/", "candidates/")
 
@@ -97,7 +98,7 @@ ENOUGH = 3  # kills that have left work behind
 def main() -> None:
     command, seed, count, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
 
-    if command in ("precompute", "train", "sample"):  # what the child would spend its first seconds on
+    if command in ("precompute", "train", "sample", "score"):  # what the child would spend its first seconds on
         import transformers.models.llama.modeling_llama  # noqa: F401
 
     durations = []

@@ -19,10 +19,24 @@ SEED, KILLS = 20261121, 20
 KILLER = Path(__file__).parent / "killer.py"
 
 
+def prepare_scoring(start: Path) -> None:
+    """Three parts of responses: every 60th prompt has two that a judge can compare."""
+    rows = [
+        {"prompt": f"note {n}", "response": text}
+        for n in range(3000)
+        for text in (["river", "stone and lantern"] if n % 60 == 0 else ["river"])
+    ]
+    write_rows(start / "r.jsonl", rows)
+    (start / "scoring.py").write_text("def size(completions):\n    return [len(c) for c in completions]\n")
+    tiny_llama(start / "model", max_position_embeddings=2048)
+
+
 def prepare(folder: Path, command: str) -> None:
     """FOLDER/start with all that the command needs, in relative paths."""
     start = folder / "start"
     start.mkdir(parents=True)
+    if command == "score":
+        return prepare_scoring(start)
     sources = []
     for number in range(4):
         rows = text_rows({"build": 3000, "add": 3000, "audit": 500, "repair": 200}.get(command, 60), seed=number)
@@ -65,10 +79,11 @@ def prepare(folder: Path, command: str) -> None:
             precompute_reference(pipeline)
     finally:
         os.chdir(here)
+    return None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["build", "add", "audit", "repair", "precompute", "train", "sample"])
+@pytest.mark.parametrize("command", ["build", "add", "audit", "repair", "precompute", "train", "sample", "score"])
 def test_twenty_kills_and_the_same_command_leave_the_bytes_of_an_unbroken_run(command: str, tmp_path: Path) -> None:
     prepare(tmp_path, command)
     killer = [sys.executable, str(KILLER), command, str(SEED), str(KILLS), str(tmp_path)]
