@@ -212,7 +212,17 @@ BELOW = [
     "integrations.pair_stream",
     "integrations.pytorch",
 ]
-EDGE = ["terminal", "grid", "sides", "before_after", "sparklines", "run_view", "stopping", "road_view"]
+EDGE = [
+    "terminal",
+    "grid",
+    "evaluation_view",
+    "sides",
+    "before_after",
+    "sparklines",
+    "run_view",
+    "stopping",
+    "road_view",
+]
 EDGE += ["demo", "demo.grammar", "demo.world", "demo.rating", "demo.tiny_model", "demo.walk", "cli", "__main__"]
 ORDER = ["__init__", *FRAMES, *FILES, *BELOW, *EDGE]
 # without torch in them, though they serve what stands below the line: bytes on disk, strings and ids

@@ -82,8 +82,9 @@ def on_policy_text(folder: Path) -> str:
         },
         "score": {"scorers": [{"function": "prefkit.demo.rating:rate", "scale": [0, 10]}]},
         "sources": [{"path": str(own / "candidates" / "scored" / "*.parquet"), "format": "candidates"}],
+        "pairs": {"rejected": "all", "max_pairs_per_prompt": 4},
         "precompute": {"model": str(folder / "model"), "max_length": 256},
-        "train": {"learning_rate": 2e-4, "batch_size": 16, "max_steps": 60, "warmup_steps": 10},
+        "train": {"learning_rate": 1e-4, "batch_size": 16, "max_steps": 100, "warmup_steps": 10},
         "evaluate": {"prompts": str(folder / "world" / HELDOUT), "max_new_tokens": 64},
     }
     return yaml.safe_dump(settings, sort_keys=False)
