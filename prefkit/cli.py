@@ -148,7 +148,7 @@ def score(
         typer.Option(
             "--scorer",
             metavar="SPEC",
-            help="module:function, reward:FOLDER, judge:FOLDER or verifier:number; repeatable. Or the pipeline's.",
+            help="module:function, reward:FOLDER, judge:FOLDER, verifier:number; repeatable. Or the pipeline's.",
         ),
     ] = None,
     name: Annotated[
@@ -378,6 +378,63 @@ def sweep(
     emit(told | {"combinations": swept.table.to_dicts()}, as_json=as_json)
     if swept.failed and not dry_run:
         raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    target: Annotated[str, typer.Argument(help="Folder of a model or run, or a pipeline file.")],
+    prompts: Annotated[str | None, typer.Option("--prompts", metavar="FILE", help="Prompts that are answered.")] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", metavar="MODEL", help="Folder of the model to compare with.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", metavar="DATASET", help="Of held-out pairs; otherwise the run's.")
+    ] = None,
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option("--scorer", metavar="SPEC", help="As of prefkit score; repeatable."),
+    ] = None,
+    temperature: Annotated[
+        list[float] | None, typer.Option("--temperature", min=0, help="Sampled at; repeatable. 1 if left out.")
+    ] = None,
+    n: Annotated[int | None, typer.Option("-n", metavar="N", min=1, help="Responses a prompt.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest response.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="WHOM", help="Of the win rate: reference, chosen, or a model's folder."),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="DIR", help="Where it goes; otherwise into the run.")
+    ] = None,
+    changes: Changes = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a model on fresh responses: reward, win rate, KL, length, diversity, held-out pairs, perplexity."""
+    from prefkit.scorer_options import read_scorers
+
+    scorers = [one.model_dump(mode="json", exclude_unset=True) for one in read_scorers(scorer or [], None, None)]
+    given: dict[str, Any] = {
+        "prompts": prompts,
+        "temperatures": temperature or None,
+        "n": n,
+        "max_new_tokens": max_new_tokens,
+    }
+    given |= {"scorers": scorers or None, "against": against, "reference": reference}
+    from prefkit.target import evaluating_of
+
+    settings = evaluating_of(target, changed(changes, **{f"evaluate__{key}": value for key, value in given.items()}))
+    from prefkit.evaluate import evaluate_target
+    from prefkit.evaluation_view import print_evaluated
+    from prefkit.stopping import stop_on_signals
+    from prefkit.terminal import pass_progress
+
+    with pass_progress("") as (tell, watch), stop_on_signals("this part") as stop:
+        done = evaluate_target(target, settings, dataset=dataset, out=out, tell=tell, watch=watch, stop=stop)
+    print_evaluated(done, console(as_json=as_json))
+    summary = done.summary.to_dicts()
+    emit({"folder": done.folder, **done.document, "summary": summary, "seconds": done.seconds}, as_json=as_json)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from prefkit.config import SourceConfig
 from prefkit.errors import SourceError
 from prefkit.formats import FORMATS
 from prefkit.rows import read_rows
-from prefkit.sources import expand
+from prefkit.sources import expand, scorers_say
 from prefkit.text import printable
 
 SAMPLE = 50  # rows
@@ -53,7 +53,8 @@ def detect_format(path: str, max_reject_share: float = 0.1) -> Detected:
     every = (row.value for file in expand(path) for row in read_rows(file) if row.reason is None)
     rows = [*islice(every, SAMPLE)]
     if not rows:
-        raise SourceError("holds no row that could say what format it has", where=path, hint="check the file")
+        hint = scorers_say(path) or "check the file"
+        raise SourceError("holds no row that could say what format it has", where=path, hint=hint)
     fits = fitting(rows, min(max_reject_share, MOST_STRAYS))
     if not fits:
         raise SourceError(

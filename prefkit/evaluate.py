@@ -19,10 +19,10 @@ from prefkit import __version__
 from prefkit.budget import CPU_BATCH_TOKENS, measure_budget
 from prefkit.candidate_folder import read_candidates
 from prefkit.completions import compare_models, load_for_scoring
-from prefkit.config import TrainConfig
+from prefkit.config import Pipeline, Sections, TrainConfig, load_pipeline
 from prefkit.encode import resolve_template
 from prefkit.errors import ConfigError, Interrupted
-from prefkit.evaluation_plan import OTHER, POLICY, REFERENCE, Held, Plan, make_plan, sampling
+from prefkit.evaluation_plan import OTHER, POLICY, REFERENCE, Held, Plan, make_plan, pipeline_wants, sampling
 from prefkit.evaluation_tables import read_evaluation
 from prefkit.format import EVALUATION_JSON, EVALUATION_PROMPTS, EVALUATION_SUMMARY, Kind, reference_key
 from prefkit.held_out import accuracies, held_out_metrics, test_rows
@@ -75,8 +75,8 @@ class Evaluated(NamedTuple):
 
 
 def evaluate_model(
-    model: str | Path,
-    settings: EvaluateConfig | Mapping[str, Any],
+    model: str | Path | Pipeline,
+    settings: EvaluateConfig | Mapping[str, Any] | None = None,
     *,
     reference: str | Path | None = None,
     dataset: str | Path | None = None,
@@ -93,8 +93,9 @@ def evaluate_model(
     The same model, prompts, scorers and settings again: nothing is done. Killed or stopped, the next call goes on.
 
     Args:
-        model: folder of a model or an adapter, or of a finished run.
-        settings: an evaluate section: `prompts`, and what of the rest is not as usual.
+        model: folder of a model or an adapter, or of a finished run; or a pipeline (file), whose evaluate section and
+            newest finished run are meant.
+        settings: an evaluate section: `prompts`, and what of the rest is not as usual; left out: the pipeline's.
         reference: folder of the model to compare with; left out: evaluate.reference, the dataset's precompute.model, or
             the model that the run began with.
         dataset: whose held-out pairs it is measured on; left out: the run's.
@@ -122,6 +123,14 @@ def evaluate_model(
         print(evaluated.document["headline"], evaluated.summary)
     """
     started = time.monotonic()
+    if isinstance(model, Pipeline) or str(model).endswith((".yaml", ".yml")):
+        pipeline = model if isinstance(model, Pipeline) else load_pipeline(model)
+        wanted = pipeline_wants(pipeline)
+        model, settings = wanted.run, wanted.settings if settings is None else settings
+        reference = reference or wanted.settings.reference or wanted.reference
+        dataset, chat_template = dataset or pipeline.dataset, chat_template or wanted.chat_template
+    if settings is None:
+        raise ConfigError("nothing says how to evaluate", where="evaluate", expected="prompts, and scorers")
     config = _settings(settings, against)
     tell("hashing the weights")
     plan = make_plan(
@@ -140,6 +149,24 @@ def evaluate_model(
         done = _Evaluation(plan, tell, watch, stop).run()
     _renew_views(plan)
     return Evaluated(str(plan.folder), done.document, done.summary, False, time.monotonic() - started)
+
+
+def evaluate_target(
+    target: str | Path,
+    settings: Pipeline | Sections,
+    *,
+    dataset: str | Path | None = None,
+    out: str | Path | None = None,
+    tell: Tell = lambda _text: None,
+    watch: Watch = lambda _done, _total: None,
+    stop: Stop = lambda: False,
+) -> Evaluated:
+    """`evaluate_model` as the command line asks for it: a pipeline and its newest run, or a folder and sections."""
+    shared: Any = {"dataset": dataset, "out": out, "tell": tell, "watch": watch, "stop": stop}
+    if isinstance(settings, Pipeline):
+        return evaluate_model(settings, **shared)
+    template = settings.precompute.chat_template
+    return evaluate_model(target, settings.evaluate, kind=settings.kind, chat_template=template, **shared)
 
 
 def _settings(settings: EvaluateConfig | Mapping[str, Any], against: str | None) -> EvaluateConfig:

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 from prefkit.curves import is_run
 from prefkit.documents import Run
 from prefkit.encode import resolve_template
-from prefkit.errors import DatasetError, InputError
+from prefkit.errors import ConfigError, DatasetError, InputError
 from prefkit.format import (
     EVALUATIONS,
     MANIFEST,
     MODEL,
     REFERENCES,
     RUN_JSON,
+    RUNS,
     SAMPLED,
     Kind,
     reference_key,
@@ -28,11 +29,21 @@ from prefkit.prompts import prompts_kind
 from prefkit.reference_table import pick_reference
 from prefkit.sample_settings import EvaluateConfig, PromptsConfig, SampleConfig
 from prefkit.scorers import open_scorer
+from prefkit.settings import Pipeline
 from prefkit.sources import expand, file_sha256
 from prefkit.store import list_references, read_document, read_manifest
 from prefkit.work import TEMPLATE_FILE
 
 POLICY, REFERENCE, OTHER = "policy", "reference", "other"
+
+
+class Wanted(NamedTuple):
+    """What a pipeline says of its evaluation: its newest finished run, and settings with scorers."""
+
+    run: Path
+    settings: EvaluateConfig
+    reference: str | None
+    chat_template: str | None
 
 
 class Model(NamedTuple):
@@ -75,6 +86,31 @@ class Plan(NamedTuple):
     def folder(self) -> Path:
         """Of the evaluation itself."""
         return self.home / EVALUATIONS / self.key
+
+
+def pipeline_wants(pipeline: Pipeline) -> Wanted:
+    """What `prefkit evaluate PIPELINE` evaluates.
+
+    Raises:
+        ConfigError: the pipeline has no evaluate section.
+        DatasetError: there is no finished run.
+    """
+    if pipeline.evaluate is None:
+        raise ConfigError("the pipeline has no evaluate section", where="evaluate", expected="evaluate: with prompts")
+    runs = [path for path in (Path(pipeline.dataset) / RUNS).glob("*") if path.name.isdigit() and is_run(path)]
+    newest = sorted(runs, key=lambda path: int(path.name), reverse=True)
+    run = next((path for path in newest if read_document(path / RUN_JSON, Run)["finished"]), None)
+    if run is None:
+        raise DatasetError("holds no finished run", where=pipeline.dataset, hint="prefkit train PIPELINE")
+    settings = with_scorers(pipeline.evaluate, pipeline)
+    return Wanted(run, settings, pipeline.precompute.model, pipeline.precompute.chat_template)
+
+
+def with_scorers(settings: EvaluateConfig, pipeline: Pipeline) -> EvaluateConfig:
+    """The settings with the scorers of the pipeline's score section, where they name none."""
+    if settings.scorers or pipeline.score is None:
+        return settings
+    return settings.model_copy(update={"scorers": list(pipeline.score.scorers)})
 
 
 def make_plan(

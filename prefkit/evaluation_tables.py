@@ -63,7 +63,9 @@ def evaluation_lines(home: str | Path) -> list[dict[str, Any]]:
             found.append({"evaluation": folder.name, "damaged": error.message})
             continue
         told = document["headline"]
-        gain = {} if told is None else {"gain": told["value"], "low": told["low"], "high": told["high"]}
-        scorer = {} if told is None else {"scorer": told["scorer"]}
-        found.append({"evaluation": folder.name, **scorer, **gain, "warnings": len(document["warnings"])})
+        gain: dict[str, Any] = {} if told is None else {"gain": told["value"], "low": told["low"], "high": told["high"]}
+        if told is not None:
+            gain["scorer"] = told["scorer"]
+        entry: dict[str, Any] = {"evaluation": folder.name, **gain, "warnings": len(document["warnings"])}
+        found.append(entry)
     return found

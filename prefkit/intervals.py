@@ -104,7 +104,7 @@ def ratio_by_prompt(rows: pl.DataFrame, value: str, count: str, confidence: floa
     if sums.is_empty() or total == 0:
         return NOTHING
     ratio = float(sums["x"].sum()) / total
-    errors = (sums["x"] - ratio * sums["n"]).to_numpy()
+    errors = sums["x"].to_numpy() - ratio * sums["n"].to_numpy()
     return _around(ratio, _standard_error(errors) * len(errors) / total, sums, confidence)
 
 
@@ -141,8 +141,8 @@ def pooled_share(rows: pl.DataFrame, value: str, confidence: float = CONFIDENCE)
     if means.is_empty():
         return NOTHING
     total = float(means["num"].sum())
-    share = min(1.0, max(0.0, float((means["mean"] * means["num"]).sum()) / total))
-    errors = ((means["mean"] - share) * means["num"]).to_numpy()
+    share = min(1.0, max(0.0, float((means["mean"].to_numpy() * means["num"].to_numpy()).sum()) / total))
+    errors = (means["mean"].to_numpy() - share) * means["num"].to_numpy()
     return _wilson(share, float((errors**2).sum()) / total**2, means, confidence)
 
 

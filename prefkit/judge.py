@@ -1,7 +1,7 @@
 """A causal model says which of two responses is better: asked in both orders, without generating anything.
 
-Comes in: prompts with two responses each. Goes out: log-odds that the first is better, once with it shown first and
-once with it shown second, and a winner where both orders name the same response.
+Comes in: prompts with two responses each. Goes out: log-odds that the first is better, with it shown first and with it
+shown second, and a winner where both orders name the same response.
 
 The judge reads instructions (a jinja template) with the prompt and both responses as quoted text: every line of them
 begins with "> ", so that no response can end its own quotation, whatever it says; what spells a control token is

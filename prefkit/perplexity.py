@@ -11,11 +11,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from prefkit.completions import CompletionLogps, Tell, Watch, completion_logps
+from prefkit.completions import Tell, Watch, completion_logps
 from prefkit.encode import common_prefix, encode_prompts, encode_responses
 from prefkit.format import Kind
 from prefkit.intervals import CONFIDENCE, Measured, ratio_by_prompt
+from prefkit.logps import CompletionLogps
 
+ENCODED: dict[str, Any] = {
+    "prompt_id": pl.String,
+    "prompt_ids": pl.List(pl.Int32),
+    "response_ids": pl.List(pl.Int32),
+}
 TEXTS: dict[str, Any] = {
     "prompt_id": pl.String,
     "num_tokens": pl.Int32,
@@ -93,14 +99,13 @@ def encode_texts(texts: pl.DataFrame, tokenizer: Any, kind: Kind, template: str 
         template: the chat template's text; None for text.
     """
     some = texts.drop_nulls("reference")
-    asked = encode_prompts(some, tokenizer, kind, template).prompts
-    found = some.join(asked, on="prompt_id", how="inner", maintain_order="left")
-    columns = (found[name].to_list() for name in ("prompt", "reference", "tools"))
-    whole = encode_responses(*columns, tokenizer, template)
+    encoded = encode_prompts(some, tokenizer, kind, template).prompts
+    found = some.join(encoded, on="prompt_id", how="inner", maintain_order="left")
+    asked, said, tools = (found[name].to_list() for name in ("prompt", "reference", "tools"))
+    whole = encode_responses(asked, said, tools, tokenizer, template)
     rows = []
     for prompt_id, prompt_ids, ids in zip(found["prompt_id"], found["prompt_ids"].to_list(), whole, strict=True):
         if not isinstance(ids, str) and len(ids) > 1:
             cut = min(max(1, common_prefix(prompt_ids, ids)), len(ids) - 1)
             rows.append((prompt_id, ids[:cut], ids[cut:]))
-    columns_of = {"prompt_id": pl.String, "prompt_ids": pl.List(pl.Int32), "response_ids": pl.List(pl.Int32)}
-    return pl.DataFrame(rows, schema=columns_of, orient="row")
+    return pl.DataFrame(rows, schema=ENCODED, orient="row")

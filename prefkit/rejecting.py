@@ -13,7 +13,7 @@ import polars as pl
 from prefkit.config import SourceConfig
 from prefkit.detection import fitting, keys_found
 from prefkit.errors import SourceError
-from prefkit.sources import expand, format_of
+from prefkit.sources import expand, format_of, scorers_say
 from prefkit.text import printable
 
 DESCRIPTION = "check format: and columns: of this source, or prefkit formats"
@@ -49,7 +49,8 @@ class Rejected:
         bad = self.reasons.total()
         total = num_records + bad
         if not total:
-            raise SourceError("holds no row", where=source.path, expected=format_of(source).fields)
+            fields = format_of(source).fields
+            raise SourceError("holds no row", where=source.path, expected=fields, hint=scorers_say(source.path))
         if bad <= limit * total:
             return
         listed = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())

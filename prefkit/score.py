@@ -304,7 +304,7 @@ def _advice(label: str, scored: int, unscored: Mapping[str, int], judge: Mapping
 def _why(reason: str) -> str:
     return {
         "no_score": "it gave no score",
-        "no_reference": "no candidate has a reference to compare with",
+        "no_reference": "no candidate has a reference that it can read",
         "not_finite": "its scores are not finite",
         "out_of_scale": "its scores are out of the scale that was declared",
         "too_long": "every response is too long for its model",

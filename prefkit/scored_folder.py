@@ -5,17 +5,17 @@ tables whose parts are named as those of the candidates. Each part is renamed in
 known to be current by the candidates in it, so a kill costs one part at most.
 """
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 from pydantic import ValidationError
 
+from prefkit.candidate_folder import check_files, read_sample
 from prefkit.checked import as_kind, canonical_json_or_repr, reject_frame
-from prefkit.errors import DatasetError, InputError, SourceError
+from prefkit.errors import InputError, SourceError
 from prefkit.format import MESSAGES, PLAIN_MESSAGES, Kind, part_name
 from prefkit.formats.reading import Unreadable, read_fields
 from prefkit.records import Response
@@ -23,6 +23,7 @@ from prefkit.rows import RawRow, read_rows
 from prefkit.sample_format import (
     INCONSISTENT,
     SAMPLE_JSON,
+    SAMPLER_JSON,
     SAMPLES,
     SCORED,
     SCORERS,
@@ -37,7 +38,6 @@ from prefkit.text import content_hash, with_prompt_ids
 
 REJECTS = "rejects"
 ROWS_PER_PART = 1024  # candidates of a file, and those of the last one's prompt
-PART = re.compile(r"part-([0-9]{5,})\.parquet")
 BEGUN = ".begun"  # of a scorer that has not come to its end: its identity
 GIVEN = ("model", "reference", "tools")
 # what a part of a scorer's tables is known by
@@ -66,51 +66,36 @@ def open_candidates(path: str) -> Candidates:
         DatasetError: sampling has not come to its end, or a part is damaged.
         SourceError: a file cannot be read, or none of its rows is a response.
     """
-    folder = Path(path)
-    if folder.is_dir() and ((folder / SAMPLE_JSON).exists() or (folder / SAMPLES).is_dir()):
-        return _sampled(folder)
-    return _from_files(path)
+    return _sampled(Path(path)) if is_sampled(path) else _from_files(path)
 
 
 def is_sampled(path: str) -> bool:
     """Whether a path names a folder that `prefkit sample` wrote or began."""
-    folder = Path(path)
-    return folder.is_dir() and ((folder / SAMPLE_JSON).exists() or (folder / SAMPLES).is_dir())
+    return any((Path(path) / name).exists() for name in (SAMPLE_JSON, SAMPLER_JSON))
 
 
 def _sampled(folder: Path) -> Candidates:
-    if not (folder / SAMPLE_JSON).exists():
-        message = "sampling has not come to its end: there is no sample.json"
-        raise DatasetError(message, where=str(folder), hint="type the same prefkit sample again, it goes on")
-    named = sorted(
-        (int(found[1]), file) for file in (folder / SAMPLES).iterdir() if (found := PART.fullmatch(file.name))
-    )
-    files = dict(named)
-    kind: Kind = "text"
-    sizes = []
-    for file in files.values():
-        with _readable(file):
-            kind = "text" if pl.read_parquet_schema(file)["prompt"] == pl.String else "chat"
-            sizes.append(int(pl.scan_parquet(file, glob=False).select(pl.len()).collect().item()))
-    return Candidates(str(folder), kind, list(files), sizes, lambda number: _sampled_part(files[number], kind), None)
+    document = read_sample(folder)
+    kind: Kind = document["kind"]
+    parts = {_number_of(part["file"]): part for part in document["parts"][SAMPLES] if part["rows"]}
+
+    def read(number: int) -> pl.DataFrame:
+        check_files(folder / SAMPLES, [parts[number]])
+        return _sampled_part(folder / SAMPLES / parts[number]["file"], kind)
+
+    return Candidates(str(folder), kind, list(parts), [part["rows"] for part in parts.values()], read, None)
+
+
+def _number_of(file: str) -> int:
+    """Of `part-00007.parquet` 7."""
+    return int(file.removesuffix(".parquet").rpartition("-")[2])
 
 
 def _sampled_part(file: Path, kind: Kind) -> pl.DataFrame:
     columns = [name for name in sample_schema(SCORED, kind) if name not in ("score", "scorer")]
-    with _readable(file):
-        frame = pl.read_parquet(file, columns=[*columns, "response_ids"], glob=False).cast({PLAIN_MESSAGES: MESSAGES})
+    frame = pl.read_parquet(file, columns=[*columns, "response_ids"], glob=False).cast({PLAIN_MESSAGES: MESSAGES})
     places = pl.format("{}:{}", pl.lit(str(file)), pl.int_range(1, pl.len() + 1))
     return frame.with_columns(places.alias("place"))
-
-
-@contextlib.contextmanager
-def _readable(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pl.exceptions.PolarsError, OSError) as error:
-        message = f"cannot be read: {str(error).strip().splitlines()[0]}"
-        hint = "delete it and type prefkit sample again"
-        raise DatasetError(message, where=str(file), expected="a part of samples", hint=hint) from None
 
 
 # -- responses of other engines

@@ -24,6 +24,7 @@ from prefkit.formats.comparisons import with_labels
 from prefkit.ingest import Reading, check_chunks
 from prefkit.records import LONE_SURROGATE
 from prefkit.rows import READABLE, Position, read_chunks, read_rows
+from prefkit.sample_format import SCORED, SCORERS, VERDICTS
 
 CHANGED = "changed while it was read"
 NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
@@ -136,6 +137,16 @@ def file_sha256(path: str | Path) -> str:
     """Sha256 hex of a file's bytes."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def scorers_say(path: str) -> str:
+    """What scorers say of tables of theirs in which nothing is: "" where a path or glob names others."""
+    folder = Path(path).parent
+    if folder.name not in (SCORED, VERDICTS):
+        return ""
+    documents = [_json_of(file) for file in sorted((folder.parent / SCORERS).glob("*.json"))]
+    said = [str(line) for document in documents for line in document.get("advice", [])]
+    return "; ".join(said)
 
 
 def is_chat_source(source: SourceConfig) -> bool:

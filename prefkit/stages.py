@@ -337,20 +337,20 @@ def _headline(made: Any) -> str:
 
 def load_sample() -> Callable[..., Any]:
     """What samples; it needs torch."""
-    from importlib import import_module
+    from prefkit.sample import sample_candidates
 
-    return import_module("prefkit.sample").sample_candidates  # type: ignore[no-any-return]
+    return sample_candidates
 
 
 def load_score() -> Callable[..., Any]:
     """What scores; a model may be needed."""
-    from importlib import import_module
+    from prefkit.score import score_candidates
 
-    return import_module("prefkit.score").score_candidates  # type: ignore[no-any-return]
+    return score_candidates
 
 
 def load_evaluate() -> Callable[..., Any]:
     """What measures a run; it needs torch."""
-    from importlib import import_module
+    from prefkit.evaluate import evaluate_model
 
-    return import_module("prefkit.evaluate").evaluate_model  # type: ignore[no-any-return]
+    return evaluate_model

@@ -67,6 +67,22 @@ def sampling_of(target: str | Path, changes: Changes = ()) -> Pipeline | Section
     return load_sections({"sample": {"prompts": {"path": str(target)}}}, changes)
 
 
+def evaluating_of(target: str | Path, changes: Changes = ()) -> Pipeline | Sections:
+    """The settings of `prefkit evaluate`: of a pipeline, or of a model or run and the command's options.
+
+    Args:
+        target: a pipeline file, or the folder of a model or of a run.
+        changes: settings by their dotted keys.
+
+    Raises:
+        ConfigError: a setting is missing or does not fit.
+    """
+    path = path_of(target, "a model, a run, or a pipeline file")
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return load_pipeline(path, changes)
+    return load_sections({"evaluate": {}}, changes)
+
+
 def path_of(value: object, expected: str) -> Path:
     """A path that was handed in.
 

@@ -34,7 +34,7 @@ def wins_by_score(rows: pl.DataFrame, others: pl.DataFrame) -> pl.DataFrame:
         .group_by("prompt_id")
         .agg(pl.col("win").mean(), num_compared=pl.len().cast(pl.Int64), num_inconsistent=pl.lit(0, pl.Int64))
     )
-    return by_prompt.select(BY_PROMPT.names()).cast(dict(BY_PROMPT)).sort("prompt_id")
+    return by_prompt.select(BY_PROMPT.names()).cast(BY_PROMPT).sort("prompt_id")
 
 
 def wins_by_verdict(verdicts: pl.DataFrame) -> pl.DataFrame:
@@ -56,4 +56,4 @@ def wins_by_verdict(verdicts: pl.DataFrame) -> pl.DataFrame:
             num_inconsistent=pl.col("win").null_count().cast(pl.Int64),
         )
     )
-    return by_prompt.select(BY_PROMPT.names()).cast(dict(BY_PROMPT)).sort("prompt_id")
+    return by_prompt.select(BY_PROMPT.names()).cast(BY_PROMPT).sort("prompt_id")

@@ -1,6 +1,7 @@
 """Means, ratios and shares by prompt: by hand, beside scipy, and how often the intervals hold what they should."""
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -12,6 +13,7 @@ from prefkit.intervals import (
     Measured,
     gain_by_prompt,
     mean_by_prompt,
+    pooled_share,
     prompt_means,
     ratio_by_prompt,
     share_by_prompt,
@@ -20,7 +22,7 @@ from prefkit.intervals import (
 REPEATS = 600
 
 
-def frame(values: dict[str, list[float | None]]) -> pl.DataFrame:
+def frame(values: Mapping[str, Sequence[float | None]]) -> pl.DataFrame:
     """Rows of some prompts, in an order that says nothing."""
     rows = [(prompt, value) for prompt, some in values.items() for value in some]
     return pl.DataFrame(rows[::-1], schema={"prompt_id": pl.String, "value": pl.Float64}, orient="row")
@@ -31,7 +33,7 @@ def test_a_prompt_counts_once_however_many_responses_it_has() -> None:
     # means 1, 2, 3: s = 1, t(.975, 2) = 4.302653
     half = 4.302652729911275 / math.sqrt(3)
     assert measured.value == pytest.approx(2)
-    assert (measured.low, measured.high) == (pytest.approx(2 - half), pytest.approx(2 + half))
+    assert measured[1:3] == pytest.approx((2 - half, 2 + half))
     assert (measured.num_prompts, measured.num_responses) == (3, 7)
     assert not measured.excludes_zero
 
@@ -40,7 +42,7 @@ def test_the_interval_of_single_values_is_scipys() -> None:
     values = [0.3, 1.7, -0.4, 2.2, 0.9]
     measured = mean_by_prompt(frame({str(n): [value] for n, value in enumerate(values)}), "value", 0.9)
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.9)
-    assert (measured.low, measured.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    assert measured[1:3] == pytest.approx((expected.low, expected.high))
 
 
 def test_a_paired_gain_is_scipys_of_the_prompts_that_both_have() -> None:
@@ -50,7 +52,7 @@ def test_a_paired_gain_is_scipys_of_the_prompts_that_both_have() -> None:
     measured = gain_by_prompt(rows, others, "value")
     expected = stats.ttest_rel(one, other).confidence_interval(0.95)
     assert measured.value == pytest.approx(np.mean(np.subtract(one, other)))
-    assert (measured.low, measured.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    assert measured[1:3] == pytest.approx((expected.low, expected.high))
     assert measured.num_prompts == 4
 
 
@@ -79,7 +81,7 @@ def test_a_ratio_is_that_of_the_sums_with_the_linearised_error() -> None:
     # sums (3, 4), (2, 3), (4, 5): r = 9 / 12; errors 0, -.25, .25, whose s is .25; mean n is 4
     half = 4.302652729911275 * 0.25 / math.sqrt(3) / 4
     assert measured.value == pytest.approx(0.75)
-    assert (measured.low, measured.high) == (pytest.approx(0.75 - half), pytest.approx(0.75 + half))
+    assert measured[1:3] == pytest.approx((0.75 - half, 0.75 + half))
     equal = rows.with_columns(n=pl.lit(1))
     alone = equal.filter(pl.col("prompt_id") != "a")
     assert ratio_by_prompt(alone, "value", "n") == pytest.approx(mean_by_prompt(alone, "value"))
@@ -148,3 +150,21 @@ def test_intervals_of_shares_hold_the_truth_as_often_as_they_say(share: float) -
         assert measured.high is not None
         held += measured.low <= share <= measured.high
     assert 0.93 <= held / REPEATS <= 0.98
+
+
+def test_a_pooled_share_counts_every_value_and_widens_with_alike_ones() -> None:
+    rows = frame({"a": [1.0, 1.0, 1.0], "b": [0.0], "c": [1.0], "d": [0.0]})
+    pooled = pooled_share(rows, "value")
+    assert pooled.value == pytest.approx(4 / 6)
+    assert pooled.num_responses == 6
+    # errors by prompt: 3 (1/3), -2/3, 1/3, -2/3; variance (1 + 4/9 + 1/9 + 4/9) / 36, spread 2/9: 4 draws
+    t, draws = stats.t.ppf(0.975, 3), (2 / 9) * 36 / 2
+    assert draws == pytest.approx(4)
+
+    def apart(p: float) -> float:
+        return float((4 / 6 - p) ** 2 - t**2 * p * (1 - p) / draws)
+
+    assert pooled[1:3] == pytest.approx((optimize.brentq(apart, 0, 4 / 6), optimize.brentq(apart, 4 / 6, 1)))
+    single = frame({str(n): [float(n < 8)] for n in range(10)})
+    assert pooled_share(single, "value") == pytest.approx(share_by_prompt(single, "value"))
+    assert pooled_share(frame({}), "value") == NOTHING

@@ -106,10 +106,6 @@ FILES = [
     "candidate_folder",
     "scorer_options",
     "scored_folder",
-    "scorer_options",
-    "scored_folder",
-    "prompts",
-    "candidate_folder",
     "spill",
     "ahead",
     "workers",
@@ -172,19 +168,11 @@ BELOW = [
     "processes",
     "scoring",
     "reference",
-    "reward_models",
-    "judge",
-    "scorers",
-    "score",
     "stops",
     "picking",
     "engines",
     "generation",
     "sample",
-    "reward_models",
-    "judge",
-    "scorers",
-    "score",
     "losses",
     "metrics",
     "optimizers",
@@ -204,13 +192,13 @@ BELOW = [
     "policy",
     "job",
     "train",
-    "stages",
-    "sweep",
-    "road",
     "perplexity",
     "held_out",
     "evaluation_plan",
     "evaluate",
+    "stages",
+    "sweep",
+    "road",
     "integrations",
     "integrations.agreement",
     "integrations.row_hashes",
@@ -220,9 +208,17 @@ BELOW = [
     "integrations.pair_stream",
     "integrations.pytorch",
 ]
-EDGE = ["terminal", "grid", "sides", "before_after", "sparklines", "run_view", "stopping", "road_view"]
-EDGE += ["demo", "demo.grammar", "demo.world", "demo.tiny_model", "demo.walk", "cli", "__main__"]
-EDGE = ["terminal", "grid", "sides", "before_after", "sparklines", "run_view", "stopping"]
+EDGE = [
+    "terminal",
+    "grid",
+    "evaluation_view",
+    "sides",
+    "before_after",
+    "sparklines",
+    "run_view",
+    "stopping",
+    "road_view",
+]
 EDGE += ["demo", "demo.grammar", "demo.world", "demo.rating", "demo.tiny_model", "demo.walk", "cli", "__main__"]
 ORDER = ["__init__", *FRAMES, *FILES, *BELOW, *EDGE]
 # without torch in them, though they serve what stands below the line: bytes on disk, strings and ids

@@ -31,6 +31,7 @@ from prefkit.views import sql_type
 EXTRA = {view: ["key"] for view in ("reference", "reference_dropped")}
 EXTRA |= {view: ["run"] for view in ("steps", "perf", "pair_dynamics", "learning")}
 EXTRA |= {"sweeps": ["sweep"]}
+EXTRA |= {view: ["run", "evaluation"] for view in ("evaluations", "evaluation_prompts")}
 Build = Callable[..., Path]
 
 
