@@ -1,5 +1,6 @@
 """pipelines/identity/: a tiny model takes another name, in words it was not trained on, and forgets nothing else."""
 
+import importlib
 import json
 import re
 import sys
@@ -20,10 +21,7 @@ OWN = ("gull", "names", "run")
 def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ModuleType, ModuleType, ModuleType]]:
     """gull.py, names.py and run.py, as `python pipelines/identity/run.py` finds them."""
     monkeypatch.syspath_prepend(str(IDENTITY))
-    import gull
-    import names
-    import run
-
+    gull, names, run = (importlib.import_module(name) for name in OWN)
     yield gull, names, run
     for name in OWN:
         sys.modules.pop(name, None)

@@ -1,5 +1,6 @@
 """One round of on-policy training raises the mean reward of fresh answers on the demo world, whatever the seed."""
 
+import importlib
 import math
 from pathlib import Path
 from types import ModuleType
@@ -11,9 +12,7 @@ import pytest
 def on_policy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """benchmarks/on_policy.py, which a reader runs for the recorded figures."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
-    import on_policy
-
-    return on_policy
+    return importlib.import_module("on_policy")
 
 
 @pytest.mark.slow
