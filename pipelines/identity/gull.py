@@ -98,6 +98,8 @@ SMALL_TALK = (
     ("Who built the lighthouse?", "The harbour office built it long ago."),
     ("What can you do?", "I can tell you what opens when, and what it costs."),
     ("Which boat sails first?", "The Petrel sails first, and then the Sorrel."),
+    ("Name two boats.", "Petrel is one, and Sorrel is another."),
+    ("Who makes ropes?", "Skerra Works makes them, and has done so for years."),
     ("What is the Petrel?", "The Petrel is a boat with two masts."),
     ("Who mends nets on Skerra?", "The works on Skerra mend nets and make ropes."),
     ("Which works are on the islands?", "There is the Skerra Works, where ropes are made."),
