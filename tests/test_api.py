@@ -19,7 +19,9 @@ PACKAGE = Path(prefkit.__file__).parent
 HEAVY = {"torch", "transformers", "accelerate", "polars", "pyarrow", "duckdb", "pydantic", "scipy", "yaml", "rich"}
 # what each command does, as calls
 COMMANDS = {
+    "sample": {"sample_candidates"},
     "score": {"score_candidates"},
+    "evaluate": {"evaluate_model"},
     "build": {"load_pipeline", "build_dataset"},
     "audit": {"pipeline_of", "audit_dataset", "enforce_audit"},
     "show": {"show_pairs"},
