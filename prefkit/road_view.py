@@ -80,6 +80,8 @@ class RoadScreen(Spectator):
                 yield Following(self.tell, held.enter_context(build_progress()), stop)
             elif stage == "precompute":
                 yield Following(self.tell, held.enter_context(token_progress()), stop)
+            elif stage == "sample":
+                yield Following(self.tell, held.enter_context(sample_progress()), stop)
             elif stage == "train":
                 yield Following(self.tell, held.enter_context(step_progress()), stop)
             elif stage == "sample":
