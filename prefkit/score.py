@@ -122,7 +122,7 @@ def score_candidates(
                 write_rejects(folder, found.rejects)
                 if found.rejects.height:
                     tell(f"{found.rejects.height} rows are no response: see {folder}/rejects")
-            return [_score_all(scorer, found, folder, tell, watch, stop) for scorer in opened]
+            return [_score_all(scorer, found, folder, watch, stop) for scorer in opened]
     finally:
         leave_no_empty_directory(folder)
 
@@ -156,9 +156,7 @@ def _without(changes: Changes, path: str) -> str:
 # -- one scorer, all parts
 
 
-def _score_all(
-    scorer: OpenScorer, found: Candidates, out: Path, tell: Tell, watch: Watch, stop: Callable[[], bool]
-) -> ScoredBy:
+def _score_all(scorer: OpenScorer, found: Candidates, out: Path, watch: Watch, stop: Callable[[], bool]) -> ScoredBy:
     label, kind = scorer.config.label, scorer.config.kind
     document = _checked_identity(out, label, scorer.identity)
     files = {part["file"]: part["sha256"] for part in (document or {}).get("parts", [])}
