@@ -19,6 +19,7 @@ PACKAGE = Path(prefkit.__file__).parent
 HEAVY = {"torch", "transformers", "accelerate", "polars", "pyarrow", "duckdb", "pydantic", "scipy", "yaml", "rich"}
 # what each command does, as calls
 COMMANDS = {
+    "sample": {"sample_candidates"},
     "score": {"score_candidates"},
     "evaluate": {"evaluate_model"},
     "build": {"load_pipeline", "build_dataset"},
