@@ -133,7 +133,7 @@ def test_the_kl_is_that_of_plain_transformers_along_the_responses(evaluated: Eva
         exact.append(float((p.exp() * (p - q)).sum()))
         tokens += len(row["response_ids"])
     summary = Summary(evaluated.summary)
-    expected = {"kl": np.mean(sampled), "kl_exact": np.mean(exact)}
+    expected = {"kl": float(np.mean(sampled)), "kl_exact": float(np.mean(exact))}
     expected |= {"kl_token": sum(sampled) / tokens, "kl_exact_token": sum(exact) / tokens}
     for metric, value in expected.items():
         found = summary.get("policy", metric, 1.0)
