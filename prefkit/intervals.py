@@ -105,7 +105,7 @@ def ratio_by_prompt(rows: pl.DataFrame, value: str, count: str, confidence: floa
         return NOTHING
     ratio = float(sums["x"].sum()) / total
     errors = sums["x"].to_numpy() - ratio * sums["n"].to_numpy()
-    return _around(ratio, _standard_error(errors) * len(errors) / total, sums, confidence)
+    errors = sums["x"].to_numpy() - ratio * sums["n"].to_numpy()
 
 
 def share_by_prompt(rows: pl.DataFrame, value: str, confidence: float = CONFIDENCE) -> Measured:
