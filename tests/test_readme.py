@@ -62,7 +62,7 @@ NOT_RUN = {
     ): "a list of names, compared below with those there are",
     (
         "docs/evaluation.md",
-        "RUN/evaluations/<key>/   evaluation.json   written last: identity, settings, headline, warnings, what was left out",
+        "RUN/evaluations/<key>/   evaluation.json   written last: identity, settings, headline, warnings",
     ): DRAWING,
     ("docs/kernel.md", "[prompt | chosen | rejected]        P + C + R tokens in place of 2P + C + R"): DRAWING,
     (
