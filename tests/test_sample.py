@@ -236,6 +236,27 @@ def test_only_prompts_that_are_new_are_sampled_and_as_if_they_had_been_there(dra
     assert error.value.hint == "choose another --out"
 
 
+def test_another_right_answer_to_a_prompt_that_is_there_is_refused(draw: Draw, tmp_path: Path) -> None:
+    rows = [{"prompt": row["prompt"], "reference": "1"} for row in text_rows(4)]
+    path = write_rows(tmp_path / "p.jsonl", rows)
+    draw(prompts=path, max_new_tokens=3)
+    write_rows(path, [rows[0], rows[1] | {"reference": "2"}, *rows[2:]])
+    with pytest.raises(DatasetError, match="1 of its prompts have another reference now") as error:
+        draw(prompts=path, max_new_tokens=3)
+    assert (error.value.where, error.value.expected) == (f"{path}:2", f"that of {tmp_path / 'c'}")
+    assert error.value.hint == "choose another --out"
+    write_rows(path, rows[::-1])  # another file with the same prompts: their lines are written anew, nothing is sampled
+    done = draw(prompts=path, max_new_tokens=3)
+    assert (done.new, done.unchanged) == (0, False)
+    assert read_candidates(tmp_path / "c").prompts["prompt"].list.first().struct.field("content").to_list() == [
+        row["prompt"] for row in rows[::-1]
+    ]
+    assert draw(prompts=path, max_new_tokens=3).unchanged
+    (tmp_path / "c" / "prompts" / part_name(0)).write_bytes(b"PAR1")
+    with pytest.raises(DatasetError, match="cannot be read: "):
+        draw(prompts=path, max_new_tokens=3)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
