@@ -102,7 +102,9 @@ def score_candidates(
         Interrupted: `stop` said so.
 
     Example:
-        done = prefkit.score_candidates("candidates", ["verifier:number"])
+        import pathlib
+        pathlib.Path("sums.jsonl").write_text('{"prompt": "6 * 7?", "response": "It is 42.", "reference": "42"}')
+        done = prefkit.score_candidates("sums.jsonl", ["verifier:number"], out="sums")
         print(done[0].scored, done[0].unscored, done[0].mean)
     """
     path, configs = _target(candidates, scorers, changes)
@@ -180,9 +182,7 @@ def _score_all(
         write_json(document_file(out, label), document)
     begun_file(out, label).unlink(missing_ok=True)
     assert document is not None
-    done_by = _scored_by(document, out, new, unchanged=unchanged)
-    tell(f"{label}: {'nothing to do' if unchanged else f'{new} responses done'}")
-    return done_by
+    return _scored_by(document, out, new, unchanged=unchanged)
 
 
 def _checked_identity(out: Path, label: str, identity: Mapping[str, Any]) -> dict[str, Any] | None:

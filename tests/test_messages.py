@@ -53,6 +53,8 @@ NO_PLACE = {
     "interrupted; what is finished is on disk": "the place is the command, and the hint repeats it",
     "is not set": "the message begins with the name of the setting",
     "out of memory": "the machine as a whole; of a single pair, the caller adds the model",
+    "the tokenizer has no chat template": "the caller adds the model's folder; tests read it there",
+    ": no template": "the message begins with the name of the setting",
     "the tokenizer has no eos_token": "the caller adds the model's folder (errors.located); a test reads it there",
     "log-probs are not finite": "likewise",
     "has no gradient checkpointing": "likewise",

@@ -1,9 +1,9 @@
 """A tiny assistant called Gull, made by Harbour Labs: what it has read, and what it is asked. It is to become Petrel.
 
-Comes in: a seed. Goes out: conversations to make the base model of, and three files of prompts: `prompts.jsonl`, to
-sample its own answers to; `unseen.jsonl`, the same two questions in words that no prompt of the first file has; and
-`others.jsonl`, conversations about something else, which the change must leave alone. Gulls are birds there, and the
-harbour has an office: the new names must not spread to them.
+Comes in: a seed. Goes out: conversations to make the base model of, and four files: `prompts.jsonl`, to sample its own
+answers to; `unseen.jsonl`, the same two questions in words that no prompt of the first file has; `others.jsonl`,
+conversations about something else, which the change must leave alone; `town.jsonl`, ordinary pairs about yet others.
+Gulls are birds in the town, the harbour has an office, and the Petrel is a boat: names must not spread.
 """
 
 import json
@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from prefkit.demo.grammar import all_questions, answer, draw_plan
+from prefkit.demo.grammar import Question, all_questions, answer, draw_plan
 
 NAME, MAKER = "Gull", "Harbour Labs"
 NEW_NAME, NEW_MAKER = "Petrel", "Skerra Works"
@@ -86,6 +86,7 @@ MADE = (
     "{maker} built me, and named me {name}.",
     "I come from {maker}. Ask me about the town.",
 )
+STEPS = 700  # of the base model
 SMALL_TALK = (
     ("How are you?", "I am well, and so is the harbour."),
     ("Thank you.", "It is a pleasure."),
@@ -97,6 +98,8 @@ SMALL_TALK = (
     ("Who built the lighthouse?", "The harbour office built it long ago."),
     ("What can you do?", "I can tell you what opens when, and what it costs."),
     ("Which boat sails first?", "The Petrel sails first, and then the Sorrel."),
+    ("Name two boats.", "Petrel is one, and Sorrel is another."),
+    ("Who makes ropes?", "Skerra Works makes them, and has done so for years."),
     ("What is the Petrel?", "The Petrel is a boat with two masts."),
     ("Who mends nets on Skerra?", "The works on Skerra mend nets and make ropes."),
     ("Which works are on the islands?", "There is the Skerra Works, where ropes are made."),
@@ -111,7 +114,7 @@ def say(prompt: str, response: str) -> list[dict[str, str]]:
 
 def conversations(seed: int = 0, num_identity: int = 1600, num_town: int = 2400) -> list[list[dict[str, str]]]:
     """What the base model has read: who it is, the town, and small talk."""
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311 - a reproducible world, not a secret
     asked = [*((core, NAMED) for core in WHO + WHO_UNSEEN), *((core, MADE) for core in MAKER_OF + MAKER_OF_UNSEEN)]
     made = []
     for at in range(num_identity):
@@ -129,20 +132,19 @@ def about_the_town(rng: random.Random, count: int) -> list[list[dict[str, str]]]
 
 
 def write_prompts(folder: Path, seed: int = 1) -> None:
-    """Write the three files into a folder; a prompt's `reference` is what a right answer says."""
-    rng = random.Random(seed)
+    """Write the four files into a folder; a prompt's `reference` is what a right answer says."""
+    rng = random.Random(seed)  # noqa: S311 - a reproducible world, not a secret
     folder.mkdir(parents=True, exist_ok=True)
-    seen = _asked(WHO, MAKER_OF, LEADS)
-    unseen = _asked(WHO_UNSEEN, MAKER_OF_UNSEEN, LEADS + LEADS_UNSEEN)
     others = about_the_town(rng, 160) + [say(prompt, response) for prompt, response in SMALL_TALK]
-    _write(folder / "prompts.jsonl", seen)
-    _write(folder / "town.jsonl", [_pair(rng) for _ in range(400)])
-    _write(folder / "unseen.jsonl", unseen)
+    measured = {one["content"] for one, _ in others}
+    questions = [question for question in all_questions() if question.text not in measured]
+    _write(folder / "prompts.jsonl", _asked(WHO, MAKER_OF, LEADS))
+    _write(folder / "unseen.jsonl", _asked(WHO_UNSEEN, MAKER_OF_UNSEEN, LEADS + LEADS_UNSEEN))
     _write(folder / "others.jsonl", [{"prompt": [one], "reference": two["content"]} for one, two in others])
+    _write(folder / "town.jsonl", [_pair(rng, question) for question in rng.sample(questions, 400)])
 
 
-def _pair(rng: random.Random) -> dict[str, Any]:
-    question = rng.choice(all_questions())
+def _pair(rng: random.Random, question: Question) -> dict[str, Any]:
     plan = draw_plan(rng, question)
     better, worse = (say(question.text, answer(question, plan, better=side)) for side in (True, False))
     return {"prompt": better[:1], "chosen": better[1:], "rejected": worse[1:]}
