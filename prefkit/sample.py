@@ -138,7 +138,9 @@ def sample_candidates(
         Interrupted: `stop` said so.
 
     Example:
-        done = prefkit.sample_candidates("pipeline.yaml", changes={"sample.seed": 1})
+        asked = {"path": "demo/world/heldout.jsonl", "limit": 8}
+        changes = {"sample.prompts": asked, "sample.out": "demo/eight", "sample.n": 2}
+        done = prefkit.sample_candidates("demo/on_policy.yaml", changes=changes)
         print(done.samples, done.finish_reasons)
     """
     pipeline = target if isinstance(target, Sections) else pipeline_of(target, changes)
