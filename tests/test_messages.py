@@ -280,7 +280,7 @@ REASONS = [
     ("", "Unwritable"),
     ("_csv_row", "reason"),
     ("_reason", "return"),
-    ("_render", "return"),
+    ("_rendered", "return"),
     ("_tokenise_guarded", "return"),
     ("_encode_one", "return"),
     ("truncate", "return"),

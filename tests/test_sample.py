@@ -45,7 +45,7 @@ from prefkit.errors import (
 )
 from prefkit.format import part_name
 from prefkit.identity import model_folder
-from prefkit.sample import BATCHES_PER_PART, FILLS, Sampled, plan_prompts, sample_candidates
+from prefkit.sample import BATCHES_PER_PART, FILLS, Sampled, _config_of, plan_prompts, sample_candidates
 from prefkit.sample_format import PLAN, SAMPLES, sample_schema
 from prefkit.target import sampling_of
 from prefkit.text import prompt_id
@@ -236,6 +236,27 @@ def test_only_prompts_that_are_new_are_sampled_and_as_if_they_had_been_there(dra
     assert error.value.hint == "choose another --out"
 
 
+def test_another_right_answer_to_a_prompt_that_is_there_is_refused(draw: Draw, tmp_path: Path) -> None:
+    rows = [{"prompt": row["prompt"], "reference": "1"} for row in text_rows(4)]
+    path = write_rows(tmp_path / "p.jsonl", rows)
+    draw(prompts=path, max_new_tokens=3)
+    write_rows(path, [rows[0], rows[1] | {"reference": "2"}, *rows[2:]])
+    with pytest.raises(DatasetError, match="1 of its prompts have another reference now") as error:
+        draw(prompts=path, max_new_tokens=3)
+    assert (error.value.where, error.value.expected) == (f"{path}:2", f"that of {tmp_path / 'c'}")
+    assert error.value.hint == "choose another --out"
+    write_rows(path, rows[::-1])  # another file with the same prompts: their lines are written anew, nothing is sampled
+    done = draw(prompts=path, max_new_tokens=3)
+    assert (done.new, done.unchanged) == (0, False)
+    assert read_candidates(tmp_path / "c").prompts["prompt"].list.first().struct.field("content").to_list() == [
+        row["prompt"] for row in rows[::-1]
+    ]
+    assert draw(prompts=path, max_new_tokens=3).unchanged
+    (tmp_path / "c" / "prompts" / part_name(0)).write_bytes(b"PAR1")
+    with pytest.raises(DatasetError, match="cannot be read: "):
+        draw(prompts=path, max_new_tokens=3)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -355,7 +376,10 @@ def test_a_folder_that_is_not_ours_is_left_alone(draw: Draw, tmp_path: Path) -> 
     with pytest.raises(DatasetError, match="is a file") as error:
         draw(out="file")
     assert error.value.expected == "a directory that prefkit may write"
-    for path, what in ((tmp_path / "nowhere", "no such candidates directory"), (tmp_path / "c", "not a candidates")):
+    for path, what in (
+        (tmp_path / "nowhere", "no such candidates directory"),
+        (tmp_path / "c", "not a candidates directory"),
+    ):
         with pytest.raises(DatasetError, match=what) as error:
             read_candidates(path)
         assert error.value.hint == "prefkit sample PROMPTS --out FOLDER"
@@ -611,6 +635,26 @@ def test_a_model_whose_config_does_not_load_is_refused(draw: Draw, tmp_path: Pat
     with pytest.raises(ModelError, match="does not load: ") as error:
         draw(model=model)
     assert error.value.where == str(model)
+    with pytest.raises(ModelError, match="its config does not load: ") as error:
+        _config_of(model)
+    assert error.value.where == str(model)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"temperature": 0}, "sample.n must be 1 at sample.temperature 0: all responses would be the same"),
+        (
+            {"temperature": 0, "n": 1, "top_p": 0.9},
+            "sample.top_p and sample.top_k have no effect at sample.temperature 0",
+        ),
+        ({"engine": "nothing"}, "sample.engine: nothing is not module:function"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_sections({"sample": {"prompts": "p.jsonl", "out": "c", **settings}})
+    assert error.value.message == said
 
 
 def test_progress_is_told_in_prompts_and_tokens(draw: Draw) -> None:
