@@ -415,7 +415,12 @@ def test_the_whole_road_samples_first_and_measures_last(
 
 def test_whoever_asks_at_the_end_of_a_stage_stops_the_road_all_the_same() -> None:
     screen = RoadScreen(Console(quiet=True))
-    with pytest.raises(Interrupted) as raised, screen.follow("train") as following:
-        signal.raise_signal(signal.SIGINT)
-        assert following.stop()
+
+    def follow() -> None:
+        with screen.follow("train") as following:
+            signal.raise_signal(signal.SIGINT)
+            assert following.stop()
+
+    with pytest.raises(Interrupted) as raised:
+        follow()
     assert (raised.value.message, raised.value.where) == ("stopped at its end", "train")
