@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prefkit.errors import Interrupted
 from prefkit.evaluation_view import print_evaluated
 from prefkit.grid import cell_text
 from prefkit.report import print_audit
@@ -92,6 +93,9 @@ class RoadScreen(Spectator):
                 yield Following(self.tell, watch, stop)
             else:
                 yield Following(*held.enter_context(pass_progress("" if stage == "evaluate" else "pairs")), stop)
+            asked = stop()
+        if asked:  # a stage that was at its end anyway must not let the next one begin
+            raise Interrupted("stopped at its end", where=stage)
 
     def show(self, outcome: Outcome) -> None:
         """A line: done already, or why it was done; then what the command prints of it."""
