@@ -85,8 +85,6 @@ class RoadScreen(Spectator):
                 yield Following(self.tell, held.enter_context(sample_progress()), stop)
             elif stage == "train":
                 yield Following(self.tell, held.enter_context(step_progress()), stop)
-            elif stage == "sample":
-                yield Following(self.tell, held.enter_context(sample_progress()), stop)
             elif stage == "score":
                 name, watch = held.enter_context(pass_progress("responses"))
                 name("scoring")
