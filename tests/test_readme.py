@@ -56,6 +56,7 @@ NOT_RUN = {
         "README.md",
         "accelerate launch --multi_gpu --num_processes 2 -m prefkit precompute demo/dataset    # or torchrun",
     ): SEVERAL + "; this one asks for two GPUs",
+    ("README.md", "prefkit run demo/on_policy.yaml"): "docs/on_policy.md runs it; its lines are compared below",
     (
         "docs/audit.md",
         "words, characters, lines, sentences, model_tokens, bold, list_items, headers, table_rows, code_fences,",
@@ -130,6 +131,13 @@ def test_no_two_things_that_are_listed_or_run_have_one_name() -> None:
     ]
     listed = [name for name in names if name in NOT_RUN or name in UNTRUE]
     assert len(listed) == len(set(listed))
+
+
+def test_the_road_in_the_readme_is_that_of_its_page() -> None:
+    told = {c.page: c for c in commands() if c.words == ["prefkit", "run", "demo/on_policy.yaml"]}
+    shown = [line for line in told["README.md"].shown if line != "..."]
+    assert len(shown) >= 4
+    assert [line for line in shown if line not in told["docs/on_policy.md"].shown] == []
 
 
 def test_the_features_that_may_be_allowed_are_those_there_are() -> None:
