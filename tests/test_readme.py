@@ -49,7 +49,7 @@ ADAPTERS = "an adapter of the reader's own: tests/test_lora.py and test_lora_tra
 NOT_RUN = {
     (
         "README.md",
-        "sources -> pairs -> validate -> decontaminate -> dedupe -> split -> DATASET -> audit, show, repair",
+        "prompts -> sample -> score -> sources",
     ): DRAWING,
     ("README.md", "git clone <this repository> prefkit && cd prefkit"): INSTALLS,
     (
@@ -70,6 +70,11 @@ NOT_RUN = {
         "docs/kernel.md",
         "scoring on cpu in float32, packed rows, prompts shared (packed attention)",
     ): "what is said of two models; tests/test_architectures.py has who gets which rows",
+    (
+        "docs/sampling.md",
+        "CANDIDATES/   sampler.json   first: all that decides the samples (identity), the key made of it, and how the "
+        "model is run",
+    ): DRAWING,
     (
         "docs/sql.md",
         'cd demo/dataset && duckdb -init views.sql -csv -c "SELECT split, count(*) FROM pairs GROUP BY ALL"',
