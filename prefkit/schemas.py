@@ -1,12 +1,14 @@
-"""Generate schemas/: JSON Schema of every record and document, and FORMAT.md (`make schemas`)."""
+"""Generate schemas/: JSON Schema of every record and document, and the pages of what lies on disk (`make schemas`)."""
 
 import json
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from prefkit import format as disk
+from prefkit import sample_format
 from prefkit.config import Pipeline
 from prefkit.documents import DOCUMENTS
 from prefkit.formats import list_formats
@@ -20,20 +22,18 @@ def schema_files() -> dict[str, str]:
     models: dict[str, type[BaseModel]] = {"message": Message, **singular, "pipeline": Pipeline, **DOCUMENTS}
     schemas = {f"{name}.schema.json": model.model_json_schema(by_alias=True) for name, model in models.items()}
     texts = {name: json.dumps(schema, indent=2, ensure_ascii=False) + "\n" for name, schema in schemas.items()}
-    return {**texts, "FORMAT.md": format_page(), "FORMATS.md": formats_page()}
+    pages = {"FORMAT.md": format_page(), "FORMATS.md": formats_page(), "CANDIDATES.md": candidates_page()}
+    return {**texts, **pages}
 
 
 def format_page() -> str:
-    """FORMAT.md: the tree, and the columns of every table."""
-    tree = (disk.__doc__ or "").split("\n\n")[1]
+    """FORMAT.md: the tree of a dataset, and the columns of every table."""
     lines = [
         "# The dataset on disk",
         "",
         f"Format version {disk.FORMAT_VERSION}. Any Parquet reader opens a dataset without prefkit.",
         "",
-        "```",
-        *(line.removeprefix("    ") for line in tree.splitlines()),
-        "```",
+        *_tree(disk.__doc__),
         "",
         "`pair_id` and `prompt_id` are sha256 hex over the JSON (sorted keys, no spaces, no escapes) of",
         "`[kind, prompt, chosen, rejected]` and `[kind, prompt]`, over the exact text or messages; the text of `tools`",
@@ -43,13 +43,36 @@ def format_page() -> str:
         f"`extra` of a message is null or a JSON object of {', '.join(disk.EXTRA_KEYS)}; in a dataset in which no",
         "message has any, messages have role and content alone.",
     ]
-    for table, columns in disk.TABLES.items():
-        lines += ["", f"## {table}", "", "| column | type | |", "|---|---|---|"]
+    return "\n".join([*lines, *_tables(disk.TABLES)]) + "\n"
+
+
+def candidates_page() -> str:
+    """CANDIDATES.md: the same of sampled and scored candidates."""
+    lines = [
+        "# Candidates on disk",
+        "",
+        f"Version {sample_format.SAMPLE_VERSION}. What `prefkit sample` and `prefkit score` write, for any Parquet reader.",
+        "",
+        *_tree(sample_format.__doc__),
+        "",
+        "`scored/*.parquet` of several scorers are one table. `prompt_id` is that of a dataset (FORMAT.md).",
+    ]
+    return "\n".join([*lines, *_tables(sample_format.SAMPLE_TABLES)]) + "\n"
+
+
+def _tree(doc: str | None) -> list[str]:
+    """The drawing in a module's docstring."""
+    drawn = (doc or "").split("\n\n")[1]
+    return ["```", *(line.removeprefix("    ") for line in drawn.splitlines()), "```"]
+
+
+def _tables(tables: Mapping[str, tuple[disk.Column, ...]]) -> Iterator[str]:
+    for table, columns in tables.items():
+        yield from ("", f"## {table}", "", "| column | type | |", "|---|---|---|")
         for column in columns:
             name = disk.TEXT_OR_MESSAGES if column.dtype is None else _dtype_name(str(column.dtype))
             cells = [f"`{column.name}`", name, column.doc]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def formats_page() -> str:
