@@ -37,7 +37,9 @@ DOCS = sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")
 PAGES = ["README.md", *(page for page in DOCS if page not in OF_ANOTHER_TEST)]
 # of demo/model/model.safetensors: where it is another one, float rounding is another, and numbers may only be near
 WEIGHTS = "632556f7167814e750c6d8159e70afa1ceddd12803d337dd3c5d5ba3590eac0c"
-NEEDS_A_MODEL = re.compile(r"\b(precompute|train|train_dpo|reference|steps|perf|pair_dynamics|learning|runs|torch|on_policy)\b")
+NEEDS_A_MODEL = re.compile(
+    r"\b(precompute|train|train_dpo|reference|steps|perf|pair_dynamics|learning|runs|torch|on_policy)\b"
+)
 PRINTED = re.compile(r"^print\(.*\)  # (.+)$", re.MULTILINE)  # the line that a line of Python prints
 DRAWING = "a drawing"
 INSTALLS = "it fetches prefkit and what it needs; .ci/run goes this way on a clean clone"
