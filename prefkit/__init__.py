@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from prefkit.errors import ModelError as ModelError
     from prefkit.errors import PrefkitError as PrefkitError
     from prefkit.errors import SourceError as SourceError
+    from prefkit.evaluate import Evaluated as Evaluated
+    from prefkit.evaluate import evaluate_model as evaluate_model
     from prefkit.export import Exported as Exported
     from prefkit.export import export_dataset as export_dataset
     from prefkit.formats import list_formats as list_formats
@@ -113,6 +115,7 @@ _HOMES = {
     "DatasetReference": "prefkit.holdings",
     "DatasetRun": "prefkit.holdings",
     "Estimated": "prefkit.reference",
+    "Evaluated": "prefkit.evaluate",
     "Exported": "prefkit.export",
     "Finding": "prefkit.audit.verdict",
     "GateError": "prefkit.errors",
@@ -142,6 +145,7 @@ _HOMES = {
     "dataset_info": "prefkit.info",
     "enforce_audit": "prefkit.audits",
     "estimate_reference": "prefkit.reference",
+    "evaluate_model": "prefkit.evaluate",
     "export_dataset": "prefkit.export",
     "list_formats": "prefkit.formats",
     "list_views": "prefkit.query",

@@ -173,6 +173,31 @@ def write_whole(folder: Path, schema: pl.Schema, frame: pl.DataFrame) -> list[Pa
     return writer.parts
 
 
+def check_answers(folder: Path, prompts: pl.DataFrame) -> None:
+    """Make sure that prompts that are there already have the right answer they had: it stands beside their samples.
+
+    Raises:
+        DatasetError: one has another.
+    """
+    files = sorted((folder / PROMPTS).glob("part-*.parquet"))
+    if not files:
+        return
+    try:
+        before = pl.concat([pl.read_parquet(f, columns=["prompt_id", "reference"], glob=False) for f in files])
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DatasetError(f"cannot be read: {error}", where=str(folder / PROMPTS), hint=REDO) from None
+    both = prompts.join(before, on="prompt_id", suffix="_before")
+    changed = both.filter(pl.col("reference").ne_missing(pl.col("reference_before")))
+    if changed.height:
+        first = changed.row(0, named=True)
+        raise DatasetError(
+            f"{changed.height} of its prompts have another reference now",
+            where=f"{first['source']}:{first['source_row']}",
+            expected=f"that of {folder}",
+            hint="choose another --out",
+        )
+
+
 def check_written(folder: Path, plan: pl.DataFrame, n: int) -> None:
     """Check what an earlier call left: parts hold n responses to each prompt of the plan, and are those recorded.
 

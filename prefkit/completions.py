@@ -155,7 +155,7 @@ def _compare(pairs: list[Sides], policy: CompletionLogps, reference: CompletionL
             raise
         if len(pairs) == 1:
             hint = "two models at once need room: a smaller evaluate.max_new_tokens, or evaluate.dtype bfloat16_weights"
-            raise MachineError("out of memory comparing two models", hint=hint) from None
+            raise MachineError("out of memory comparing two models", where="evaluate", hint=hint) from None
     if values is None:
         if policy.device.type == "cuda":
             torch.cuda.empty_cache()

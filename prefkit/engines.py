@@ -4,14 +4,12 @@ prefkit's own engine (generation.py) and a `module:function` of the user's (samp
 of requests and the settings. docs/sampling.md says how another engine fills it.
 """
 
-import importlib
 import math
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from prefkit.errors import InputError
+from prefkit.functions import load_functions
 
 FINISHES = ("stop", "length")
 
@@ -59,25 +57,13 @@ Engine: TypeAlias = Callable[[Sequence[Request], Decoding], Sequence[Sequence[Re
 
 
 def load_engine(name: str) -> Engine:
-    """The function `module:function`, found from the working directory first.
+    """The function that sample.engine names.
 
     Raises:
-        InputError: there is no such module or function.
+        ConfigError: there is no such module or function.
     """
-    module, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    sys.path[:] = [here, *(path for path in sys.path if path != here)]
-    importlib.invalidate_caches()
-    try:
-        found = getattr(importlib.import_module(module), attribute, None)
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"sample.engine: {module} cannot be imported: {type(error).__name__}: {error}",
-            expected="a module that Python imports",
-        ) from error
-    if not callable(found):
-        raise InputError(f"sample.engine: {module} has no function {attribute}", expected="module:function")
-    return found  # type: ignore[no-any-return]
+    (found,) = load_functions([name], "sample.engine")
+    return found
 
 
 def check_responses(requests: Sequence[Request], found: Any, decoding: Decoding, engine: str) -> list[list[Response]]:

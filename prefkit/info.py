@@ -8,6 +8,7 @@ from typing import Any
 from prefkit.curves import CURVES, PERF_CURVES, Curves, ends, is_run, points, progress, read_curves
 from prefkit.documents import Audit, Reference, Run, Sweep
 from prefkit.errors import DatasetError, InputError
+from prefkit.evaluation_tables import evaluation_lines
 from prefkit.format import AUDIT_JSON, MANIFEST, REFERENCE_JSON, REFERENCES, RUN_JSON, RUNS, SWEEP_JSON, SWEEPS
 from prefkit.store import read_document, read_manifest
 from prefkit.verification import verify_dataset
@@ -22,10 +23,10 @@ def dataset_info(target: str | Path, *more: str | Path, verify: bool = False) ->
         verify: read all of a dataset and compare it with the recorded hashes; see `verify_dataset`.
 
     Returns:
-        a run: its run.json, how far it is, and of each curve the first and last value, the smallest and largest, and
-        the last one of the test split; several: these under `runs`; a dataset: kind, what a repair did, additions,
-        near-duplicates, counts, reasons, sources, audit verdict, references, runs, sweeps; with `verify` what was
-        verified.
+        a run: its run.json, how far it is, of each curve the first and last value, the smallest and largest, and the
+        last one of the test split, and its evaluations; several: these under `runs`; a dataset: kind, what a repair
+        did, additions, near-duplicates, counts, reasons, sources, audit verdict, references, runs, sweeps; with
+        `verify` what was verified.
 
     Raises:
         DatasetError: it is neither, or damaged.
@@ -103,7 +104,9 @@ def _run_info(run: Curves) -> dict[str, Any]:
         if (found := ends(points(run, name))) is not None:
             tested = ends(points(run, f"eval_{name}")) if f"eval_{name}" in run.steps.columns else None
             curves[name] = {**found._asdict(), "eval": tested.last if tested else None}
-    return {"run": str(Path(run.path)), **run.document, "progress": progress(run)._asdict(), "curves": curves}
+    return {"run": str(Path(run.path)), **run.document, "progress": progress(run)._asdict(), "curves": curves} | (
+        {"evaluations": evaluated} if (evaluated := evaluation_lines(run.path)) else {}
+    )
 
 
 def _near_duplicates(report: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

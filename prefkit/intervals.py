@@ -105,7 +105,8 @@ def ratio_by_prompt(rows: pl.DataFrame, value: str, count: str, confidence: floa
         return NOTHING
     ratio = float(sums["x"].sum()) / total
     errors = sums["x"].to_numpy() - ratio * sums["n"].to_numpy()
-    return _around(ratio, _standard_error(errors) * len(errors) / total, sums, confidence)
+    error = _standard_error(errors)
+    return _around(ratio, None if error is None else error * len(errors) / total, sums, confidence)
 
 
 def share_by_prompt(rows: pl.DataFrame, value: str, confidence: float = CONFIDENCE) -> Measured:

@@ -272,7 +272,7 @@ def _log_odds(judge: Judge, encoded: pl.DataFrame, tell: Tell, watch: Callable[[
     budget = CPU_BATCH_TOKENS if judge.scorer.device.type == "cpu" else GPU_BATCH_TOKENS
     found: list[tuple[str, float]] = []
     for batch in _batches(ordered, budget):
-        pairs = [_answer_tokens(sides) for sides in sides_of(batch, batch["pair_id"].to_list())]
+        pairs = [_answer_tokens(sides, judge.folder) for sides in sides_of(batch, batch["pair_id"].to_list())]
         lengths = [(len(pair.prompt), 1, 1) for pair in pairs]
         scores = [score_sides(judge.scorer, pairs[some], tell) for some in slices(lengths, budget, rows)]
         scored = pl.concat(scores)
@@ -288,11 +288,12 @@ def _batches(ordered: pl.DataFrame, budget: int) -> list[pl.DataFrame]:
     return ordered.with_columns((before // budget).alias("bin")).partition_by("bin", maintain_order=True)
 
 
-def _answer_tokens(sides: Sides) -> Sides:
+def _answer_tokens(sides: Sides, folder: str) -> Sides:
     """The one token that tells the answers apart: what both begin with is part of the prompt, what follows is cut."""
     shared = common_prefix(sides.chosen, sides.rejected)
     if shared >= min(len(sides.chosen), len(sides.rejected)):
-        raise ModelError("its tokenizer does not tell the answers A and B apart", expected="a token for each letter")
+        message = "its tokenizer does not tell the answers A and B apart"
+        raise ModelError(message, where=folder, expected="a token for each letter")
     at = slice(shared, shared + 1)
     return Sides(sides.prompt + sides.chosen[:shared], sides.chosen[at], sides.rejected[at])
 

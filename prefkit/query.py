@@ -65,7 +65,8 @@ def query_dataset(
     Args:
         dataset: its directory.
         sql: one SELECT over the views pairs, dropped, rejects, changes, tokens, structure, probe, pair_scores,
-            reference, reference_dropped, steps, perf, pair_dynamics, learning and sweeps.
+            reference, reference_dropped, steps, perf, pair_dynamics, learning, evaluations, evaluation_prompts and
+            sweeps.
         external: let it read other files and URLs too, with DuckDB's own configuration unlocked.
         verify: compare the files of the views it names with their recorded hashes (those of runs have none).
         tell: told what is done.

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prefkit.errors import Interrupted
+from prefkit.evaluation_view import print_evaluated
 from prefkit.grid import cell_text
 from prefkit.report import print_audit
 from prefkit.stages import Following, Outcome, Spectator, StageName, Stop
@@ -18,6 +20,8 @@ from prefkit.terminal import (
     pass_progress,
     print_build,
     print_precomputed,
+    print_sampled,
+    print_scored,
     print_trained,
     sample_progress,
     step_progress,
@@ -29,17 +33,20 @@ if TYPE_CHECKING:
 
 # what a stage finishes when it is asked to stop; the others stop at once
 FINISHING: dict[StageName, str] = {
-    "sample": "this batch",
-    "score": "this batch",
+    "sample": "this part",
+    "score": "this part",
     "precompute": "this part",
     "train": "this step and a checkpoint",
-    "evaluate": "this batch",
+    "evaluate": "this part",
 }
 PRINTERS: Mapping[StageName, Callable[[Any, Console], None]] = {
+    "sample": print_sampled,
+    "score": print_scored,
     "build": print_build,
     "audit": print_audit,
     "precompute": print_precomputed,
     "train": print_trained,
+    "evaluate": print_evaluated,
 }
 # of a sweep's table, what is shown where there is any of it, and by what name
 SHOWN = {
@@ -78,8 +85,15 @@ class RoadScreen(Spectator):
                 yield Following(self.tell, held.enter_context(sample_progress()), stop)
             elif stage == "train":
                 yield Following(self.tell, held.enter_context(step_progress()), stop)
+            elif stage == "score":
+                name, watch = held.enter_context(pass_progress("responses"))
+                name("scoring")
+                yield Following(self.tell, watch, stop)
             else:
-                yield Following(*held.enter_context(pass_progress()), stop)
+                yield Following(*held.enter_context(pass_progress("" if stage == "evaluate" else "pairs")), stop)
+            asked = stop()
+        if asked:  # a stage that was at its end anyway must not let the next one begin
+            raise Interrupted("stopped at its end", where=stage)
 
     def show(self, outcome: Outcome) -> None:
         """A line: done already, or why it was done; then what the command prints of it."""

@@ -3,13 +3,14 @@
 Comes in: `Curves`. Names and settings are data: no escape sequence of theirs reaches the screen (cli.console).
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import polars as pl
 from rich.console import Console
 
 from prefkit.curves import CURVES, PERF_CURVES, Curves, ends, points, stretch_means
+from prefkit.evaluation_tables import evaluation_lines
 from prefkit.run_facts import facts_of, figures_of, warnings_of
 from prefkit.sparklines import levels_for, sparkline
 
@@ -60,6 +61,8 @@ def print_run(run: Curves, console: Console) -> None:
     console.print(f"run {run.path}")
     for name, text in facts_of(run):
         console.print(f"  {name:<13} {text}")
+    for one in evaluation_lines(run.path):
+        console.print(f"  {'evaluation':<13} {evaluation_text(one)}")
     for text in warnings_of(run):
         console.print(f"  {'warning':<13} {text}")
     if run.steps.is_empty():
@@ -69,6 +72,17 @@ def print_run(run: Curves, console: Console) -> None:
     console.print(_heading(lines, console.width))
     for text in _laid_out(lines, console.width, levels_for(console.encoding)):
         console.print(text)
+
+
+def evaluation_text(one: Mapping[str, Any]) -> str:
+    """An evaluation in a line: what it is called, and by how much the mean reward rose."""
+    if "damaged" in one:
+        return f"{one['evaluation']}: {one['damaged']}"
+    warned = f"; {one['warnings']} warnings" if one["warnings"] else ""
+    if "gain" not in one:
+        return f"{one['evaluation']}{warned}"
+    ends = "" if one["low"] is None else f" [{one['low']:.3g}, {one['high']:.3g}]"
+    return f"{one['evaluation']}: reward by {one['scorer']} {one['gain']:+.3g}{ends}{warned}"
 
 
 def curve_lines(run: Curves) -> list[Line]:

@@ -19,7 +19,15 @@ from transformers import AutoConfig
 
 from prefkit import __version__
 from prefkit.adapters import base_folder
-from prefkit.candidate_folder import check_written, claim, is_finished, read_plan, read_sample, write_whole
+from prefkit.candidate_folder import (
+    check_answers,
+    check_written,
+    claim,
+    is_finished,
+    read_plan,
+    read_sample,
+    write_whole,
+)
 from prefkit.config import Changes, Sections, require_model
 from prefkit.documents import Sampler
 from prefkit.encode import encode_prompts, resolve_template
@@ -130,7 +138,9 @@ def sample_candidates(
         Interrupted: `stop` said so.
 
     Example:
-        done = prefkit.sample_candidates("pipeline.yaml", changes={"sample.seed": 1})
+        asked = {"path": "demo/world/heldout.jsonl", "limit": 8}
+        changes = {"sample.prompts": asked, "sample.out": "demo/eight", "sample.n": 2}
+        done = prefkit.sample_candidates("demo/on_policy.yaml", changes=changes)
         print(done.samples, done.finish_reasons)
     """
     pipeline = target if isinstance(target, Sections) else pipeline_of(target, changes)
@@ -261,6 +271,7 @@ def _prepare(
             expected="all of them, and perhaps more",
             hint="choose another --out",
         )
+    check_answers(folder, prompts.kept)
     check_written(folder, plan, settings.n)
     new = answered.filter(~pl.col("prompt_id").is_in(plan["prompt_id"].to_list()))
     if new.height:
@@ -398,6 +409,8 @@ def _is_current(work: Work) -> bool:
     if not is_finished(work.folder):
         return False
     recorded = read_sample(work.folder)
+    if recorded["files"] != [file._asdict() for file in work.prompts.files]:
+        return False
     return bool(recorded["counts"] == _counts(work) | {k: recorded["counts"][k] for k in ("samples", "tokens")}) and (
         recorded["dropped_reasons"] == _counted(work.dropped["reason"])
     )

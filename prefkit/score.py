@@ -102,7 +102,9 @@ def score_candidates(
         Interrupted: `stop` said so.
 
     Example:
-        done = prefkit.score_candidates("candidates", ["verifier:number"])
+        import pathlib
+        pathlib.Path("sums.jsonl").write_text('{"prompt": "6 * 7?", "response": "It is 42.", "reference": "42"}')
+        done = prefkit.score_candidates("sums.jsonl", ["verifier:number"], out="sums")
         print(done[0].scored, done[0].unscored, done[0].mean)
     """
     path, configs = _target(candidates, scorers, changes)
@@ -120,7 +122,7 @@ def score_candidates(
                 write_rejects(folder, found.rejects)
                 if found.rejects.height:
                     tell(f"{found.rejects.height} rows are no response: see {folder}/rejects")
-            return [_score_all(scorer, found, folder, tell, watch, stop) for scorer in opened]
+            return [_score_all(scorer, found, folder, watch, stop) for scorer in opened]
     finally:
         leave_no_empty_directory(folder)
 
@@ -154,9 +156,7 @@ def _without(changes: Changes, path: str) -> str:
 # -- one scorer, all parts
 
 
-def _score_all(
-    scorer: OpenScorer, found: Candidates, out: Path, tell: Tell, watch: Watch, stop: Callable[[], bool]
-) -> ScoredBy:
+def _score_all(scorer: OpenScorer, found: Candidates, out: Path, watch: Watch, stop: Callable[[], bool]) -> ScoredBy:
     label, kind = scorer.config.label, scorer.config.kind
     document = _checked_identity(out, label, scorer.identity)
     files = {part["file"]: part["sha256"] for part in (document or {}).get("parts", [])}
@@ -180,9 +180,7 @@ def _score_all(
         write_json(document_file(out, label), document)
     begun_file(out, label).unlink(missing_ok=True)
     assert document is not None
-    done_by = _scored_by(document, out, new, unchanged=unchanged)
-    tell(f"{label}: {'nothing to do' if unchanged else f'{new} responses done'}")
-    return done_by
+    return _scored_by(document, out, new, unchanged=unchanged)
 
 
 def _checked_identity(out: Path, label: str, identity: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from prefkit.documents import Audit, Reference
 from prefkit.errors import InputError
 from prefkit.format import AUDIT_JSON, LOCK, MANIFEST, REFERENCE_JSON, REFERENCES, differing
 from prefkit.locks import give_lock, take_lock
+from prefkit.papers import mend_papers
 from prefkit.processes import num_processes
 from prefkit.resolving import resolve_formats, resolve_kind
 from prefkit.store import list_references, read_document
@@ -313,15 +314,15 @@ def _tidy_lock(run: Path) -> None:
 
 def evaluate_stage(pipeline: Pipeline, run: str, spectator: Spectator) -> Outcome:
     """Measure a run on fresh samples, unless that is done."""
-    settings = pipeline.evaluate
-    assert settings is not None  # whoever asks has looked
-    if not settings.scorers and pipeline.score is not None:
-        settings = settings.model_copy(update={"scorers": pipeline.score.scorers})
-    reference = settings.reference or pipeline.precompute.model
+    from prefkit.evaluation_plan import with_scorers
+
+    assert pipeline.evaluate is not None  # whoever asks has looked
+    settings = with_scorers(pipeline.evaluate, pipeline)
+    told: dict[str, Any] = {"reference": settings.reference or pipeline.precompute.model, "dataset": pipeline.dataset}
+    told |= {"chat_template": pipeline.precompute.chat_template}
     with spectator.follow("evaluate") as (tell, watch, stop):
-        made = load_evaluate()(
-            run, settings, reference=reference, dataset=pipeline.dataset, tell=tell, watch=watch, stop=stop
-        )
+        made = load_evaluate()(run, settings, **told, tell=tell, watch=watch, stop=stop)
+    mend_papers(Path(pipeline.dataset))  # a kill may have come before its views were told
     facts = {"folder": made.folder, "headline": made.document["headline"]}
     why = "" if made.unchanged else "this run was not measured so"
     return Outcome("evaluate", made.unchanged, why, _headline(made), made, facts)

@@ -12,6 +12,7 @@ import tiny
 import torch
 
 from prefkit.completions import Apart, as_pairs, compare_models, completion_logps, load_for_scoring
+from prefkit.errors import MachineError
 from prefkit.layouts import choose_layout
 from prefkit.logps import CompletionLogps
 from prefkit.measures import kl_rows
@@ -164,3 +165,30 @@ def test_over_all_responses_weighed_by_their_probability_both_estimates_are_the_
     truth, _ = exact_kl(policy, reference, prompt)
     assert sum(np.exp(p) * (p - q) for p, q, _ in sums) == pytest.approx(truth, abs=1e-5)
     assert sum(np.exp(p) * kl for p, _, kl in sums) == pytest.approx(truth, abs=1e-5)
+
+
+class Full(CompletionLogps):
+    """A scorer that runs out of memory with more than some pairs at once."""
+
+    most = 1
+
+    def own_logits(self, batch: Any) -> Any:
+        if int(batch.sides[-1]) // 2 + 1 > self.most:
+            raise MemoryError("not that many")
+        return super().own_logits(batch)
+
+
+def test_a_comparison_that_runs_out_of_memory_goes_on_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (tiny.random_model(tiny.llama_config(), seed) for seed in (0, 1))
+    layout = choose_layout(one, "float32", 128)
+    prompts, completions = some_ids()
+    whole = compare_models(scorer_of(one), scorer_of(other), prompts, completions)
+    halves = compare_models(Full(one, "float32", layout), scorer_of(other), prompts, completions)
+    for some, others in zip(whole, halves, strict=True):
+        for mine, yours in zip(some, others, strict=True):
+            np.testing.assert_allclose(mine, yours, atol=1e-4)
+    monkeypatch.setattr(Full, "most", 0)
+    with pytest.raises(MachineError, match="out of memory comparing two models") as full:
+        compare_models(Full(one, "float32", layout), scorer_of(other), prompts, completions)
+    hint = "two models at once need room: a smaller evaluate.max_new_tokens, or evaluate.dtype bfloat16_weights"
+    assert full.value.hint == hint

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from tiny import (
     gemma2_config,
     gpt2_config,
@@ -258,3 +259,23 @@ def test_a_stop_text_ends_a_response_at_the_token_that_completes_it() -> None:
         assert response.finish_reason == ("stop" if holds[-1] or response.ids[-1] == 2 else "length")
         ended += holds[-1]
     assert ended >= 5
+
+
+# of these the plain code itself says something else of a token as the text grows: their factors or keys depend on it
+OTHER_AS_IT_GROWS = {"phi-3, longrope", "deepseek-v4, compressed keys", "doge, the 8 best keys"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [name for name, one in ARCHITECTURES.items() if (one.quick or not one.fast) and name not in OTHER_AS_IT_GROWS],
+)
+def test_every_class_takes_a_road_on_which_its_log_probs_are_the_plain_ones(name: str) -> None:
+    model = random_model(ARCHITECTURES[name].config())
+    road, _ = choose_road(model, "float32", 60)
+    asked = requests(20, 18, 9, 2, 1)
+    for request, responses in zip(asked, sampled(model, asked, decoding(n=2, max_new_tokens=12), 4, road), strict=True):
+        for response in responses:
+            with torch.no_grad():
+                plain = plain_logps(model, request.prompt_ids, response.ids).tolist()
+            assert response.token_logps == pytest.approx(plain, abs=A_TOKEN)

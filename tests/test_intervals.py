@@ -66,6 +66,7 @@ def test_nothing_and_a_single_prompt_have_no_interval() -> None:
     assert mean_by_prompt(one, "value") == Measured(0.75, None, None, 1, 2)
     assert share_by_prompt(one, "value") == Measured(0.75, None, None, 1, 2)
     assert gain_by_prompt(one, frame({"a": [0.25]}), "value") == Measured(0.5, None, None, 1, 2)
+    assert ratio_by_prompt(one.with_columns(n=pl.lit(2)), "value", "n") == Measured(0.375, None, None, 1, 2)
     assert not mean_by_prompt(one, "value").excludes_zero
 
 

@@ -325,9 +325,9 @@ def test_what_is_too_long_is_not_compared(tmp_path: Path) -> None:
 
 def test_a_tokenizer_that_does_not_tell_the_answers_apart_is_refused() -> None:
     with pytest.raises(ModelError, match="its tokenizer does not tell the answers A and B apart") as wrong:
-        judging._answer_tokens(Sides([1], [2], [2]))
+        judging._answer_tokens(Sides([1], [2], [2]), "m")
     assert wrong.value.expected == "a token for each letter"
-    assert judging._answer_tokens(Sides([1], [5, 6, 9], [5, 7, 9])) == Sides([1, 5], [6], [7])
+    assert judging._answer_tokens(Sides([1], [5, 6, 9], [5, 7, 9]), "m") == Sides([1, 5], [6], [7])
 
 
 def test_nothing_to_compare_is_an_empty_frame(tmp_path: Path) -> None:

@@ -43,11 +43,8 @@ def test_prompts_keep_their_order_answer_and_line(write_jsonl: Write) -> None:
 
 
 def test_columns_may_have_any_name_and_depth_and_answers_may_be_numbers(write_jsonl: Write) -> None:
-    rows = [
-        {"data": {"q": "one"}, "a": {"n": 12}},
-        {"data": {"q": "two"}, "a": {"n": 1.5}},
-        {"data": {}, "a": {"n": 1}},
-    ]
+    rows: list[Any] = [{"data": {"q": "one"}, "a": {"n": 12}}, {"data": {"q": "two"}, "a": {"n": 1.5}}]
+    rows += [{"data": {}, "a": {"n": 1}}]
     rows += [{"data": {"q": "three"}, "a": {"n": True}}, {"data": {"q": "four"}, "a": {"n": None}}]
     found = read(write_jsonl("p.jsonl", rows), columns={"prompt": "data.q", "reference": "a.n"})
     assert found.kept.select("prompt", "reference").rows() == [("one", "12"), ("two", "1.5"), ("four", None)]
@@ -131,10 +128,10 @@ def test_tools_are_part_of_a_prompt(write_jsonl: Write) -> None:
 
 def test_the_kind_is_said_or_that_of_messages_or_of_a_template(write_jsonl: Write) -> None:
     text, chat = write_jsonl("t.jsonl", ["{", {"prompt": "a"}]), write_jsonl("c.jsonl", [{"prompt": turns("a")}])
-    cases = [(text, None, False, "text"), (text, None, True, "chat"), (chat, None, False, "chat")]
+    cases: list[Any] = [(text, None, False, "text"), (text, None, True, "chat"), (chat, None, False, "chat")]
     cases += [(text, "chat", False, "chat"), (chat, "text", True, "text")]
     for path, said, has_template, kind in cases:
-        assert prompts_kind(PromptsConfig(path=str(path)), said, has_template=has_template) == kind  # type: ignore[arg-type]
+        assert prompts_kind(PromptsConfig(path=str(path)), said, has_template=has_template) == kind
     with pytest.raises(SourceError) as error:
         read(chat, "text")
     assert "1 messages_in_text_dataset" in str(error.value)

@@ -37,8 +37,8 @@ DOCS = sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")
 PAGES = ["README.md", *(page for page in DOCS if page not in OF_ANOTHER_TEST)]
 # of demo/model/model.safetensors: where it is another one, float rounding is another, and numbers may only be near
 WEIGHTS = "632556f7167814e750c6d8159e70afa1ceddd12803d337dd3c5d5ba3590eac0c"
-NEEDS_A_MODEL = re.compile(
-    r"\b(precompute|train|train_dpo|reference|steps|perf|pair_dynamics|learning|runs|torch|on_policy)\b"
+NEEDS_A_MODEL = re.compile(  # a column that is called reference needs none
+    r"\b(precompute|train|train_dpo|reference(?!\")|steps|perf|pair_dynamics|learning|runs|torch|run|sweep|judge|on_policy)\b"
 )
 PRINTED = re.compile(r"^print\(.*\)  # (.+)$", re.MULTILINE)  # the line that a line of Python prints
 DRAWING = "a drawing"
@@ -56,10 +56,15 @@ NOT_RUN = {
         "README.md",
         "accelerate launch --multi_gpu --num_processes 2 -m prefkit precompute demo/dataset    # or torchrun",
     ): SEVERAL + "; this one asks for two GPUs",
+    ("README.md", "prefkit run demo/on_policy.yaml"): "docs/on_policy.md runs it; its lines are compared below",
     (
         "docs/audit.md",
         "words, characters, lines, sentences, model_tokens, bold, list_items, headers, table_rows, code_fences,",
     ): "a list of names, compared below with those there are",
+    (
+        "docs/evaluation.md",
+        "RUN/evaluations/<key>/   evaluation.json   written last: identity, settings, headline, warnings",
+    ): DRAWING,
     ("docs/kernel.md", "[prompt | chosen | rejected]        P + C + R tokens in place of 2P + C + R"): DRAWING,
     (
         "docs/kernel.md",
@@ -126,6 +131,13 @@ def test_no_two_things_that_are_listed_or_run_have_one_name() -> None:
     ]
     listed = [name for name in names if name in NOT_RUN or name in UNTRUE]
     assert len(listed) == len(set(listed))
+
+
+def test_the_road_in_the_readme_is_that_of_its_page() -> None:
+    told = {c.page: c for c in commands() if c.words == ["prefkit", "run", "demo/on_policy.yaml"]}
+    shown = [line for line in told["README.md"].shown if line != "..."]
+    assert len(shown) >= 4
+    assert [line for line in shown if line not in told["docs/on_policy.md"].shown] == []
 
 
 def test_the_features_that_may_be_allowed_are_those_there_are() -> None:

@@ -9,7 +9,7 @@ import torch
 from tiny import CHAT_TEMPLATE, SIZES, gpt2_config, llama_config, save_model, sentence, tiny_tokenizer, turn
 from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedConfig, RobertaConfig
 
-from prefkit.errors import ModelError
+from prefkit.errors import MachineError, ModelError
 from prefkit.format import Kind
 from prefkit.reward_models import RewardModel, load_reward_model, reward_identity, reward_responses
 
@@ -170,3 +170,34 @@ def test_what_is_no_reward_model_is_refused_by_name(tmp_path: Path) -> None:
     assert none.value.expected.startswith("scorers.chat_template: a jinja file")
     with pytest.raises(ModelError, match=r"scorers.chat_template: no template gone.jinja"):
         reward_identity(str(bare), "chat", "gone.jinja")
+
+
+def test_out_of_memory_computes_a_batch_in_halves_and_one_response_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = classifier(tmp_path, llama_config(num_labels=1))
+    model = loaded(folder)
+    prompts, responses = texts(9)
+    whole = reward_responses(model, prompts, responses, [None] * 9)
+    from prefkit import reward_models
+
+    real, most = reward_models._forward, 2
+
+    def small(some: RewardModel, sequences: list[list[int]]) -> list[float]:
+        if len(sequences) > most:
+            raise MemoryError
+        return real(some, sequences)
+
+    monkeypatch.setattr(reward_models, "_forward", small)
+    assert reward_responses(model, prompts, responses, [None] * 9) == pytest.approx(whole, abs=1e-5)
+    most = 0
+    with pytest.raises(MachineError, match="out of memory on a single response") as full:
+        reward_responses(model, prompts, responses, [None] * 9)
+    assert full.value.hint == "a smaller scorers.max_length, or another dtype"
+
+    def failing(_model: RewardModel, _sequences: list[list[int]]) -> list[float]:
+        raise ValueError("no end token")
+
+    monkeypatch.setattr(reward_models, "_forward", failing)
+    with pytest.raises(ModelError, match="it cannot score a sequence: no end token"):
+        loaded(folder)

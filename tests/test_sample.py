@@ -1,7 +1,9 @@
 """`prefkit sample`: what lies on disk, what a second call does, what is refused, and who else may sample."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,13 +45,13 @@ from prefkit.errors import (
 )
 from prefkit.format import part_name
 from prefkit.identity import model_folder
-from prefkit.sample import BATCHES_PER_PART, FILLS, Sampled, plan_prompts, sample_candidates
+from prefkit.sample import BATCHES_PER_PART, FILLS, Sampled, _config_of, plan_prompts, sample_candidates
 from prefkit.sample_format import PLAN, SAMPLES, sample_schema
 from prefkit.target import sampling_of
 from prefkit.text import prompt_id
 
 A_TOKEN = 1e-4
-SMALL = {"n": 3, "max_new_tokens": 12, "max_batch_tokens": 200}
+SMALL = {"n": 3, "max_new_tokens": 12, "max_batch_tokens": 220}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,7 @@ def draw(world: Path, tmp_path: Path) -> Draw:
     def call(
         *, prompts: Any = None, out: str = "c", model: Any = None, kind: Any = None, precompute: Any = None, **more: Any
     ) -> Sampled:
-        calls = {key: more.pop(key) for key in ("tell", "watch") if key in more}
+        calls: dict[str, Any] = {key: more.pop(key) for key in ("tell", "watch") if key in more}
         calls |= {"stop": more.pop("halt")} if "halt" in more else {}
         sample = {"prompts": str(prompts or world / "p.jsonl"), "out": str(tmp_path / out)} | SMALL | more
         sample["model"] = str(model or world / "model")
@@ -100,7 +102,7 @@ def test_what_is_on_disk_is_what_the_format_says(draw: Draw, tmp_path: Path, wor
     assert samples["num_tokens"].sum() == done.tokens == found.document["counts"]["tokens"]
     assert (samples["num_tokens"] == samples["response_ids"].list.len()).all()
     assert (samples["num_tokens"] == samples["token_logps"].list.len()).all()
-    sums = samples["token_logps"].list.eval(pl.element().cast(pl.Float64)).list.sum().cast(pl.Float32)
+    sums = samples["token_logps"].cast(pl.List(pl.Float64)).list.sum().cast(pl.Float32)
     assert ((sums - samples["logps"]).abs() < 1e-4).all()
     joined = samples.join(found.prompts, on="prompt_id", suffix="_here")
     assert joined.height == 198
@@ -121,7 +123,8 @@ def test_ids_and_log_probs_are_those_of_the_model_on_prompt_and_response(
     draw: Draw, tmp_path: Path, world: Path
 ) -> None:
     draw(prompts=world / "p.jsonl", temperature=0.8, top_p=0.9, top_k=50)
-    model = AutoModelForCausalLM.from_pretrained(world / "model").eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(world / "model")
+    model.eval()
     tokenizer = tiny_tokenizer()
     for row in read_candidates(tmp_path / "c").samples.sample(25, seed=0).to_dicts():
         text = tokenizer.apply_chat_template(
@@ -155,11 +158,8 @@ def test_a_prompt_is_tokenised_as_the_prompt_of_its_pair(kind: Any) -> None:
     frame = pl.DataFrame(rows).with_columns(pair_id=pl.int_range(pl.len()).cast(pl.String))
     frame = frame.with_columns(prompt_id="pair_id")
     if kind == "chat":
-        message = pl.struct(
-            pl.element().struct.field("role"),
-            pl.element().struct.field("content"),
-            pl.lit(None, pl.String).alias("extra"),
-        )
+        said = [pl.element().struct.field(name) for name in ("role", "content")]
+        message = pl.struct(*said, pl.lit(None, pl.String).alias("extra"))
         frame = frame.with_columns(pl.col(name).list.eval(message) for name in ("prompt", "chosen", "rejected"))
     pairs = encode_pairs(frame, tokenizer, EncodeSettings(kind, 500, 4, "drop", template)).pairs
     prompts = encode_prompts(frame, tokenizer, kind, template).prompts
@@ -193,7 +193,7 @@ def test_a_call_that_was_stopped_goes_on_and_leaves_the_bytes_of_an_unbroken_one
     with pytest.raises(Interrupted, match=r"stopped: \d+ responses sampled and written, \d+ parts left"):
         draw(halt=lambda: next(asked))
     assert not is_finished(tmp_path / "c")
-    with pytest.raises(DatasetError, match="sampling is unfinished: there is no sample.json") as error:
+    with pytest.raises(DatasetError, match=r"sampling is unfinished: there is no sample\.json") as error:
         read_candidates(tmp_path / "c")
     assert error.value.hint == "prefkit sample, with the settings that began it, finishes it"
     written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "c" / "samples").iterdir()}
@@ -234,6 +234,27 @@ def test_only_prompts_that_are_new_are_sampled_and_as_if_they_had_been_there(dra
         draw(prompts=some)
     assert error.value.expected == "all of them, and perhaps more"
     assert error.value.hint == "choose another --out"
+
+
+def test_another_right_answer_to_a_prompt_that_is_there_is_refused(draw: Draw, tmp_path: Path) -> None:
+    rows = [{"prompt": row["prompt"], "reference": "1"} for row in text_rows(4)]
+    path = write_rows(tmp_path / "p.jsonl", rows)
+    draw(prompts=path, max_new_tokens=3)
+    write_rows(path, [rows[0], rows[1] | {"reference": "2"}, *rows[2:]])
+    with pytest.raises(DatasetError, match="1 of its prompts have another reference now") as error:
+        draw(prompts=path, max_new_tokens=3)
+    assert (error.value.where, error.value.expected) == (f"{path}:2", f"that of {tmp_path / 'c'}")
+    assert error.value.hint == "choose another --out"
+    write_rows(path, rows[::-1])  # another file with the same prompts: their lines are written anew, nothing is sampled
+    done = draw(prompts=path, max_new_tokens=3)
+    assert (done.new, done.unchanged) == (0, False)
+    assert read_candidates(tmp_path / "c").prompts["prompt"].list.first().struct.field("content").to_list() == [
+        row["prompt"] for row in rows[::-1]
+    ]
+    assert draw(prompts=path, max_new_tokens=3).unchanged
+    (tmp_path / "c" / "prompts" / part_name(0)).write_bytes(b"PAR1")
+    with pytest.raises(DatasetError, match="cannot be read: "):
+        draw(prompts=path, max_new_tokens=3)
 
 
 @pytest.mark.parametrize(
@@ -329,7 +350,7 @@ def test_nothing_to_sample_from_is_an_error_that_counts_why(draw: Draw, tmp_path
 
 
 def test_a_response_must_find_room_in_the_model(draw: Draw, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="sample.max_new_tokens is 600, the model has 512 positions") as error:
+    with pytest.raises(ModelError, match=r"sample\.max_new_tokens is 600, the model has 512 positions") as error:
         draw(max_new_tokens=600)
     assert error.value.hint == "--max-new-tokens 256"
     scaled = {
@@ -355,7 +376,10 @@ def test_a_folder_that_is_not_ours_is_left_alone(draw: Draw, tmp_path: Path) -> 
     with pytest.raises(DatasetError, match="is a file") as error:
         draw(out="file")
     assert error.value.expected == "a directory that prefkit may write"
-    for path, what in ((tmp_path / "nowhere", "no such candidates directory"), (tmp_path / "c", "not a candidates")):
+    for path, what in (
+        (tmp_path / "nowhere", "no such candidates directory"),
+        (tmp_path / "c", "not a candidates directory"),
+    ):
         with pytest.raises(DatasetError, match=what) as error:
             read_candidates(path)
         assert error.value.hint == "prefkit sample PROMPTS --out FOLDER"
@@ -534,7 +558,7 @@ def test_what_another_engine_gives_is_checked(
 
 @pytest.mark.usefixtures("fake")
 def test_an_engine_that_is_not_there_is_an_error(draw: Draw, tmp_path: Path) -> None:
-    with pytest.raises(PrefkitError, match="sample.engine: another has no function nothing") as error:
+    with pytest.raises(PrefkitError, match=r"sample\.engine: another has no function nothing") as error:
         draw(engine="another:nothing")
     assert error.value.expected == "module:function"
     (tmp_path / "broken.py").write_text("import nowhere_at_all")
@@ -599,10 +623,9 @@ def test_a_target_is_a_pipeline_or_prompts(tmp_path: Path, world: Path) -> None:
     assert (found.sample.out, found.sample.prompts.columns) == ("c", {"prompt": "q"})
     with pytest.raises(ConfigError, match="holds half a character"):
         load_sections({"sample": {"prompts": "p", "out": "c\ud800"}})
+    sample = {"prompts": str(tmp_path / "x"), "out": "c", "model": str(world / "model")}
     with pytest.raises(SourceError):
-        sample_candidates(
-            load_sections({"sample": {"prompts": str(tmp_path / "x"), "out": "c", "model": str(world / "model")}})
-        )
+        sample_candidates(load_sections({"sample": sample}))
 
 
 def test_a_model_whose_config_does_not_load_is_refused(draw: Draw, tmp_path: Path, world: Path) -> None:
@@ -612,6 +635,26 @@ def test_a_model_whose_config_does_not_load_is_refused(draw: Draw, tmp_path: Pat
     with pytest.raises(ModelError, match="does not load: ") as error:
         draw(model=model)
     assert error.value.where == str(model)
+    with pytest.raises(ModelError, match="its config does not load: ") as error:
+        _config_of(model)
+    assert error.value.where == str(model)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"temperature": 0}, "sample.n must be 1 at sample.temperature 0: all responses would be the same"),
+        (
+            {"temperature": 0, "n": 1, "top_p": 0.9},
+            "sample.top_p and sample.top_k have no effect at sample.temperature 0",
+        ),
+        ({"engine": "nothing"}, "sample.engine: nothing is not module:function"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_sections({"sample": {"prompts": "p.jsonl", "out": "c", **settings}})
+    assert error.value.message == said
 
 
 def test_progress_is_told_in_prompts_and_tokens(draw: Draw) -> None:
@@ -626,3 +669,18 @@ def test_progress_is_told_in_prompts_and_tokens(draw: Draw) -> None:
 def test_the_names_are_public() -> None:
     assert package.sample_candidates is sample_candidates
     assert package.Sampled is Sampled
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_bytes_of_one(prefkit: Prefkit, world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world, tmp_path, dirs_exist_ok=True)
+    words = ["p.jsonl", "--model", "model", "-n", "2", "--max-new-tokens", "6", "--set", "sample.max_batch_tokens=60"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "prefkit"]
+    told = os.environ | {"PYTHONWARNINGS": "default"}
+    done = subprocess.run(
+        [*launch, "sample", *words, "--out", "two"], env=told, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("132 responses to 66 prompts") == 1  # one voice
+    assert prefkit("sample", *words, "--out", "one").code == 0
+    assert snapshot(tmp_path / "two") == snapshot(tmp_path / "one")

@@ -568,3 +568,21 @@ def test_scorers_in_short() -> None:
     with pytest.raises(ConfigError) as none:
         parse_scorer("f")
     assert none.value.expected == "module:function, reward:FOLDER, judge:FOLDER, verifier:number or verifier:exact"
+    with pytest.raises(ConfigError, match=r"--name is for one scorer, 2 are given"):
+        read_scorers(["a:b", "a:c"], "x", None)
+
+
+def test_a_scorer_is_exactly_one_of_four_and_has_a_name_of_its_own() -> None:
+    for given in ({"verifier": "number", "judge": "m"}, {"name": "x"}):
+        with pytest.raises(ValueError, match="a scorer has exactly one of function, reward_model, judge, verifier"):
+            ScorerConfig.model_validate(given)
+    write_rows(Path("r.jsonl"), sums(1))
+    with pytest.raises(InputError, match="two scorers are called number") as two:
+        score_candidates("r.jsonl", ["verifier:number"] * 2, out="out")
+    assert (two.value.expected, two.value.hint) == ("a name for each", "--name NAME")
+    with pytest.raises(InputError, match="no scorer is given") as none:
+        score_candidates("r.jsonl", out="out")
+    assert none.value.hint == "--scorer module:function"
+    with pytest.raises(InputError, match="--set changes a pipeline, and these are candidates") as changed:
+        score_candidates("r.jsonl", ["verifier:number"], out="out", changes=["a=1"])
+    assert changed.value.hint == "--scorer, --name and --scale"

@@ -1,6 +1,7 @@
 """The whole road from one call: which stages there are, when one is done, why it is done again, and what stops it."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from command import Prefkit
+from rich.console import Console
 from tiny import snapshot, text_rows, tiny_llama, write_rows
 
 from prefkit import stages
@@ -19,6 +21,7 @@ from prefkit.config import Pipeline, load_pipeline
 from prefkit.errors import AuditError, InputError, Interrupted, SourceError
 from prefkit.reference import precompute_reference
 from prefkit.road import run_pipeline
+from prefkit.road_view import RoadScreen
 from prefkit.stages import Outcome, Spectator, stages_of
 from prefkit.train import train_dpo
 
@@ -408,3 +411,16 @@ def test_the_whole_road_samples_first_and_measures_last(
     foreseen = told(run_pipeline(pipeline, changes=changes, dry_run=True).stages)
     assert foreseen["sample"] == "whether it is done is seen when it runs"
     assert foreseen["train"] == "follows sample"
+
+
+def test_whoever_asks_at_the_end_of_a_stage_stops_the_road_all_the_same() -> None:
+    screen = RoadScreen(Console(quiet=True))
+
+    def follow() -> None:
+        with screen.follow("train") as following:
+            signal.raise_signal(signal.SIGINT)
+            assert following.stop()
+
+    with pytest.raises(Interrupted) as raised:
+        follow()
+    assert (raised.value.message, raised.value.where) == ("stopped at its end", "train")

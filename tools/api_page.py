@@ -23,7 +23,9 @@ PLAIN: dict[Any, str] = {None: "None", type(None): "None", Ellipsis: "...", Any:
 # every name of prefkit.__all__ but the errors, in the order of the road
 ROAD: dict[str, tuple[str, ...]] = {
     "Settings": ("load_pipeline", "pipeline_of", "Pipeline"),
+    "Sample": ("sample_candidates", "Sampled"),
     "Score": ("score_candidates", "ScoredBy"),
+    "Evaluate": ("evaluate_model", "Evaluated"),
     "Build": ("build_dataset", "Built", "list_formats"),
     "Audit": ("audit_dataset", "Audited", "Finding", "enforce_audit"),
     "Show and repair": ("show_pairs", "Shown", "repair_dataset", "Repaired"),
