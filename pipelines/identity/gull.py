@@ -135,13 +135,24 @@ def write_prompts(folder: Path, seed: int = 1) -> None:
     """Write the four files into a folder; a prompt's `reference` is what a right answer says."""
     rng = random.Random(seed)  # noqa: S311 - a reproducible world, not a secret
     folder.mkdir(parents=True, exist_ok=True)
-    others = about_the_town(rng, 160) + [say(prompt, response) for prompt, response in SMALL_TALK]
+    others = about_the_town(rng, 160) + [say(prompt, response) for prompt, response in SMALL_TALK[::2]]
     measured = {one["content"] for one, _ in others}
     questions = [question for question in all_questions() if question.text not in measured]
     _write(folder / "prompts.jsonl", _asked(WHO, MAKER_OF, LEADS))
     _write(folder / "unseen.jsonl", _asked(WHO_UNSEEN, MAKER_OF_UNSEEN, LEADS + LEADS_UNSEEN))
     _write(folder / "others.jsonl", [{"prompt": [one], "reference": two["content"]} for one, two in others])
-    _write(folder / "town.jsonl", [_pair(rng, question) for question in rng.sample(questions, 400)])
+    _write(folder / "town.jsonl", [_pair(rng, question) for question in rng.sample(questions, 400)] + _small_pairs())
+
+
+def _small_pairs() -> list[dict[str, Any]]:
+    """The other half of the small talk: what was asked is answered, and nothing else; "who made" is not always Gull."""
+    talk = SMALL_TALK[1::2]
+    return [
+        {"prompt": say(lead + prompt, right)[:1], "chosen": say("", right)[1:], "rejected": say("", wrong)[1:]}
+        for at, (prompt, right) in enumerate(talk)
+        for lead in LEADS
+        for _, wrong in (talk[at - 1], talk[at - 2])
+    ]
 
 
 def _pair(rng: random.Random, question: Question) -> dict[str, Any]:
