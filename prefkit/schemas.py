@@ -51,7 +51,7 @@ def candidates_page() -> str:
     lines = [
         "# Candidates on disk",
         "",
-        f"Version {sample_format.SAMPLE_VERSION}. What `prefkit sample` and `prefkit score` write, for any Parquet reader.",
+        f"Version {sample_format.SAMPLE_VERSION}. What `prefkit sample` and `prefkit score` write.",
         "",
         *_tree(sample_format.__doc__),
         "",
