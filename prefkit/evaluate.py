@@ -119,7 +119,7 @@ def evaluate_model(
         Interrupted: `stop` said so.
 
     Example:
-        evaluated = prefkit.evaluate_model("demo/dataset/runs/1", {"prompts": "demo/held_out.jsonl", "n": 1})
+        evaluated = prefkit.evaluate_model("demo/dataset/runs/1", {"prompts": "demo/world/heldout.jsonl", "n": 1})
         print(evaluated.document["headline"], evaluated.summary)
     """
     started = time.monotonic()

@@ -359,7 +359,11 @@ def test_a_folder_that_is_being_sampled_is_waited_for(world: World) -> None:
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
-        (lambda: evaluate_model("model", settings()), InputError, "a model that is no run has no place"),
+        (
+            lambda: evaluate_model("model", settings()),
+            InputError,
+            "a model that is no run has no place for its evaluation",
+        ),
         (lambda: evaluate_model("model"), ConfigError, "nothing says how to evaluate"),
         (lambda: evaluate_model("model", {"n": 2}), ConfigError, "evaluate.prompts does not fit: Field required"),
         (lambda: evaluate_model("pipeline.yaml"), ConfigError, "the pipeline has no evaluate section"),

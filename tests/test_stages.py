@@ -195,6 +195,8 @@ def test_several_processes_are_refused(pipeline: Pipeline, monkeypatch: pytest.M
     with pytest.raises(InputError) as raised:
         run_pipeline(pipeline)
     assert raised.value.message == "prefkit run works in one process"
+    others = "prefkit precompute and prefkit train by a launcher, in several; the rest without one"
+    assert raised.value.expected == others
 
 
 def test_a_failure_stops_there_and_the_same_call_goes_on(pipeline: Pipeline, tmp_path: Path) -> None:
