@@ -21,10 +21,10 @@ Files: `documents`, `sections`, `build_settings`, `train_settings`, `sample_sett
 `dataset`, `run_charts`, `run_page`, `schemas`. Below the torch line: `conversations`, `controls`, `encode`,
 `adapters`, `identity`, `lora`, `models`, `boundaries`, `judgement`, `audits`, `report`, `openers`, `mending`,
 `repairs`, `packing`, `attention`, `head`, `logps`, `layouts`, `batches`, `budget`, `work`, `processes`, `scoring`,
-`reference`, `stops`, `picking`, `engines`, `generation`, `sample`, `reward_models`, `judge`, `scorers`, `score`,
-`losses`, `metrics`, `optimizers`, `schedule`, `completions`, `perf`, `compiling`, `signs`, `gate`, `sharding`,
-`checkpoint`, `best`, `run`, `trackers`, `run_log`, `updates`, `policy`, `job`, `train`, `perplexity`, `held_out`,
-`evaluation_plan`, `evaluate`, `stages`, `sweep`, `road`, `integrations`. The edge: `terminal`, `grid`,
+`reference`, `stops`, `picking`, `arena`, `engines`, `generation`, `sample_work`, `sample`, `reward_models`, `judge`,
+`scorers`, `score`, `losses`, `metrics`, `optimizers`, `schedule`, `completions`, `perf`, `compiling`, `signs`, `gate`,
+`sharding`, `checkpoint`, `best`, `run`, `trackers`, `run_log`, `updates`, `policy`, `job`, `train`, `perplexity`,
+`held_out`, `evaluation_plan`, `evaluate`, `stages`, `sweep`, `road`, `integrations`. The edge: `terminal`, `grid`,
 `evaluation_view`, `sides`, `before_after`, `sparklines`, `run_view`, `stopping`, `road_view`, `demo`, `cli`.
 
 Each command is one function here, and so is what a user of them names; imported on first use, so that

@@ -15,34 +15,23 @@ from typing import Any, NamedTuple
 
 import polars as pl
 import torch
-from transformers import AutoConfig
 
 from prefkit import __version__
-from prefkit.adapters import base_folder
 from prefkit.candidate_folder import (
-    check_answers,
-    check_written,
-    claim,
-    is_finished,
     read_plan,
     read_sample,
     write_whole,
 )
 from prefkit.config import Changes, Sections, require_model
 from prefkit.documents import Sampler
-from prefkit.encode import encode_prompts, resolve_template
-from prefkit.engines import Decoding, Engine, Request, Response, check_responses, load_engine
-from prefkit.errors import CheckError, ConfigError, DatasetError, Interrupted, ModelError, first_line, located
-from prefkit.format import Kind, part_name, reference_key
+from prefkit.engines import Engine, Request, Response, check_responses, load_engine
+from prefkit.errors import ConfigError, Interrupted, located
+from prefkit.format import Kind, part_name
 from prefkit.generation import Generator, Road, answer, choose_road
-from prefkit.identity import model_folder, policy_identity, template_sha256
-from prefkit.layouts import rotary_limit
-from prefkit.locks import leave_no_empty_directory, locked
+from prefkit.locks import leave_no_empty_directory
 from prefkit.models import check_fits, load_model, load_tokenizer, pick_device
 from prefkit.processes import Team, join_team, process_rank
-from prefkit.prompts import Prompts, prompts_kind, read_prompts
 from prefkit.sample_format import (
-    PLAN,
     PROMPTS,
     SAMPLE_JSON,
     SAMPLE_PLAN,
@@ -52,8 +41,15 @@ from prefkit.sample_format import (
     sample_schema,
 )
 from prefkit.sample_settings import SampleConfig
+from prefkit.sample_work import (
+    Work,
+    counted,
+    counts_of,
+    prepare_sampling,
+    without_prompts,
+)
 from prefkit.sources import file_sha256
-from prefkit.stops import Ending, StopTexts, find_ending, response_text
+from prefkit.stops import StopTexts, response_text
 from prefkit.store import read_document, write_json
 from prefkit.tables import write_parquet
 from prefkit.target import Target, pipeline_of
@@ -61,11 +57,6 @@ from prefkit.text import content_hash
 
 Tell = Callable[[str], None]
 Watch = Callable[[int, int, int], None]  # prompts done, prompts in all, tokens made
-GENERATION_VERSION = 1  # of what decides samples besides the settings: generation.py and picking.py
-CPU_SAMPLE_TOKENS = 16_384  # prompt + response of the sequences made at once, on a CPU
-GPU_SHARE = 0.5  # of the free memory that the cache of these sequences may take
-FILLS = 8  # times that the rows of a batch are filled anew: the end of a batch has few rows at work
-BATCHES_PER_PART = 4  # what a kill may cost, and what several processes share
 
 
 class Sampled(NamedTuple):
@@ -84,26 +75,6 @@ class Sampled(NamedTuple):
     tokens_per_second: float  # of the responses of this call, while sampling; 0.0 where there was nothing to do
     padding_share: float  # of the token slots that were computed: padding, and rows that had ended; 0..1
     unchanged: bool  # there was nothing to do
-
-
-class Work(NamedTuple):
-    """All that is known before a model runs."""
-
-    folder: Path
-    model: Path
-    named: str  # the model's folder, as it was given
-    kind: Kind
-    template: str | None
-    ending: Ending
-    identity: dict[str, Any]
-    key: str
-    prompts: Prompts
-    dropped: pl.DataFrame
-    encoded: pl.DataFrame  # prompt_id, prompt_ids
-    plan: pl.DataFrame
-    missing: list[int]  # parts
-    current: bool
-    decoding: Decoding
 
 
 def sample_candidates(
@@ -189,8 +160,8 @@ def draw_samples(
             own: list[Work] = []  # of process 0, with all prompts: the others get them a part at a time
 
             def prepare() -> Work:
-                own.append(_prepare(settings, Path(model), kind, chat_template, say, held))
-                return _without_prompts(own[0])
+                own.append(prepare_sampling(settings, Path(model), kind, chat_template, say, held))
+                return without_prompts(own[0])
 
             work = team.on_main(prepare)
             work = own[0] if own else work
@@ -203,231 +174,12 @@ def draw_samples(
             leave_no_empty_directory(Path(settings.out))
 
 
-def _without_prompts(work: Work) -> Work:
-    """What the other processes need of it."""
-    prompts = work.prompts._replace(
-        kept=work.prompts.kept.clear(), dropped=work.prompts.dropped.clear(), rejects=work.prompts.rejects.clear()
-    )
-    return work._replace(encoded=work.encoded.clear(), prompts=prompts, dropped=work.dropped.clear())
-
-
 class _Made:
     """What this call made: responses, their tokens, seconds, and the slots that all processes computed."""
 
     def __init__(self) -> None:
         self.samples = self.tokens = self.useful = self.lost = 0
         self.seconds = 0.0
-
-
-def _prepare(
-    settings: SampleConfig,
-    named: Path,
-    kind: Kind | None,
-    chat_template: str | None,
-    tell: Tell,
-    held: contextlib.ExitStack,
-) -> Work:
-    """Find what is there, read and encode the prompts, and plan those that are new."""
-    folder, model = Path(settings.out), model_folder(named)
-    tokenizer = load_tokenizer(model)
-    has_template = chat_template is not None or bool(tokenizer.chat_template)
-    kind = prompts_kind(settings.prompts, kind, has_template=has_template)
-    template = resolve_template(kind, chat_template, tokenizer)
-    ending = find_ending(model, tokenizer, template, settings.stop)
-    tell(f"hashing the weights of {model}")
-    identity = _identity(settings, policy_identity(model, tokenizer), kind, template, ending)
-    key = reference_key(identity)
-    claim(folder, {"key": key, "identity": identity})
-    prompts = read_prompts(settings.prompts, kind)
-    held.enter_context(locked(folder))
-    claim(folder, {"key": key, "identity": identity})  # somebody else may have begun meanwhile
-    tell(f"encoding {prompts.kept.height} prompts")
-    with located(str(model)):
-        encoded = encode_prompts(prompts.kept, tokenizer, kind, template)
-    room = _room(model, settings.max_new_tokens)
-    fits = pl.lit(True) if room is None else pl.col("prompt_ids").list.len() <= room
-    reasons = pl.concat(
-        [
-            encoded.dropped,
-            encoded.prompts.filter(~fits).select("prompt_id", reason=pl.lit("prompt_too_long")),
-        ]
-    )
-    lost = prompts.kept.join(reasons, on="prompt_id", how="inner", maintain_order="left")
-    dropped = pl.concat([prompts.dropped, lost.select(prompts.dropped.columns)])
-    answered = encoded.prompts.filter(fits)
-    if answered.is_empty():
-        found = ", ".join(f"{count} {reason}" for reason, count in _counted(dropped["reason"]).items())
-        raise CheckError(
-            f"no prompt can be sampled from: {found}",
-            where=settings.prompts.path,
-            hint="a smaller sample.max_new_tokens, or another chat template",
-        )
-    plan = read_plan(folder)
-    gone = plan.filter(~pl.col("prompt_id").is_in(answered["prompt_id"].to_list()))
-    if gone.height:
-        raise DatasetError(
-            f"{gone.height} of its {plan.height} prompts are no longer in {settings.prompts.path}",
-            where=str(folder),
-            expected="all of them, and perhaps more",
-            hint="choose another --out",
-        )
-    check_answers(folder, prompts.kept)
-    check_written(folder, plan, settings.n)
-    new = answered.filter(~pl.col("prompt_id").is_in(plan["prompt_id"].to_list()))
-    if new.height:
-        budget = settings.max_batch_tokens or _budget(model, settings.dtype)
-        plan = pl.concat([plan, plan_prompts(new, settings.n, settings.max_new_tokens, budget, plan)])
-    missing = [n for n in plan["part"].unique().sort() if not (folder / SAMPLES / part_name(n)).exists()]
-    decoding = Decoding(
-        str(model),
-        settings.n,
-        settings.temperature,
-        settings.top_p,
-        settings.top_k,
-        settings.max_new_tokens,
-        settings.seed,
-        ending.ids,
-        ending.texts,
-        settings.dtype,
-        len(tokenizer),
-    )
-    work = Work(
-        folder,
-        model,
-        str(named),
-        kind,
-        template,
-        ending,
-        identity,
-        key,
-        prompts._replace(kept=prompts.kept.filter(pl.col("prompt_id").is_in(answered["prompt_id"].to_list()))),
-        dropped,
-        answered,
-        plan,
-        missing,
-        False,
-        decoding,
-    )
-    return work._replace(current=not new.height and not missing and _is_current(work))
-
-
-def _identity(
-    settings: SampleConfig, policy: dict[str, Any], kind: Kind, template: str | None, ending: Ending
-) -> dict[str, Any]:
-    """All that decides the samples of a prompt."""
-    named = ("n", "temperature", "top_p", "top_k", "max_new_tokens", "seed", "dtype", "engine")
-    return {
-        **policy,
-        "chat_template_sha256": template_sha256(template),
-        "kind": kind,
-        **{name: getattr(settings, name) for name in named},
-        "end_ids": list(ending.ids),
-        "stop": list(ending.texts),
-        "generation_version": GENERATION_VERSION,
-    }
-
-
-def _config_of(model: Path) -> Any:
-    path = base_folder(model)
-    try:
-        config: Any = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever transformers raises, the user needs the folder and the reason
-        raise ModelError(f"its config does not load: {first_line(error)}", where=str(model)) from None
-    return config.get_text_config()
-
-
-def _room(model: Path, max_new_tokens: int) -> int | None:
-    """Tokens that a prompt may have; None where the model has no last position."""
-    config = _config_of(model)
-    positions = getattr(config, "max_position_embeddings", None)
-    limits = [limit for limit in (positions, rotary_limit(config)) if limit]
-    if not limits:
-        return None
-    if max_new_tokens >= min(limits):
-        raise ModelError(
-            f"sample.max_new_tokens is {max_new_tokens}, the model has {min(limits)} positions",
-            where=str(model),
-            hint=f"--max-new-tokens {max(1, min(limits) // 2)}",
-        )
-    return int(min(limits)) - max_new_tokens
-
-
-def _budget(model: Path, dtype: str) -> int:
-    """Tokens of the sequences that are made at once on this machine: a constant, or what the free memory holds."""
-    device = pick_device()
-    if device.type == "cpu":
-        return CPU_SAMPLE_TOKENS
-    config = _config_of(model)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    a_token = 2 * config.num_hidden_layers * heads * size * (4 if dtype == "float32" else 2)
-    free, _ = torch.cuda.mem_get_info(device)
-    return max(CPU_SAMPLE_TOKENS, int(free * GPU_SHARE) // int(a_token))
-
-
-def plan_prompts(encoded: pl.DataFrame, n: int, max_new_tokens: int, budget: int, before: pl.DataFrame) -> pl.DataFrame:
-    """Assign every prompt a batch and every batch a part, from lengths and settings alone.
-
-    Prompts of like length come together, the longest first, so that memory shows at once; where lengths are equal,
-    prompt_id decides. A batch has as many responses at work at once as the budget holds of its longest prompt with a
-    longest response, at least those of one prompt; and prompts for FILLS times as many.
-
-    Args:
-        encoded: prompt_id and prompt_ids.
-        n: responses a prompt.
-        max_new_tokens: of a response.
-        budget: prompt + response tokens of the sequences that are made at once.
-        before: an earlier plan, behind which this one is numbered.
-
-    Returns:
-        the columns of the plan, in sampling order.
-    """
-    lengths = pl.col("prompt_ids").list.len().cast(pl.Int32)
-    ordered = encoded.select("prompt_id", num_prompt_tokens=lengths).sort(
-        "num_prompt_tokens", "prompt_id", descending=[True, False]
-    )
-    first_batch = 0 if before.is_empty() else int(before["batch"].max()) + 1  # type: ignore[arg-type]
-    first_part = 0 if before.is_empty() else int(before["part"].max()) + 1  # type: ignore[arg-type]
-    batches: list[int] = []
-    widths: list[int] = []
-    batch, left, width = first_batch - 1, 0, 0
-    for tokens in ordered["num_prompt_tokens"].to_list():
-        if not left:
-            batch += 1
-            at_once = max(1, budget // ((tokens + max_new_tokens) * n))
-            left, width = at_once * FILLS, at_once * n
-        left -= 1
-        batches.append(batch)
-        widths.append(width)
-    part = ((pl.col("batch") - first_batch) // BATCHES_PER_PART + first_part).cast(pl.Int32)
-    numbered = ordered.with_columns(pl.Series("batch", batches, pl.Int32), pl.Series("width", widths, pl.Int32))
-    return numbered.with_columns(part=part).select(sample_schema(PLAN, "text").names())
-
-
-def _is_current(work: Work) -> bool:
-    """Whether sample.json is there, and says what prompts and drops say now."""
-    if not is_finished(work.folder):
-        return False
-    recorded = read_sample(work.folder)
-    if recorded["files"] != [file._asdict() for file in work.prompts.files]:
-        return False
-    return bool(recorded["counts"] == _counts(work) | {k: recorded["counts"][k] for k in ("samples", "tokens")}) and (
-        recorded["dropped_reasons"] == _counted(work.dropped["reason"])
-    )
-
-
-def _counts(work: Work) -> dict[str, int]:
-    return {
-        "rows": work.prompts.rows,
-        "prompts": work.plan.height,
-        "dropped": work.dropped.height,
-        "rejects": work.prompts.rejects.height,
-    }
-
-
-def _counted(reasons: pl.Series) -> dict[str, int]:
-    found = reasons.value_counts().sort(reasons.name)
-    return {str(reason): int(count) for reason, count in found.iter_rows()}
 
 
 def _sample(
@@ -635,9 +387,9 @@ def _finish(work: Work, chat_template: str | None) -> None:
             "versions": {"prefkit": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         },
         "files": [file._asdict() for file in work.prompts.files],
-        "counts": _counts(work) | {"samples": samples.height, "tokens": int(samples["num_tokens"].sum())},
-        "finish_reasons": _counted(samples["finish_reason"]),
-        "dropped_reasons": _counted(work.dropped["reason"]),
+        "counts": counts_of(work) | {"samples": samples.height, "tokens": int(samples["num_tokens"].sum())},
+        "finish_reasons": counted(samples["finish_reason"]),
+        "dropped_reasons": counted(work.dropped["reason"]),
         "parts": {name: [_entry(file) for file in listed] for name, listed in files.items()},
         "plan": _entry(work.folder / SAMPLE_PLAN),
     }

@@ -45,8 +45,9 @@ from prefkit.errors import (
 )
 from prefkit.format import part_name
 from prefkit.identity import model_folder
-from prefkit.sample import BATCHES_PER_PART, FILLS, Sampled, _config_of, plan_prompts, sample_candidates
+from prefkit.sample import Sampled, sample_candidates
 from prefkit.sample_format import PLAN, SAMPLES, sample_schema
+from prefkit.sample_work import BATCHES_PER_PART, FILLS, config_of, plan_prompts
 from prefkit.target import sampling_of
 from prefkit.text import prompt_id
 
@@ -636,7 +637,7 @@ def test_a_model_whose_config_does_not_load_is_refused(draw: Draw, tmp_path: Pat
         draw(model=model)
     assert error.value.where == str(model)
     with pytest.raises(ModelError, match="its config does not load: ") as error:
-        _config_of(model)
+        config_of(model)
     assert error.value.where == str(model)
 
 
