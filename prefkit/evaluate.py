@@ -7,6 +7,7 @@ out by name, with the reason. Responses lie in folders of their own, which evalu
 took a model's time is written as it is done, and evaluation.json last, so that a kill costs what was at work.
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,15 +20,25 @@ from prefkit import __version__
 from prefkit.budget import CPU_BATCH_TOKENS, measure_budget
 from prefkit.candidate_folder import read_candidates
 from prefkit.completions import compare_models, load_for_scoring
-from prefkit.config import Pipeline, Sections, TrainConfig, load_pipeline
+from prefkit.config import Pipeline, Sections, load_pipeline
 from prefkit.encode import resolve_template
 from prefkit.errors import ConfigError, Interrupted
-from prefkit.evaluation_plan import OTHER, POLICY, REFERENCE, Held, Plan, make_plan, pipeline_wants, sampling
+from prefkit.evaluation_plan import (
+    OTHER,
+    POLICY,
+    REFERENCE,
+    Held,
+    Plan,
+    make_plan,
+    pipeline_wants,
+    sampling,
+    train_settings,
+)
 from prefkit.evaluation_tables import kept, read_evaluation
 from prefkit.format import EVALUATION_JSON, EVALUATION_PROMPTS, EVALUATION_SUMMARY, Kind, reference_key
 from prefkit.held_out import accuracies, held_out_metrics, test_rows
 from prefkit.judge import compare_responses
-from prefkit.locks import give_lock, locked, take_lock
+from prefkit.locks import LockedError, give_lock, locked, take_lock
 from prefkit.logps import CompletionLogps
 from prefkit.measures import (
     CHOSEN,
@@ -49,7 +60,7 @@ from prefkit.perplexity import TEXTS, encode_texts, perplexities, text_nlls
 from prefkit.prompts import read_prompts
 from prefkit.sample import draw_samples
 from prefkit.sample_format import SAMPLES
-from prefkit.sample_settings import EvaluateConfig, ScorerConfig
+from prefkit.sample_settings import EvaluateConfig, SampleConfig, ScorerConfig
 from prefkit.schedule import Limits
 from prefkit.scorers import OpenScorer, open_scorer, score_rows
 from prefkit.store import write_json, write_views
@@ -124,11 +135,12 @@ def evaluate_model(
         print(evaluated.document["headline"], evaluated.summary)
     """
     started = time.monotonic()
+    usual: str | None = None
     if isinstance(model, Pipeline) or str(model).endswith((".yaml", ".yml")):
         pipeline = model if isinstance(model, Pipeline) else load_pipeline(model)
         wanted = pipeline_wants(pipeline)
         model, settings = wanted.run, wanted.settings if settings is None else settings
-        reference = reference or wanted.settings.reference or wanted.reference
+        usual = wanted.reference
         dataset, chat_template = dataset or pipeline.dataset, chat_template or wanted.chat_template
     if settings is None:
         raise ConfigError("nothing says how to evaluate", where="evaluate", expected="prompts, and scorers")
@@ -138,6 +150,7 @@ def evaluate_model(
         model,
         config,
         reference=reference,
+        usual=usual,
         dataset=dataset,
         out=out,
         kind=kind,
@@ -240,33 +253,37 @@ class _Evaluation:
         """The responses of one model, drawn unless they lie there."""
         settings = sampling(self.plan, role, temperature)
         out = Path(str(settings.out))
-        self._wait_for(out)
         self.tell(f"sampling {role} at temperature {temperature:g}")
-        draw_samples(
-            settings,
-            model=Path(str(settings.model)),
-            kind=self.plan.kind,
-            chat_template=self.plan.template,
-            tell=self.tell,
-            watch=lambda *done: self.watch(int(done[0]), int(done[1])),
-            stop=self.stop,
-        )
+        while not self._drawn(settings):
+            self.tell(f"waiting for another prefkit that samples into {out}")
+            self._check_stop()
+            time.sleep(WAIT)
         self._check_stop()
-        self.folders.append({"role": role, "temperature": temperature, "folder": settings.out})
+        place = os.path.relpath(out.resolve(), self.plan.folder.resolve())
+        self.folders.append({"role": role, "temperature": temperature, "folder": Path(place).as_posix()})
         candidates = read_candidates(out)
         parts = [part["sha256"] for part in candidates.document["parts"][SAMPLES]]
         return _Samples(parts, candidates.samples)
 
-    def _wait_for(self, folder: Path) -> None:
-        """Until nobody else samples into a folder: evaluations of a sweep share their reference's responses."""
-        while folder.is_dir():
-            lock = take_lock(folder)
-            if lock is not None:
-                give_lock(folder, lock)
-                break
-            self.tell(f"waiting for another prefkit that samples into {folder}")
-            self._check_stop()
-            time.sleep(WAIT)
+    def _drawn(self, settings: SampleConfig) -> bool:
+        """Sample what is missing; False where another prefkit samples into the folder.
+
+        Evaluations of a sweep share their reference's responses. The lock is taken by the sampling itself, so that
+        nobody can take it between a look at it and the work.
+        """
+        try:
+            draw_samples(
+                settings,
+                model=Path(str(settings.model)),
+                kind=self.plan.kind,
+                chat_template=self.plan.template,
+                tell=self.tell,
+                watch=lambda *done: self.watch(int(done[0]), int(done[1])),
+                stop=self.stop,
+            )
+        except LockedError:
+            return False
+        return True
 
     def _check_stop(self) -> None:
         if self.stop():
@@ -277,7 +294,8 @@ class _Evaluation:
         if not self.settings.scorers:
             self.left_out["reward"] = "no scorer: evaluate.scorers, or --scorer"
         elif REFERENCE not in samples:
-            self.left_out["gain"] = "no reference model: --reference, evaluate.reference or precompute.model"
+            none = "no reference model: --reference, evaluate.reference or precompute.model"
+            self.left_out["gain"] = self.plan.no_reference or none
         found: Scores = {}
         wins: dict[str, pl.DataFrame] = {}
         for scorer in self.scorers:
@@ -321,7 +339,8 @@ class _Evaluation:
         rival = {"reference": REFERENCE, "chosen": CHOSEN}.get(self.settings.against, OTHER)
         if rival in of:
             return rival
-        missing = "no chosen side of these prompts" if rival == CHOSEN else "no reference model"
+        none = self.plan.no_reference or "no reference model"
+        missing = "no chosen side of these prompts" if rival == CHOSEN else none
         self.left_out["win_rate"] = f"{missing} to compare with (evaluate.against: {self.settings.against})"
         return None
 
@@ -367,7 +386,7 @@ class _Evaluation:
             return None
         models = self.plan.models
         if REFERENCE not in models:
-            self.left_out["kl"] = "no reference model"
+            self.left_out["kl"] = self.plan.no_reference or "no reference model"
         elif self.settings.top_p < 1:
             self.left_out["kl"] = "evaluate.top_p leaves out tokens: the responses are not the model's own"
         elif len({models[role].identity["tokenizer_sha256"] for role in (POLICY, REFERENCE)}) > 1:
@@ -420,7 +439,7 @@ class _Evaluation:
             longest = int(rows.select(pl.sum_horizontal("^num_.*_tokens$").max()).item())
             budget = CPU_BATCH_TOKENS if pick_device().type == "cpu" else measure_budget(scorer, longest)
             found = held_out_metrics(
-                scorer, rows, self._train_settings(held), Limits(None, budget), self.watch, self._steps()
+                scorer, rows, train_settings(self.plan.run, held), Limits(None, budget), self.watch, self._steps()
             )
             self._check_stop()
             return found.pairs
@@ -435,10 +454,6 @@ class _Evaluation:
             return "the dataset has no reference, or several and the run does not say which"
         mine = self.plan.models[POLICY].identity["tokenizer_sha256"]
         return None if held.recorded["identity"]["tokenizer_sha256"] == mine else "its reference has another tokenizer"
-
-    def _train_settings(self, held: Held) -> TrainConfig:
-        told = self.plan.run["train"] if self.plan.run is not None else held.manifest["pipeline"].get("train", {})
-        return TrainConfig.model_validate(told)
 
     def _steps(self) -> int | None:
         return None if self.plan.run is None else self.plan.run.get("steps")
