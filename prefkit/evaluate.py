@@ -9,7 +9,8 @@ took a model's time is written as it is done, and evaluation.json last, so that 
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,9 +56,9 @@ from prefkit.measures import (
     warnings_of,
     win_rows,
 )
-from prefkit.models import load_tokenizer, pick_device
+from prefkit.models import load_tokenizer, pick_device, positions_of
 from prefkit.perplexity import TEXTS, encode_texts, perplexities, text_nlls
-from prefkit.prompts import read_prompts
+from prefkit.prompts import read_texts
 from prefkit.sample import draw_samples
 from prefkit.sample_format import SAMPLES
 from prefkit.sample_settings import EvaluateConfig, SampleConfig, ScorerConfig
@@ -222,6 +223,7 @@ class _Evaluation:
         self.left_out: dict[str, str] = {}
         self.folders: list[dict[str, Any]] = []
         self.unscored: dict[str, list[int]] = {}  # scorer -> responses without a score, and all
+        self.dropped: list[dict[str, str]] = []  # a warning of texts that are in no perplexity
         self.kind = plan.kind
 
     def run(self) -> _Done:
@@ -391,6 +393,8 @@ class _Evaluation:
             self.left_out["kl"] = "evaluate.top_p leaves out tokens: the responses are not the model's own"
         elif len({models[role].identity["tokenizer_sha256"] for role in (POLICY, REFERENCE)}) > 1:
             self.left_out["kl"] = "the reference has another tokenizer"
+        elif (longest := _longest(tables[POLICY])) > (most := self._positions((REFERENCE,)) or longest):
+            self.left_out["kl"] = f"prompt and response have up to {longest} tokens, the reference has {most} positions"
         else:
             return self._compared(tables[POLICY])
         return None
@@ -400,7 +404,7 @@ class _Evaluation:
 
         def compare() -> pl.DataFrame:
             prompts, responses = table["prompt_ids"].to_list(), table["response_ids"].to_list()
-            longest = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
+            longest = _longest(table)
             self.tell("loading both models")
             policy, reference = (self._scorer(role, longest) for role in (POLICY, REFERENCE))
             self.tell("comparing both models")
@@ -464,11 +468,17 @@ class _Evaluation:
             self.left_out["perplexity"] = "no texts: evaluate.texts"
             return
         tokenizer = load_tokenizer(self.plan.models[POLICY].folder)
-        texts = read_prompts(self.settings.texts, self.kind).kept
+        texts, rejects, _ = read_texts(self.settings.texts, self.kind)
         template = resolve_template(self.kind, self.plan.template, tokenizer)
-        encoded = encode_texts(texts, tokenizer, self.kind, template)
         same = {self.plan.models[role].identity["tokenizer_sha256"] for role in self._both()}
         roles = self._both() if len(same) == 1 else (POLICY,)
+        encoded, dropped = encode_texts(texts, tokenizer, self.kind, template, self._positions(roles))
+        dropped = Counter(dropped) + Counter(rejects["reason"].to_list())
+        if dropped:
+            reasons = ", ".join(f"{dropped[name]} {name}" for name in sorted(dropped))
+            of = f"{dropped.total()} of {texts.height + rejects.height} texts"
+            self.dropped = [{"name": "texts_dropped", "text": f"{of} are left out of the perplexity: {reasons}"}]
+            self.tell(self.dropped[0]["text"])
         lengths = encoded.select(pl.col("prompt_ids").list.len() + pl.col("response_ids").list.len()).to_series()
 
         def score() -> pl.DataFrame:
@@ -479,11 +489,16 @@ class _Evaluation:
             self._check_stop()
             return nlls
 
-        nlls = kept(self.plan.folder / "texts.parquet", encoded.select("prompt_id"), score)
+        nlls = kept(self.plan.folder / "texts.parquet", encoded.select("text"), score)
         if nlls.is_empty():
             self.left_out["perplexity"] = "none of evaluate.texts has a reference that can be encoded"
         found = perplexities(nlls, self.confidence)
         self.rows += [summary_row(role, metric, measured) for role, metric, measured in found]
+
+    def _positions(self, roles: Iterable[str]) -> int | None:
+        """Tokens that all of these models have positions for."""
+        found = [positions_of(self.plan.models[role].identity["config"]) for role in roles]
+        return min((one for one in found if one is not None), default=None)
 
     def _both(self) -> tuple[str, ...]:
         return tuple(role for role in (POLICY, REFERENCE) if role in self.plan.models)
@@ -508,7 +523,7 @@ class _Evaluation:
             "samples": self.folders,
             "headline": headline(summary, self.settings.temperatures),
             "left_out": self.left_out,
-            "warnings": warnings_of(summary, unscored),
+            "warnings": warnings_of(summary, unscored) + self.dropped,
             "prefkit_version": __version__,
             "parts": [part._asdict() for part in parts],
         }
@@ -521,6 +536,11 @@ class _Samples(NamedTuple):
 
     parts: list[str]
     table: pl.DataFrame
+
+
+def _longest(table: pl.DataFrame) -> int:
+    """Tokens of the longest prompt and response."""
+    return int(table.select((pl.col("prompt_ids").list.len() + pl.col("response_ids").list.len()).max()).item())
 
 
 def _last_text(kind: Kind) -> pl.Expr:

@@ -215,6 +215,60 @@ def test_perplexity_is_that_of_plain_transformers(evaluated: Evaluated, world: W
     assert ratio.value == pytest.approx(np.exp((nats[0] - nats[1]) / tokens), rel=1e-4)
 
 
+def test_every_text_counts_whatever_its_prompt(world: World) -> None:
+    tokenizer, model = tiny.tiny_tokenizer(), load_model("model", "float32", torch.device("cpu"))
+    said = [" ".join(tiny.WORDS[start : start + 4]) for start in range(8)]
+    rows: list[dict[str, Any]] = [{"prompt": "Continue:", "reference": text} for text in said]
+    rows += [{"prompt": "", "reference": "a text without a prompt"}, {"prompt": "Say nothing."}]
+    rows += [{"prompt": "Continue:", "reference": "river " * 600}, {"reference": "no prompt at all"}]
+    tiny.write_rows(Path("continued.jsonl"), rows)
+    told: list[str] = []
+    some = settings(texts="continued.jsonl", temperatures=[1.0], n=1, scorers=[])
+    done = evaluate_model("model", some, out="continued", tell=told.append)
+    nats, tokens = 0.0, 0
+    for row in rows[:9]:
+        messages = [tiny.turn("user", row["prompt"])]
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        whole = tokenizer.apply_chat_template([*messages, tiny.turn("assistant", row["reference"])], return_dict=False)
+        tokens += len(whole) - len(prompt)
+        with torch.no_grad():
+            nats -= float(tiny.plain_logps(model, prompt, whole[len(prompt) :]).double().sum())
+    found = Summary(done.summary).get("policy", "perplexity")
+    assert found is not None
+    assert found.value == pytest.approx(np.exp(nats / tokens), rel=1e-4)
+    assert (found.num_prompts, found.num_responses) == (9, 9)
+    assert found.low is not None
+    text = "3 of 12 texts are left out of the perplexity: 1 missing_field, 1 no_reference, 1 too_long"
+    assert {"name": "texts_dropped", "text": text} in done.document["warnings"]
+    assert text in told
+
+
+def test_texts_that_are_all_left_out_are_counted(world: World) -> None:
+    tiny.write_rows(Path("long.jsonl"), [{"prompt": "Continue:", "reference": "river " * 600}])
+    some = settings(texts="long.jsonl", temperatures=[1.0], n=1, scorers=[])
+    done = evaluate_model("model", some, out="long")
+    assert done.document["left_out"]["perplexity"] == "none of evaluate.texts has a reference that can be encoded"
+    assert [one["text"] for one in done.document["warnings"] if one["name"] == "texts_dropped"] == [
+        "1 of 1 texts are left out of the perplexity: 1 too_long"
+    ]
+
+
+def test_responses_longer_than_the_reference_are_no_error(world: World) -> None:
+    tiny.tiny_llama(Path("short"), max_position_embeddings=40)
+    rows = [{"prompt": "What is copper?"}, {"prompt": " ".join(tiny.WORDS)}]
+    tiny.write_rows(Path("mixed.jsonl"), rows)
+    done = evaluate_model(
+        "model",
+        settings(prompts="mixed.jsonl", temperatures=[1.0], n=1, texts=None),
+        reference="short",
+        out="short-out",
+    )
+    longest = max(len(row["prompt_ids"]) + len(row["response_ids"]) for row in samples_of(done, "policy").to_dicts())
+    why = f"prompt and response have up to {longest} tokens, the reference has 40 positions"
+    assert longest > 40
+    assert done.document["left_out"]["kl"] == why
+
+
 def test_the_same_again_is_nothing_to_do_and_all_of_it_is_the_same_bytes(evaluated: Evaluated, world: World) -> None:
     again = evaluate_model(world.run, settings())
     assert again.unchanged
