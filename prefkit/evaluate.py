@@ -45,6 +45,7 @@ from prefkit.measures import (
     CHOSEN,
     Row,
     Summary,
+    Unscored,
     headline,
     kl_rows,
     length_rows,
@@ -53,6 +54,7 @@ from prefkit.measures import (
     reward_rows,
     summary_frame,
     summary_row,
+    unscored,
     warnings_of,
     win_rows,
 )
@@ -222,7 +224,7 @@ class _Evaluation:
         self.prompts: list[pl.DataFrame] = []
         self.left_out: dict[str, str] = {}
         self.folders: list[dict[str, Any]] = []
-        self.unscored: dict[str, list[int]] = {}  # scorer -> responses without a score, and all
+        self.unscored: dict[str, list[Unscored]] = {}  # scorer -> of each model and temperature
         self.dropped: list[dict[str, str]] = []  # a warning of texts that are in no perplexity
         self.kind = plan.kind
 
@@ -328,9 +330,7 @@ class _Evaluation:
 
         path = self.plan.samples / SCORES / f"{name}.parquet"
         rows = kept(path, sampled.table.select("prompt_id", "number"), score)
-        counts = self.unscored.setdefault(scorer.config.label, [0, 0])
-        counts[0] += rows["score"].null_count()
-        counts[1] += rows.height
+        self.unscored.setdefault(scorer.config.label, []).append(unscored(rows, sampled.table))
         return rows
 
     def _look(self, *done: int) -> None:
@@ -511,7 +511,6 @@ class _Evaluation:
             write_parquet(plan.folder / EVALUATION_SUMMARY, table),
             write_parquet(plan.folder / EVALUATION_PROMPTS, pl.concat(self.prompts)),
         ]
-        unscored = {name: none / max(1, total) for name, (none, total) in self.unscored.items()}
         document = {
             "key": plan.key,
             "identity": plan.identity,
@@ -523,7 +522,7 @@ class _Evaluation:
             "samples": self.folders,
             "headline": headline(summary, self.settings.temperatures),
             "left_out": self.left_out,
-            "warnings": warnings_of(summary, unscored) + self.dropped,
+            "warnings": warnings_of(summary, self.unscored) + self.dropped,
             "prefkit_version": __version__,
             "parts": [part._asdict() for part in parts],
         }

@@ -108,7 +108,7 @@ def read_prompts(settings: PromptsConfig, kind: Kind) -> Prompts:
 
 
 def read_texts(settings: PromptsConfig, kind: Kind) -> tuple[pl.DataFrame, pl.DataFrame, list[SourceFile]]:
-    """Every row that is a prompt, with its reference, in the order of the file; many may have one prompt, or an empty one.
+    """Every row that is a prompt, with its reference, in the order of the file; many may have one prompt.
 
     Args:
         settings: as in `read_prompts`.

@@ -257,12 +257,8 @@ def test_responses_longer_than_the_reference_are_no_error(world: World) -> None:
     tiny.tiny_llama(Path("short"), max_position_embeddings=40)
     rows = [{"prompt": "What is copper?"}, {"prompt": " ".join(tiny.WORDS)}]
     tiny.write_rows(Path("mixed.jsonl"), rows)
-    done = evaluate_model(
-        "model",
-        settings(prompts="mixed.jsonl", temperatures=[1.0], n=1, texts=None),
-        reference="short",
-        out="short-out",
-    )
+    some = settings(prompts="mixed.jsonl", temperatures=[1.0], n=1, texts=None)
+    done = evaluate_model("model", some, reference="short", out="short-out")
     longest = max(len(row["prompt_ids"]) + len(row["response_ids"]) for row in samples_of(done, "policy").to_dicts())
     why = f"prompt and response have up to {longest} tokens, the reference has 40 positions"
     assert longest > 40
@@ -648,6 +644,26 @@ def test_the_terminal_shows_headline_tables_and_warnings(evaluated: Evaluated) -
     assert f"{NUM_PROMPTS} texts: perplexity" in shown
     assert "times the reference's" in shown
     assert "6 prompts are few" in shown
+
+
+def test_prompts_without_a_score_are_named(world: World) -> None:
+    Path("some.py").write_text(
+        "def score(prompts, **_):\n    return [None if '0?' in p[-1]['content'] else 1.0 for p in prompts]\n"
+    )
+    some = settings(temperatures=[1.0], texts=None, scorers=[{"function": "some:score"}])
+    done = evaluate_model("model", some, reference="model", out="some")
+    reward = Summary(done.summary).get("policy", "reward", 1.0, "score")
+    assert reward is not None
+    assert (reward.value, reward.num_prompts) == (1.0, NUM_PROMPTS - 1)
+    text = "score gave 6 of 36 responses no score: means are over the rest; 1 of 6 prompts has none"
+    assert {"name": "unscored", "text": text} in done.document["warnings"]
+    console = Console(width=120, record=True, markup=False, highlight=False, soft_wrap=True)
+    print_evaluated(done, console)
+    lines = console.export_text().splitlines()
+    (line,) = (line for line in lines if "reward, score" in line)
+    assert line.count("(5 prompts)") == 3
+    (line,) = (line for line in lines if " tokens " in line)
+    assert "prompts)" not in line
 
 
 def test_the_command_line_evaluates_a_pipelines_newest_run(
