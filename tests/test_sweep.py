@@ -14,6 +14,7 @@ from prefkit import stages, sweep
 from prefkit.build import build_dataset
 from prefkit.config import Pipeline
 from prefkit.errors import CheckError, ConfigError, DatasetError, GateError, InputError, Interrupted, MachineError
+from prefkit.evaluate import evaluate_model
 from prefkit.info import dataset_info
 from prefkit.query import query_dataset
 from prefkit.reference import precompute_reference
@@ -349,6 +350,16 @@ def test_new_pairs_make_another_sweep(pipeline: Pipeline, tmp_path: Path) -> Non
     assert second.trained == 1
     assert second.sweep != first.sweep
     assert query_dataset(pipeline.dataset, "select count(distinct sweep) from sweeps").fetchall() == [(2,)]
+
+
+def test_after_a_sweep_and_an_evaluation_a_changed_source_is_built_anew(pipeline: Pipeline, tmp_path: Path) -> None:
+    sweep_pipeline(pipeline, ["train.beta=0.1"])
+    (run,) = Path(pipeline.dataset).glob("runs/*")
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "one two"}, {"prompt": "three"}])
+    evaluate_model(run, {"prompts": str(prompts), "n": 1, "max_new_tokens": 2}, reference=pipeline.precompute.model)
+    assert {"runs", "samples", "sweeps"} <= {path.name for path in Path(pipeline.dataset).iterdir()}
+    write_rows(tmp_path / "pairs.jsonl", text_rows(20, seed=9))
+    assert build_dataset(pipeline).counts["pairs"] == 20
 
 
 # the command
