@@ -207,9 +207,10 @@ def test_a_model_whose_log_probs_are_not_finite_is_refused() -> None:
     with pytest.raises(ModelError, match="the model's log-probs are not finite") as error:
         choose_road(model, "float32", 40)
     assert error.value.expected == "numbers: look for NaN or infinite weights"
-    with pytest.raises(ModelError, match="the model's log-probs are not finite") as error:
-        sampled(model, requests(3), decoding(temperature=0.0, n=1), 3)
-    assert error.value.expected == "numbers: look for NaN or infinite weights, or try float32"
+    for how in (decoding(temperature=0.0), decoding(), decoding(temperature=0.7, top_p=0.9)):
+        with pytest.raises(ModelError, match="the model's log-probs are not finite") as error:
+            sampled(model, requests(3), how, 3)
+        assert error.value.expected == "numbers: look for NaN or infinite weights, or try float32"
 
 
 def test_a_model_that_the_batch_does_not_suit_takes_a_slower_road_and_says_why() -> None:
