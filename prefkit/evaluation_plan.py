@@ -4,7 +4,7 @@ Comes in: what the user named, and settings. Goes out: a `Plan`, whose key hashe
 finished evaluation is known again, and evaluations of several runs find the same folder of responses.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from prefkit.format import (
     reference_key,
 )
 from prefkit.identity import identity_sha256, policy_identity, template_sha256
-from prefkit.models import load_tokenizer
+from prefkit.models import load_tokenizer, positions_of
 from prefkit.prompts import prompts_kind
 from prefkit.reference_table import pick_reference
 from prefkit.sample_settings import EvaluateConfig, PromptsConfig, SampleConfig
@@ -90,6 +90,11 @@ class Plan(NamedTuple):
     def folder(self) -> Path:
         """Of the evaluation itself."""
         return self.home / EVALUATIONS / self.key
+
+    def positions(self, roles: Iterable[str]) -> int | None:
+        """Tokens that all of these models have positions for."""
+        found = [positions_of(self.models[role].identity["config"]) for role in roles]
+        return min((one for one in found if one is not None), default=None)
 
 
 def pipeline_wants(pipeline: Pipeline) -> Wanted:
@@ -250,6 +255,17 @@ def _run_around(model: Path) -> dict[str, Any] | None:
     if model.resolve().name != MODEL or not is_run(model.resolve().parent):
         return None
     return read_document(model.resolve().parent / RUN_JSON, Run)
+
+
+def why_not_held_out(plan: Plan) -> str | None:
+    """Why held-out pairs cannot be scored; None where they can."""
+    if plan.held is None:
+        return "no dataset: --dataset"
+    if plan.held.recorded is None:
+        return "the dataset has no reference, or several and the run does not say which"
+    mine = plan.models[POLICY].identity["tokenizer_sha256"]
+    same = plan.held.recorded["identity"]["tokenizer_sha256"] == mine
+    return None if same else "its reference has another tokenizer"
 
 
 def train_settings(run: Mapping[str, Any] | None, held: Held) -> TrainConfig:

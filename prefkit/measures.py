@@ -68,6 +68,11 @@ def response_rows(role: str, temperature: float, rows: pl.DataFrame, confidence:
     return [summary_row(role, metric, measured, temperature=temperature) for metric, measured in found.items()]
 
 
+def longest_of(table: pl.DataFrame) -> int:
+    """Tokens of the longest prompt and response."""
+    return int(table.select((pl.col("prompt_ids").list.len() + pl.col("response_ids").list.len()).max()).item())
+
+
 def with_lengths(rows: pl.DataFrame) -> pl.DataFrame:
     """Responses as numbers: prompt_id, tokens, characters, cut_off."""
     return rows.select(

@@ -57,3 +57,13 @@ def wins_by_verdict(verdicts: pl.DataFrame) -> pl.DataFrame:
         )
     )
     return by_prompt.select(BY_PROMPT.names()).cast(BY_PROMPT).sort("prompt_id")
+
+
+def matched(rows: pl.DataFrame, others: pl.DataFrame) -> pl.DataFrame:
+    """What a judge is shown: the responses of a number to a prompt, the policy's as a; of one other, it meets all."""
+    one = rows.select("prompt_id", "number", "prompt", "tools", response_a="response")
+    if "number" in others.columns:
+        other = others.select("prompt_id", "number", response_b="response")
+        return one.join(other, on=["prompt_id", "number"], how="inner", maintain_order="left")
+    first = others.unique("prompt_id", keep="first", maintain_order=True)
+    return one.join(first.select("prompt_id", response_b="response"), on="prompt_id", maintain_order="left")

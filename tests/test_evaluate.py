@@ -468,8 +468,8 @@ def test_a_lock_that_is_taken_just_before_the_sampling_is_waited_for_too(
         with locked(Path(settings.out)):  # another process, between any look and the work
             return draw_samples(settings, **more)
 
-    monkeypatch.setattr("prefkit.evaluate.draw_samples", late)
-    monkeypatch.setattr("prefkit.evaluate.WAIT", 0.0)
+    monkeypatch.setattr("prefkit.evaluation_work.draw_samples", late)
+    monkeypatch.setattr("prefkit.evaluation_work.WAIT", 0.0)
     done = evaluate_model(world.run, once, tell=told.append)
     assert f"waiting for another prefkit that samples into {calls[0]}" in told
     assert calls[1] == calls[0]

@@ -201,6 +201,7 @@ BELOW = [
     "perplexity",
     "held_out",
     "evaluation_plan",
+    "evaluation_work",
     "evaluate",
     "stages",
     "sweep",
