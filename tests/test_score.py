@@ -135,7 +135,7 @@ def test_none_is_no_score_and_neither_is_what_is_not_finite_or_out_of_the_scale(
 def test_a_function_that_fails_is_named_with_its_place(body: str, message: str, place: str) -> None:
     write_rows(Path("r.jsonl"), sums(1))
     module("mine", f"def f(completions):\n    {body}\n")
-    with pytest.raises(SourceError) as wrong:
+    with pytest.raises(InputError) as wrong:
         score_candidates("r.jsonl", ["mine:f"], out="out")
     assert (wrong.value.message, wrong.value.where) == (message, place)
     every = ("a list with a number or None for every completion", "a number or None for every completion")
