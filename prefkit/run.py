@@ -9,11 +9,13 @@ A run goes on only with the settings, the reference and the very pairs it was st
 import contextlib
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import polars as pl
+from filelock import FileLock
 
 from prefkit import __version__
 from prefkit.checkpoint import list_checkpoints, prune_best, prune_checkpoints
@@ -28,6 +30,7 @@ from prefkit.models import quiet_transformers
 from prefkit.store import folder_beside, read_document, write_json, write_text, written
 from prefkit.work import TEMPLATE_FILE
 
+LOOK_AGAIN = 0.2  # seconds between two looks at a run that another process is beginning
 HISTORY = "history"  # the name of a warning: something is gone of what was logged
 FIXED = (
     "reference:",
@@ -86,7 +89,9 @@ def claimed_run(
         out: the directory, or None for the newest unfinished run that nobody is at work on, or the next free number.
         settings: what a run that is gone on with must agree in.
         go_on: other train settings and other pairs are wanted; reference, policy and optimiser never change.
-        beside: an unfinished run of other settings is left alone, and a new one begins beside it.
+        beside: an unfinished run of other settings is left alone, and a new one begins beside it. One of these very
+            settings that somebody is at work on is refused, so that nothing is trained twice; one that is just being
+            begun is waited for until it says what it is.
 
     Returns:
         the directory, and the settings that are not those it was started with (empty without `go_on`).
@@ -174,11 +179,22 @@ def _unfinished_run(
     if beside:
         free, same = [], [run for run in same if not (run / RUN_JSON).exists() or not _was_changed(run)]
     for run in [*same, *free]:
-        if (lock := take_lock(run)) is not None:
+        if (lock := _taken_or_told(run) if beside else take_lock(run)) is not None:
             held.callback(give_lock, run, lock)
             if _is_free(run):  # it may have been finished just now
                 return run
+        elif beside and not _apart(run, settings):
+            holder = (run / LOCK).read_text(encoding="utf-8").strip() or "unknown"
+            message = f"is a run of these very settings that another prefkit is at work on ({holder})"
+            raise DatasetError(message, where=str(run), hint="wait for it to end; the same command then goes on")
     return None
+
+
+def _taken_or_told(run: Path) -> FileLock | None:
+    """The lock of a run; None once whoever holds it has said of which settings it is."""
+    while (lock := take_lock(run)) is None and not (run / RUN_JSON).exists():
+        time.sleep(LOOK_AGAIN)
+    return lock
 
 
 def find_run(dataset: Path, settings: Mapping[str, Any], *, finished: bool) -> Path | None:

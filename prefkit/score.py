@@ -32,6 +32,8 @@ from prefkit.scored_folder import (
     open_candidates,
     output_folder,
     read_scorer,
+    refuse_others,
+    removal,
     remove_other_parts,
     scored_file,
     tables_of,
@@ -96,7 +98,8 @@ def score_candidates(
         InputError: no scorer, two of one name, or nowhere to write to.
         ConfigError: a scorer is no scorer, or a function cannot be found.
         SourceError: a file cannot be read, or a function fails.
-        DatasetError: the folder is unfinished or held by another prefkit, or a scorer of this name is another one.
+        DatasetError: the folder is unfinished or held by another prefkit, a scorer of this name is another one, or it
+            holds scores of a scorer that the score section does not name.
         ModelError: a model does not load.
         MachineError: out of disk or memory.
         Interrupted: `stop` said so.
@@ -107,13 +110,15 @@ def score_candidates(
         done = prefkit.score_candidates("sums.jsonl", ["verifier:number"], out="sums")
         print(done[0].scored, done[0].unscored, done[0].mean)
     """
-    path, configs = _target(candidates, scorers, changes)
+    path, configs, are_all = _target(candidates, scorers, changes)
     if not configs:
         raise InputError("no scorer is given", where=path, expected=SPECS, hint="--scorer module:function")
     labels = [config.label for config in configs]
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise InputError(f"two scorers are called {twice}", where=path, expected="a name for each", hint="--name NAME")
     folder = output_folder(path, out)
+    if are_all:
+        refuse_others(folder, labels)
     found = open_candidates(path)
     opened = [open_scorer(config, found.kind, tell) for config in configs]  # before anything is written
     try:
@@ -129,13 +134,13 @@ def score_candidates(
 
 def _target(
     target: str | Path | Pipeline, scorers: Sequence[ScorerConfig | str], changes: Changes
-) -> tuple[str, list[ScorerConfig]]:
-    """The candidates' path, and the scorers: a pipeline's own where none are given."""
+) -> tuple[str, list[ScorerConfig], bool]:
+    """The candidates' path; the scorers, a pipeline's own where none are given; and whether those are all there are."""
     given = [parse_scorer(one) if isinstance(one, str) else one for one in scorers]
     if not isinstance(target, Pipeline):
         path = path_of(target, "a folder of prefkit sample, a file of responses, or a pipeline file")
         if path.suffix.lower() not in (".yaml", ".yml"):
-            return _without(changes, str(target)), given
+            return _without(changes, str(target)), given, False
     target = pipeline_of(target, changes)
     if target.sample is None:
         message, hint = "the pipeline has no sample section", "add sample:, or name the candidates' folder"
@@ -143,7 +148,9 @@ def _target(
     if not given and target.score is None:
         message, hint = "the pipeline has no score section", "add score: {scorers: [...]}, or --scorer"
         raise InputError(message, where="score", expected="score.scorers", hint=hint)
-    return target.sample.out, given or list(target.score.scorers if target.score is not None else [])
+    if target.score is None or given:
+        return target.sample.out, given, False
+    return target.sample.out, list(target.score.scorers), True
 
 
 def _without(changes: Changes, path: str) -> str:
@@ -198,7 +205,8 @@ def _checked_identity(out: Path, label: str, identity: Mapping[str, Any]) -> dic
             f"the scorer {label} has scored here and is another one now: {', '.join(names)} differ",
             where=str(document_file(out, label)),
             expected="the same scorer under the same name",
-            hint="give this one another name: --name NAME, or name: in the pipeline",
+            hint=f"{removal(out, label)}, or choose another folder; under another name (--name, name:) the old scores "
+            "stay beside the new ones, and a build takes both",
         )
     return read_scorer(out, label)
 

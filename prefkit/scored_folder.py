@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from prefkit.candidate_folder import read_part, read_sample
 from prefkit.checked import as_kind, canonical_json_or_repr, reject_frame
 from prefkit.documents import Scorer
-from prefkit.errors import InputError, SourceError
+from prefkit.errors import DatasetError, InputError, SourceError
 from prefkit.format import MESSAGES, PLAIN_MESSAGES, Kind, part_name
 from prefkit.formats.reading import Unreadable, read_fields
 from prefkit.records import Response
@@ -39,6 +39,7 @@ from prefkit.text import content_hash, with_prompt_ids
 
 REJECTS = "rejects"
 ROWS_PER_PART = 1024  # candidates of a file, and those of the last one's prompt
+PART_OF_SCORER = re.compile(r"(.+)-[0-9]{5,}\.parquet")
 BEGUN = ".begun"  # of a scorer that has not come to its end: its identity
 REDO = "delete it and type prefkit score again: scores that are there are kept"
 GIVEN = ("model", "reference", "tools")
@@ -275,6 +276,28 @@ def remove_other_parts(out: Path, label: str, numbers: Sequence[int]) -> None:
             found = ours.fullmatch(file.name)
             if found and int(found[1]) not in numbers:
                 file.unlink()
+
+
+def refuse_others(out: Path, labels: Sequence[str]) -> None:
+    """Refuse tables of scorers that are none of these: a build would make pairs of their scores, too.
+
+    Raises:
+        DatasetError: there are some.
+    """
+    files = [file for table in (SCORED, VERDICTS) for file in (out / table).glob("*.parquet")]
+    found = {match[1] for file in files if (match := PART_OF_SCORER.fullmatch(file.name))}
+    if others := sorted(found - {*labels}):
+        raise DatasetError(
+            f"holds scores of {', '.join(others)}, which score.scorers does not name: a build would rank by them, too",
+            where=str(out),
+            expected=f"those of {', '.join(labels)} alone",
+            hint=f"name them in score.scorers, choose another sample.out, or {removal(out, others[0])}",
+        )
+
+
+def removal(out: Path, label: str) -> str:
+    """How a scorer's tables are deleted, in words for a person."""
+    return f"delete {out}/*/{label}-?????.parquet and {out}/{SCORERS}/{label}.*"
 
 
 def write_rejects(out: Path, rejects: pl.DataFrame) -> None:

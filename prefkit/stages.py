@@ -332,8 +332,9 @@ def _headline(made: Any) -> str:
     told = made.document["headline"]
     if told is None:
         return f"{made.folder}"
-    gain = f"{told['value']:+.4g} ({told['low']:.4g} to {told['high']:.4g})"
-    return f"mean reward by {told['scorer']} {gain} over the reference; {made.folder}"
+    ends = (told["low"], told["high"])
+    between = "" if None in ends else f" ({ends[0]:.4g} to {ends[1]:.4g})"  # one prompt has no interval
+    return f"mean reward by {told['scorer']} {told['value']:+.4g}{between} over the reference; {made.folder}"
 
 
 def load_sample() -> Callable[..., Any]:

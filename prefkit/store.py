@@ -32,8 +32,8 @@ from prefkit.format import (
 )
 from prefkit.views import AUDIT_VIEWS, MANIFEST_VIEWS, REFERENCE_VIEWS, VIEW_FILES, views_sql
 
-OWN_NAMES = {MANIFEST, CARD, VIEWS, LOCK, "pairs", "dropped", "rejects", "changes", "audit", REFERENCES, RUNS, SWEEPS}
-OWN_NAMES = {MANIFEST, CARD, VIEWS, LOCK, "pairs", "dropped", "rejects", "changes", "audit", REFERENCES, RUNS, SAMPLED}
+OWN_NAMES = {MANIFEST, CARD, VIEWS, LOCK, "pairs", "dropped", "rejects", "changes", "audit"}
+OWN_NAMES |= {REFERENCES, RUNS, SAMPLED, SWEEPS}
 BUILDING, DRAFTS = ".building", ".drafts"  # what a build makes before it is finished
 SCRATCH = ".candidates-"  # how folders in DRAFTS begin that only one process uses
 NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOENT)

@@ -13,7 +13,7 @@ from tiny import snapshot, tiny_llama, turn, write_rows
 
 from prefkit import scored_folder
 from prefkit.build import build_dataset
-from prefkit.config import load_pipeline, load_sections
+from prefkit.config import Pipeline, load_pipeline, load_sections
 from prefkit.errors import ConfigError, DatasetError, InputError, Interrupted, SourceError
 from prefkit.sample import sample_candidates
 from prefkit.sample_settings import ScorerConfig
@@ -190,7 +190,9 @@ def test_the_same_scorer_has_nothing_to_do_and_another_one_of_its_name_is_refuse
         score_candidates("r.jsonl", ["mine:f"], out="out")
     assert other.value.message == "the scorer f has scored here and is another one now: modules differ"
     assert other.value.expected == "the same scorer under the same name"
-    assert other.value.hint == "give this one another name: --name NAME, or name: in the pipeline"
+    deleted = "delete out/*/f-?????.parquet and out/scores/f.*, or choose another folder; "
+    beside = "under another name (--name, name:) the old scores stay beside the new ones, and a build takes both"
+    assert other.value.hint == deleted + beside
     with pytest.raises(DatasetError, match="another one now: scale, verifier differ"):
         score_candidates("r.jsonl", [parse_scorer("verifier:exact", "number", (0, 1))], out="out")
     assert snapshot(Path("out")) == before
@@ -512,6 +514,30 @@ def test_a_scorer_that_scores_nothing_is_told_why(value: str, scale: Any, why: s
 # the command
 
 
+def test_scores_of_a_scorer_that_the_section_does_not_name_are_no_source_in_silence() -> None:
+    """Two scorers that rank the other way round would cancel, and pairs come from both, whatever the section says."""
+    write_rows(Path("r.jsonl"), sums())
+    module("mine", "def long(completions):\n    return [len(c) for c in completions]\n")
+    score_candidates("r.jsonl", ["mine:long"], out="c")
+    Path("c/sampler.json").write_text("{}")
+    before = snapshot(Path("c"))
+    sections: dict[str, Any] = {"prompts": "p.jsonl", "out": "c"}
+    wanted = {
+        "dataset": "d",
+        "sources": [{"path": "c/scored/*.parquet", "format": "candidates"}],
+        "sample": sections,
+        "score": {"scorers": [{"verifier": "number"}, {"verifier": "exact"}]},
+    }
+    with pytest.raises(DatasetError) as refused:
+        score_candidates(Pipeline.model_validate(wanted))
+    what = "holds scores of long, which score.scorers does not name: a build would rank by them, too"
+    assert (refused.value.message, refused.value.where) == (what, "c")
+    assert refused.value.expected == "those of number, exact alone"
+    deleted = "delete c/*/long-?????.parquet and c/scores/long.*"
+    assert refused.value.hint == f"name them in score.scorers, choose another sample.out, or {deleted}"
+    assert snapshot(Path("c")) == before
+
+
 def test_a_pipeline_names_candidates_and_scorers(prefkit: Prefkit) -> None:
     tiny_llama(Path("m"))
     write_rows(Path("p.jsonl"), [{"prompt": f"river {n}", "reference": "7"} for n in range(3)])
@@ -527,7 +553,9 @@ def test_a_pipeline_names_candidates_and_scorers(prefkit: Prefkit) -> None:
     ended = prefkit("score", "p.yaml")
     assert ended.code == 0, ended.err
     assert "right (verifier): 6 of 6 responses scored" in ended.out
-    assert prefkit("score", "p.yaml", "--set", "score.scorers=[{verifier: exact}]").code == 0
+    ended = prefkit("score", "p.yaml", "--set", "score.scorers=[{verifier: exact}]")
+    assert (ended.code, "holds scores of right, which score.scorers does not name" in ended.err) == (2, True)
+    assert prefkit("score", "p.yaml", "--scorer", "verifier:exact").code == 0
     assert sorted(path.name for path in Path("c/scores").iterdir()) == ["exact.json", "right.json"]
     for missing, hint in (("score", "add score: {scorers: [...]}, or --scorer"), ("sample", "add sample:")):
         Path("less.yaml").write_text(json.dumps({k: v for k, v in settings.items() if k != missing}))

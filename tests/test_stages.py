@@ -1,9 +1,11 @@
 """The whole road from one call: which stages there are, when one is done, why it is done again, and what stops it."""
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,11 +20,14 @@ from prefkit import stages
 from prefkit.audits import audit_dataset, why_audit
 from prefkit.build import build_dataset
 from prefkit.config import Pipeline, load_pipeline
-from prefkit.errors import AuditError, InputError, Interrupted, SourceError
+from prefkit.errors import AuditError, DatasetError, InputError, Interrupted, SourceError
+from prefkit.job import prepare_training
+from prefkit.locks import locked
 from prefkit.reference import precompute_reference
 from prefkit.road import run_pipeline
 from prefkit.road_view import RoadScreen
-from prefkit.stages import Outcome, Spectator, stages_of
+from prefkit.stages import Following, Outcome, Spectator, stages_of
+from prefkit.store import write_json
 from prefkit.train import train_dpo
 
 MINIMAL = {"dataset": "d", "sources": [{"path": "p", "format": "pairs"}]}
@@ -183,6 +188,60 @@ def test_an_unfinished_run_of_these_settings_goes_on_and_one_of_others_is_left_a
     gone = run_pipeline(pipeline, changes={"train.beta": 9.0, "train.save_steps": 1})
     assert gone.run == str(runs / "3")
     assert snapshot(runs / "1") == before
+
+
+def test_a_run_of_these_settings_that_somebody_is_at_work_on_is_not_trained_twice(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        run_pipeline(pipeline, changes={"train.save_steps": 1}, spectator=Stopping("train", after(2)))
+    run = tmp_path / "dataset" / "runs" / "1"
+    with locked(run):
+        held = (run / ".lock").read_text()
+        with pytest.raises(DatasetError) as raised:
+            run_pipeline(pipeline, changes={"train.save_steps": 1})
+        assert held.startswith("process ")
+        assert raised.value.where == str(run)
+        what = f"is a run of these very settings that another prefkit is at work on ({held})"
+        assert raised.value.message == what
+        assert raised.value.hint == "wait for it to end; the same command then goes on"
+        gone = run_pipeline(pipeline, changes={"train.save_steps": 1, "train.beta": 3.0})  # which is another run
+        assert gone.run == str(run.with_name("2"))
+    assert run_pipeline(pipeline, changes={"train.save_steps": 1}).run == str(run)
+
+
+def test_a_run_that_somebody_is_just_beginning_is_waited_for_until_it_says_what_it_is(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = run_pipeline(pipeline, until="precompute")
+    assert gone.run is None
+    begun = tmp_path / "dataset" / "runs" / "1"
+    waited: list[float] = []
+
+    def say(seconds: float) -> None:
+        """What the other process writes meanwhile."""
+        waited.append(seconds)
+        if len(waited) > 1:
+            more = {"dataset": "d", "pairs": 24, "gate": {}, "prefkit_version": "1", "finished": False}
+            write_json(begun / "run.json", prepare_training(pipeline).claim | more)
+
+    monkeypatch.setattr("prefkit.run.time.sleep", say)
+    with locked(begun), pytest.raises(DatasetError, match="another prefkit is at work on"):
+        run_pipeline(pipeline)
+    assert waited == [0.2, 0.2]
+
+
+class Stopping(Spectator):
+    """Asks one stage to stop."""
+
+    def __init__(self, stage: str, stop: Any) -> None:
+        super().__init__()
+        self.stage, self.asked = stage, stop
+
+    @contextlib.contextmanager
+    def follow(self, stage: Any) -> Iterator[Following]:
+        with super().follow(stage) as following:
+            yield following._replace(stop=self.asked) if stage == self.stage else following
 
 
 def after(number: int) -> Any:

@@ -14,9 +14,11 @@ from prefkit import stages, sweep
 from prefkit.build import build_dataset
 from prefkit.config import Pipeline
 from prefkit.errors import CheckError, ConfigError, DatasetError, GateError, InputError, Interrupted, MachineError
+from prefkit.evaluate import evaluate_model
 from prefkit.info import dataset_info
 from prefkit.query import query_dataset
 from prefkit.reference import precompute_reference
+from prefkit.road import run_pipeline
 from prefkit.stages import Outcome, Spectator
 from prefkit.sweep import combinations_of, read_grid, split_values, sweep_pipeline
 from prefkit.train import train_dpo
@@ -351,6 +353,16 @@ def test_new_pairs_make_another_sweep(pipeline: Pipeline, tmp_path: Path) -> Non
     assert query_dataset(pipeline.dataset, "select count(distinct sweep) from sweeps").fetchall() == [(2,)]
 
 
+def test_after_a_sweep_and_an_evaluation_a_changed_source_is_built_anew(pipeline: Pipeline, tmp_path: Path) -> None:
+    sweep_pipeline(pipeline, ["train.beta=0.1"])
+    (run,) = Path(pipeline.dataset).glob("runs/*")
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "one two"}, {"prompt": "three"}])
+    evaluate_model(run, {"prompts": str(prompts), "n": 1, "max_new_tokens": 2}, reference=pipeline.precompute.model)
+    assert {"runs", "samples", "sweeps"} <= {path.name for path in Path(pipeline.dataset).iterdir()}
+    write_rows(tmp_path / "pairs.jsonl", text_rows(20, seed=9))
+    assert build_dataset(pipeline).counts["pairs"] == 20
+
+
 # the command
 
 
@@ -409,6 +421,22 @@ class Evaluations:
         headline = {"scorer": "rating", "temperature": 0.5, "value": 5.0, "low": 4.0, "high": 6.0}
         document = {"headline": headline, "settings": {"temperatures": [0.5, 1.0]}}
         return SimpleNamespace(folder=run, document=document, summary=summary, unchanged=unchanged)
+
+
+def test_an_evaluation_of_one_prompt_has_no_interval_and_ends_nothing(pipeline: Pipeline, tmp_path: Path) -> None:
+    rows = [{"prompt": "one two", "reference": "2"}, {"prompt": "three", "reference": "none"}]
+    prompts = write_rows(tmp_path / "prompts.jsonl", rows)
+    settings = {"prompts": str(prompts), "n": 1, "max_new_tokens": 2, "scorers": [{"verifier": "number"}]}
+    for number in (1, 2):  # one prompt; two, of which one can be scored
+        asked = {"evaluate": settings | {"prompts": {"path": str(prompts), "limit": number}}}
+        gone = run_pipeline(pipeline, changes=asked)
+        said = gone.stages[-1].said
+        assert said.startswith("mean reward by number +0 over the reference; ")
+        swept = sweep_pipeline(pipeline, {"train.beta": [0.1, 1.0], **asked})
+        assert swept.table["state"].to_list() == ["done", "done"]
+        assert (
+            swept.table.select("reward_gain", "reward_gain_low", "reward_gain_high").rows() == [(0.0, None, None)] * 2
+        )
 
 
 def test_reward_and_kl_stand_beside_beta(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
