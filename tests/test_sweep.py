@@ -439,10 +439,11 @@ def test_an_evaluation_of_one_prompt_has_no_interval_and_ends_nothing(pipeline: 
         )
 
 
-def test_reward_and_kl_stand_beside_beta(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reward_and_kl_stand_beside_beta(pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluations = Evaluations()
+    prompts = str(write_rows(tmp_path / "p.jsonl", [{"prompt": "one"}]))
     monkeypatch.setattr(stages, "load_evaluate", lambda: evaluations)
-    grid = {"train.beta": [0.1, 1.0], "evaluate": [{"prompts": "p.jsonl", "temperatures": [0.5, 1.0]}]}
+    grid = {"train.beta": [0.1, 1.0], "evaluate": [{"prompts": prompts, "temperatures": [0.5, 1.0]}]}
     swept = sweep_pipeline(pipeline, grid)
     first, second = swept.table.to_dicts()
     assert (first["temperature"], first["scorer"]) == (0.5, "rating")
