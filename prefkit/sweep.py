@@ -425,7 +425,7 @@ def _measured(evaluated: Any) -> dict[str, Any]:
         return next(found.select("value", "low", "high").iter_rows(), (None, None, None))
 
     gain, low, high = of("difference", "reward", by=scorer)
-    kl, kl_low, kl_high = of("policy", "kl", at=1.0)
+    kl, kl_low, kl_high = of("policy", "kl_exact", at=1.0)
     return {
         "temperature": temperature,
         "scorer": scorer,
