@@ -5,8 +5,8 @@ Comes in: responses and references as texts. Goes out: 1.0, 0.0, or None where t
 * number, as in GSM8K (arXiv 2110.14168): the first number after the last `####`, on its line; else the last in the last
   `\boxed{}`, else the last of the text; of response and reference by the same rule. Numbers are exact rationals: 1/2,
   0.5, .50 and 50% are one answer, and 0.3333 and 1/3 are two; 2 1/2 is 5/2, 1e5 and 10^5 are 100,000. A percentage is
-  also the number before its sign, as references leave that out. Left out of a number: separators of thousands, currency,
-  units and their powers, subscripts.
+  also the number before its sign, as references leave that out. Left out of a number: separators of thousands,
+  currency, units and their powers, subscripts.
 * exact: equal texts after NFC, case folding and white space.
 
 It reads answers, it does not do algebra: 2x is no number, and of `3 or 4` the last is the answer.
