@@ -23,7 +23,7 @@ from prefkit.config import Pipeline, Sections, TrainConfig, load_pipeline
 from prefkit.encode import resolve_template
 from prefkit.errors import ConfigError, Interrupted
 from prefkit.evaluation_plan import OTHER, POLICY, REFERENCE, Held, Plan, make_plan, pipeline_wants, sampling
-from prefkit.evaluation_tables import read_evaluation
+from prefkit.evaluation_tables import kept, read_evaluation
 from prefkit.format import EVALUATION_JSON, EVALUATION_PROMPTS, EVALUATION_SUMMARY, Kind, reference_key
 from prefkit.held_out import accuracies, held_out_metrics, test_rows
 from prefkit.judge import compare_responses
@@ -48,7 +48,8 @@ from prefkit.models import load_tokenizer, pick_device
 from prefkit.perplexity import TEXTS, encode_texts, perplexities, text_nlls
 from prefkit.prompts import read_prompts
 from prefkit.sample import draw_samples
-from prefkit.sample_settings import EvaluateConfig
+from prefkit.sample_format import SAMPLES
+from prefkit.sample_settings import EvaluateConfig, ScorerConfig
 from prefkit.schedule import Limits
 from prefkit.scorers import OpenScorer, open_scorer, score_rows
 from prefkit.store import write_json, write_views
@@ -253,7 +254,8 @@ class _Evaluation:
         self._check_stop()
         self.folders.append({"role": role, "temperature": temperature, "folder": settings.out})
         candidates = read_candidates(out)
-        return _Samples(candidates.document["key"], candidates.samples)
+        parts = [part["sha256"] for part in candidates.document["parts"][SAMPLES]]
+        return _Samples(parts, candidates.samples)
 
     def _wait_for(self, folder: Path) -> None:
         """Until nobody else samples into a folder: evaluations of a sweep share their reference's responses."""
@@ -295,14 +297,17 @@ class _Evaluation:
 
     def _scored(self, scorer: OpenScorer, role: str, temperature: float, sampled: "_Samples") -> pl.DataFrame:
         """prompt_id and score of every response; kept beside the responses, for the other runs of a sweep."""
-        name = reference_key({"samples": sampled.key, "scorer": scorer.identity})
-        path = self.plan.samples / SCORES / f"{name}.parquet"
-        if not path.exists():
+        # the files, not the sampler's key: that says nothing of the prompts, nor of their right answers
+        name = reference_key({"samples": sampled.parts, "scorer": scorer.identity})
+
+        def score() -> pl.DataFrame:
             self.tell(f"{scorer.config.label} scores {role} at temperature {temperature:g}")
             scored = score_rows(sampled.table, scorer, tell=self.tell, watch=self._look)
             self._check_stop()
-            write_parquet(path, scored.select("prompt_id", "number", "score", "reason"))
-        rows = pl.read_parquet(path, glob=False)
+            return scored.select("prompt_id", "number", "score", "reason")
+
+        path = self.plan.samples / SCORES / f"{name}.parquet"
+        rows = kept(path, sampled.table.select("prompt_id", "number"), score)
         counts = self.unscored.setdefault(scorer.config.label, [0, 0])
         counts[0] += rows["score"].null_count()
         counts[1] += rows.height
@@ -343,13 +348,15 @@ class _Evaluation:
         met = _matched(tables[POLICY], sides[rival])
         found = {}
         for judge in judges:
-            path = self.plan.folder / f"verdicts-{judge.label}-{temperature:g}.parquet"
-            if not path.exists():
+
+            def compare(judge: ScorerConfig = judge) -> pl.DataFrame:
                 self.tell(f"{judge.label} compares responses at temperature {temperature:g}")
                 verdicts = compare_responses(judge, met, tell=self.tell, watch=self._look)
                 self._check_stop()
-                write_parquet(path, verdicts.select(name for name in VERDICT_COLUMNS if name in verdicts.columns))
-            found[judge.label] = wins_by_verdict(pl.read_parquet(path, glob=False))
+                return verdicts.select(name for name in VERDICT_COLUMNS if name in verdicts.columns)
+
+            path = self.plan.folder / f"verdicts-{judge.label}-{temperature:g}.parquet"
+            found[judge.label] = wins_by_verdict(kept(path, met.select("prompt_id", "number"), compare))
         return found
 
     def _kl(self, temperature: float, tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame | None:
@@ -370,8 +377,9 @@ class _Evaluation:
         return None
 
     def _compared(self, table: pl.DataFrame) -> pl.DataFrame:
-        path = self.plan.folder / "kl.parquet"
-        if not path.exists():
+        keys = table.select("prompt_id", "number", "num_tokens")
+
+        def compare() -> pl.DataFrame:
             prompts, responses = table["prompt_ids"].to_list(), table["response_ids"].to_list()
             longest = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
             self.tell("loading both models")
@@ -383,11 +391,9 @@ class _Evaluation:
                 name: [float(getattr(one, field).sum(dtype="float64")) for one in apart]
                 for name, field in (("logps", "logps"), ("ref_logps", "ref_logps"), ("kl_exact", "kl"))
             }
-            frame = table.select("prompt_id", "number", "num_tokens").with_columns(
-                pl.Series(name, values, pl.Float64) for name, values in sums.items()
-            )
-            write_parquet(path, frame)
-        return pl.read_parquet(path, glob=False)
+            return keys.with_columns(pl.Series(name, values, pl.Float64) for name, values in sums.items())
+
+        return kept(self.plan.folder / "kl.parquet", keys, compare)
 
     def _scorer(self, role: str, longest: int) -> CompletionLogps:
         return load_for_scoring(self.plan.models[role].folder, self.settings.dtype, longest, self.tell)
@@ -401,17 +407,15 @@ class _Evaluation:
         assert held is not None
         assert held.key is not None
         assert held.recorded is not None
-        path = self.plan.folder / "held_out.parquet"
-        if not path.exists():
-            self.tell("reading held-out pairs")
-            rows = test_rows(held.folder, held.manifest, held.key, held.recorded)
-            if rows.is_empty():
-                self.left_out["held_out"] = "the dataset has no test split"
-                return
-            identity = held.recorded["identity"]
-            scorer = load_for_scoring(
-                self.plan.models[POLICY].folder, identity["dtype"], identity["max_length"], self.tell
-            )
+        identity = held.recorded["identity"]
+        rows = test_rows(held.folder, held.manifest, held.key, held.recorded)
+        if rows.is_empty():
+            self.left_out["held_out"] = "the dataset has no test split"
+            return
+
+        def score() -> pl.DataFrame:
+            folder = self.plan.models[POLICY].folder
+            scorer = load_for_scoring(folder, identity["dtype"], identity["max_length"], self.tell)
             self.tell("scoring held-out pairs")
             longest = int(rows.select(pl.sum_horizontal("^num_.*_tokens$").max()).item())
             budget = CPU_BATCH_TOKENS if pick_device().type == "cpu" else measure_budget(scorer, longest)
@@ -419,8 +423,9 @@ class _Evaluation:
                 scorer, rows, self._train_settings(held), Limits(None, budget), self.watch, self._steps()
             )
             self._check_stop()
-            write_parquet(path, found.pairs)
-        pairs = pl.read_parquet(path, glob=False)
+            return found.pairs
+
+        pairs = kept(self.plan.folder / "held_out.parquet", rows.select("pair_id", "prompt_id"), score)
         self.rows += [summary_row(POLICY, name, measured) for name, measured in accuracies(pairs, self.confidence)]
 
     def _why_not_held_out(self, held: Held | None) -> str | None:
@@ -443,24 +448,23 @@ class _Evaluation:
         if self.settings.texts is None:
             self.left_out["perplexity"] = "no texts: evaluate.texts"
             return
-        path = self.plan.folder / "texts.parquet"
-        if not path.exists():
-            self.tell("reading texts")
-            tokenizer = load_tokenizer(self.plan.models[POLICY].folder)
-            texts = read_prompts(self.settings.texts, self.kind).kept
-            template = resolve_template(self.kind, self.plan.template, tokenizer)
-            encoded = encode_texts(texts, tokenizer, self.kind, template)
-            same = {self.plan.models[role].identity["tokenizer_sha256"] for role in self._both()}
-            roles = self._both() if len(same) == 1 else (POLICY,)
+        tokenizer = load_tokenizer(self.plan.models[POLICY].folder)
+        texts = read_prompts(self.settings.texts, self.kind).kept
+        template = resolve_template(self.kind, self.plan.template, tokenizer)
+        encoded = encode_texts(texts, tokenizer, self.kind, template)
+        same = {self.plan.models[role].identity["tokenizer_sha256"] for role in self._both()}
+        roles = self._both() if len(same) == 1 else (POLICY,)
+        lengths = encoded.select(pl.col("prompt_ids").list.len() + pl.col("response_ids").list.len()).to_series()
+
+        def score() -> pl.DataFrame:
             if encoded.is_empty():
-                nlls = pl.DataFrame(schema=TEXTS)
-            else:
-                lengths = encoded.select(pl.col("prompt_ids").list.len() + pl.col("response_ids").list.len())
-                longest = int(lengths.to_series().max())  # type: ignore[arg-type]
-                nlls = text_nlls(encoded, {role: self._scorer(role, longest) for role in roles}, self.tell, self.watch)
+                return pl.DataFrame(schema=TEXTS)
+            longest = int(lengths.max())  # type: ignore[arg-type]
+            nlls = text_nlls(encoded, {role: self._scorer(role, longest) for role in roles}, self.tell, self.watch)
             self._check_stop()
-            write_parquet(path, nlls)
-        nlls = pl.read_parquet(path, glob=False)
+            return nlls
+
+        nlls = kept(self.plan.folder / "texts.parquet", encoded.select("prompt_id"), score)
         if nlls.is_empty():
             self.left_out["perplexity"] = "none of evaluate.texts has a reference that can be encoded"
         found = perplexities(nlls, self.confidence)
@@ -498,9 +502,9 @@ class _Evaluation:
 
 
 class _Samples(NamedTuple):
-    """Responses of a model: what decides them, and a row each."""
+    """Responses of a model: the hashes of their files, and a row each."""
 
-    key: str
+    parts: list[str]
     table: pl.DataFrame
 
 

@@ -8,6 +8,7 @@
 `key`: the first 16 hex digits of sha256 over the JSON of `identity` in evaluation.json.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from prefkit.documents import Evaluation
 from prefkit.errors import DatasetError
 from prefkit.format import EVALUATION_JSON, EVALUATION_PROMPTS, EVALUATION_SUMMARY, EVALUATIONS
 from prefkit.store import read_document
-from prefkit.tables import check_parts
+from prefkit.tables import check_parts, write_parquet
 
 AGAIN = "prefkit evaluate makes it again once its folder is deleted"
 
@@ -29,6 +30,27 @@ class EvaluationTables(NamedTuple):
     document: dict[str, Any]  # evaluation.json
     summary: pl.DataFrame
     prompts: pl.DataFrame
+
+
+def kept(path: Path, rows: pl.DataFrame, make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+    """A table that takes a model's time: read where the file is of these very rows, else made and written.
+
+    Args:
+        path: of the file, whose name says what else decides it.
+        rows: the columns that tell the table's rows apart, in their order.
+        make: called for the table; it has the columns of `rows`, and more.
+    """
+    if path.exists():
+        try:
+            found = pl.read_parquet(path, glob=False)
+        except (pl.exceptions.PolarsError, OSError):
+            found = pl.DataFrame()
+        if set(rows.columns) <= set(found.columns) and found.select(rows.columns).equals(rows):
+            return found
+    made = make()
+    assert made.select(rows.columns).equals(rows), path
+    write_parquet(path, made)
+    return made
 
 
 def list_evaluations(home: str | Path) -> list[Path]:

@@ -97,4 +97,5 @@ def _first_above(probs: Tensor, numbers: Tensor) -> Tensor:
     wanted = (numbers[:, None] * total.double()).float()
     found = torch.searchsorted(sums, wanted, right=True)
     last = torch.searchsorted(sums, total)  # where rounding made of a number below 1 the whole
-    return torch.minimum(found, last)[:, 0]
+    # sums that are not numbers are above nothing: some id, whose log-prob tells whoever checks it
+    return torch.minimum(found, last).clamp(max=probs.shape[-1] - 1)[:, 0]

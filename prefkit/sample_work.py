@@ -214,12 +214,29 @@ def _budget(model: Path, dtype: str) -> int:
     device = pick_device()
     if device.type == "cpu":
         return CPU_SAMPLE_TOKENS
-    config = config_of(model)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    a_token = 2 * config.num_hidden_layers * heads * size * (4 if dtype == "float32" else 2)
+    a_token = cached_numbers(config_of(model)) * (4 if dtype == "float32" else 2)
     free, _ = torch.cuda.mem_get_info(device)
-    return max(CPU_SAMPLE_TOKENS, int(free * GPU_SHARE) // int(a_token))
+    return max(CPU_SAMPLE_TOKENS, int(free * GPU_SHARE) // max(1, a_token))
+
+
+def cached_numbers(config: Any) -> int:
+    """Numbers that the key-value cache of a model holds for one token, of all layers together.
+
+    Keys and values as wide as the model where a config does not say one number: recurrent models (Mamba) have no
+    attention heads, and classes whose layers differ (Gemma 4) have several.
+    """
+
+    def told(name: str) -> int | None:
+        try:
+            value = getattr(config, name, None)
+        except Exception:  # transformers' own error where the layers differ, which is no AttributeError
+            return None
+        return value if isinstance(value, int) and value > 0 else None
+
+    layers, width, heads = told("num_hidden_layers") or 1, told("hidden_size") or 1, told("num_attention_heads")
+    kept = told("num_key_value_heads") or heads
+    size = told("head_dim") or (width // heads if heads else None)
+    return 2 * layers * (kept * size if kept and size else width)
 
 
 def plan_prompts(encoded: pl.DataFrame, n: int, max_new_tokens: int, budget: int, before: pl.DataFrame) -> pl.DataFrame:

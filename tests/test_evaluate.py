@@ -22,7 +22,7 @@ from prefkit.documents import Run
 from prefkit.errors import ConfigError, DatasetError, InputError, Interrupted
 from prefkit.evaluate import Evaluated, evaluate_model
 from prefkit.evaluation_plan import pipeline_wants
-from prefkit.evaluation_tables import evaluation_lines, list_evaluations, read_evaluation
+from prefkit.evaluation_tables import evaluation_lines, kept, list_evaluations, read_evaluation
 from prefkit.evaluation_view import print_evaluated
 from prefkit.locks import locked
 from prefkit.measures import Summary
@@ -254,6 +254,50 @@ def test_another_run_finds_the_references_responses(evaluated: Evaluated, world:
     mine, theirs = (samples_of(base, role) for role in ("policy", "reference"))
     assert mine.equals(theirs)
     assert theirs.drop("model").equals(samples_of(evaluated, "reference").drop("model"))
+
+
+def test_scores_are_of_the_prompts_that_were_asked(world: World) -> None:
+    asked = [{"prompt": f"Which {word} is narrow?", "reference": word} for word in ("river", "stone", "cloud", "paper")]
+    tiny.write_rows(Path("first.jsonl"), asked[:2])
+    tiny.write_rows(Path("others.jsonl"), asked[2:])
+    tiny.write_rows(Path("grown.jsonl"), asked)
+    rewards = []
+    for name, count in (("first", 2), ("others", 2), ("grown", 4)):
+        some = settings(prompts=f"{name}.jsonl", temperatures=[1.0], texts=None)
+        done = evaluate_model("model", some, reference="model", out="asked")
+        means = by_prompt(samples_of(done, "policy"), pl.col("response").str.len_chars())
+        assert len(means) == count
+        reward = Summary(done.summary).get("policy", "reward", 1.0, "score")
+        assert reward is not None
+        assert reward.value == pytest.approx(np.mean(list(means.values())))
+        assert reward.num_prompts == count
+        rewards.append(reward.value)
+    assert rewards[0] != rewards[1]
+    Path("wanted.py").write_text("def score(reference, **_):\n    return [float(len(r)) for r in reference]\n")
+    wanted = settings(prompts="edited.jsonl", temperatures=[1.0], texts=None, scorers=[{"function": "wanted:score"}])
+    for word in ("two", "another"):
+        tiny.write_rows(Path("edited.jsonl"), [row | {"reference": word} for row in asked])
+        reward = Summary(evaluate_model("model", wanted, out="asked").summary).get("policy", "reward", 1.0, "score")
+        assert reward is not None
+        assert reward.value == len(word)
+
+
+def test_what_was_kept_of_other_rows_is_made_again(tmp_path: Path) -> None:
+    path, made = tmp_path / "kept.parquet", list[int]()
+    rows = pl.DataFrame({"prompt_id": ["a", "b"], "number": [0, 0]})
+
+    def make(of: pl.DataFrame, value: int) -> pl.DataFrame:
+        made.append(value)
+        return of.with_columns(score=pl.lit(value))
+
+    assert kept(path, rows, lambda: make(rows, 1))["score"].to_list() == [1, 1]
+    assert kept(path, rows, lambda: make(rows, 2))["score"].to_list() == [1, 1]
+    other = pl.DataFrame({"prompt_id": ["a", "c"], "number": [0, 0]})
+    assert kept(path, other, lambda: make(other, 3))["score"].to_list() == [3, 3]
+    assert kept(path, other[:1], lambda: make(other[:1], 4))["score"].to_list() == [4]
+    path.write_bytes(b"no parquet")
+    assert kept(path, other, lambda: make(other, 5))["score"].to_list() == [5, 5]
+    assert made == [1, 3, 4, 5]
 
 
 def test_views_show_evaluations_of_runs_in_any_client(

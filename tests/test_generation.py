@@ -207,9 +207,10 @@ def test_a_model_whose_log_probs_are_not_finite_is_refused() -> None:
     with pytest.raises(ModelError, match="the model's log-probs are not finite") as error:
         choose_road(model, "float32", 40)
     assert error.value.expected == "numbers: look for NaN or infinite weights"
-    with pytest.raises(ModelError, match="the model's log-probs are not finite") as error:
-        sampled(model, requests(3), decoding(temperature=0.0, n=1), 3)
-    assert error.value.expected == "numbers: look for NaN or infinite weights, or try float32"
+    for how in (decoding(temperature=0.0), decoding(), decoding(temperature=0.7, top_p=0.9)):
+        with pytest.raises(ModelError, match="the model's log-probs are not finite") as error:
+            sampled(model, requests(3), how, 3)
+        assert error.value.expected == "numbers: look for NaN or infinite weights, or try float32"
 
 
 def test_a_model_that_the_batch_does_not_suit_takes_a_slower_road_and_says_why() -> None:
@@ -262,7 +263,8 @@ def test_a_stop_text_ends_a_response_at_the_token_that_completes_it() -> None:
 
 
 # of these the plain code itself says something else of a token as the text grows: their factors or keys depend on it
-OTHER_AS_IT_GROWS = {"phi-3, longrope", "deepseek-v4, compressed keys", "doge, the 8 best keys"}
+OTHER_AS_IT_GROWS = ["phi-3, longrope", "doge, the 8 best keys"]
+TIES = "deepseek-v4, compressed keys"
 
 
 @pytest.mark.slow
@@ -279,3 +281,54 @@ def test_every_class_takes_a_road_on_which_its_log_probs_are_the_plain_ones(name
             with torch.no_grad():
                 plain = plain_logps(model, request.prompt_ids, response.ids).tolist()
             assert response.token_logps == pytest.approx(plain, abs=A_TOKEN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHER_AS_IT_GROWS)
+def test_where_the_plain_code_changes_its_mind_log_probs_are_those_at_the_moment_of_the_pick(name: str) -> None:
+    model = random_model(ARCHITECTURES[name].config())
+    road, _ = choose_road(model, "float32", 60)
+    asked = requests(20, 9, 1)
+    apart = 0.0
+    for request, responses in zip(asked, sampled(model, asked, decoding(n=2), 4, road), strict=True):
+        for response in responses:
+            whole, then = [*request.prompt_ids, *response.ids], []
+            for place in range(len(request.prompt_ids), len(whole)):
+                with torch.no_grad():
+                    logits = model(input_ids=torch.tensor([whole[:place]]), use_cache=False).logits[0, -1]
+                then.append(float(logits.log_softmax(-1)[whole[place]]))
+            assert response.token_logps == pytest.approx(then, abs=A_TOKEN)
+            with torch.no_grad():
+                at_the_end = plain_logps(model, request.prompt_ids, response.ids)
+            apart = max(apart, float((torch.tensor(then) - at_the_end).abs().max()))
+    assert apart > 0.01  # else the name has no place in the list
+
+
+@pytest.mark.slow
+def test_a_class_that_chooses_keys_is_off_only_where_two_keys_are_exactly_as_good(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # DeepSeek-V4 adds up ReLUs of a few heads: many keys score exactly 0, and which of them topk takes depends on how
+    # many there are, in the plain code too. With the ties broken by the place of a key, the engine is the plain code.
+    model: Any = random_model(ARCHITECTURES[TIES].config())
+    scorer = model.model.layers[0].self_attn.compressor.indexer.scorer
+    plain, ties = type(scorer).forward, 0
+
+    def untied(self: Any, *inputs: torch.Tensor) -> torch.Tensor:
+        nonlocal ties
+        scores: torch.Tensor = plain(self, *inputs)
+        ties += int((scores == 0).sum())
+        return scores - 1e-3 * torch.arange(scores.shape[-1])
+
+    monkeypatch.setattr(type(scorer), "forward", untied)
+    road, _ = choose_road(model, "float32", 60)
+    assert road == "prompt by prompt"
+    for seed in (4, 5, 6):  # of seeds 4 and 5 some samples are off by half a nat without this
+        asked = requests(*[random.Random(seed).randrange(1, 30) for _ in range(5)], seed=seed)
+        found = sampled(model, asked, decoding(n=2, seed=seed), 4, road)
+        for request, responses in zip(asked, found, strict=True):
+            for response in responses:
+                with torch.no_grad():
+                    wanted = plain_logps(model, request.prompt_ids, response.ids).tolist()
+                assert response.token_logps == pytest.approx(wanted, abs=A_TOKEN)
+    assert ties > 100

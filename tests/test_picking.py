@@ -85,6 +85,16 @@ def test_a_number_close_to_one_never_picks_a_token_of_probability_zero() -> None
         assert bool((warp(logits, warping).gather(-1, ids[:, None]) > 0).all())
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("warping", [Warping(), Warping(0.0), Warping(0.8, 0.9), Warping(1.0, top_k=2)], ids=str)
+def test_logits_that_are_not_finite_give_a_log_prob_that_is_not(warping: Warping, bad: float) -> None:
+    logits = logits_of(3, 10, seed=1)
+    logits[1, 4] = bad
+    picked = pick(logits, torch.tensor([0.1, 0.5, 0.999], dtype=torch.float64), warping, num_ids=8)
+    assert picked.logps.isfinite().tolist() == [True, False, True]
+    assert bool((picked.ids < 8).all())
+
+
 def test_temperature_zero_takes_the_likeliest_and_the_first_of_equals() -> None:
     logits = torch.tensor([[0.0, 2.0, 2.0, 1.0], [5.0, 1.0, 1.0, 1.0]])
     assert pick(logits, torch.tensor([0.9, 0.9]).double(), Warping(0.0)).ids.tolist() == [1, 0]

@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from architectures import ARCHITECTURES
 from command import Prefkit
 from tiny import (
     chat_rows,
@@ -27,9 +28,10 @@ from tiny import (
     turn,
     write_rows,
 )
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, MambaConfig
 
 import prefkit as package
+from prefkit import sample_work
 from prefkit.candidate_folder import is_finished, read_candidates, read_sample
 from prefkit.config import Sections, load_sections
 from prefkit.encode import EncodeSettings, encode_pairs, encode_prompts
@@ -47,7 +49,7 @@ from prefkit.format import part_name
 from prefkit.identity import model_folder
 from prefkit.sample import Sampled, sample_candidates
 from prefkit.sample_format import PLAN, SAMPLES, sample_schema
-from prefkit.sample_work import BATCHES_PER_PART, FILLS, config_of, plan_prompts
+from prefkit.sample_work import BATCHES_PER_PART, FILLS, cached_numbers, config_of, plan_prompts
 from prefkit.target import sampling_of
 from prefkit.text import prompt_id
 
@@ -444,6 +446,28 @@ def test_a_plan_depends_on_lengths_alone_and_groups_prompts_of_like_length() -> 
     assert plan["part"].to_list() == [i // (FILLS * BATCHES_PER_PART) for i in range(160)]
     behind = plan_prompts(encoded, 2, 8, 80, plan)
     assert (behind["batch"][0], behind["part"][0]) == (20, 5)
+
+
+def test_the_budget_on_a_gpu_is_what_half_of_its_free_memory_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample_work, "pick_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2**30, 2**32))
+    shapes: dict[str, Any] = {  # numbers a token: keys and values of every layer
+        "llama": (LlamaConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2), 96),
+        "gpt2": (GPT2Config(n_embd=24, n_layer=2, n_head=4), 96),
+        "gemma": (Gemma2Config(num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=1, head_dim=64), 128),
+        "mamba": (MambaConfig(hidden_size=48, num_hidden_layers=2), 192),  # no heads: as wide as the model
+    }
+    for name, (config, numbers) in shapes.items():
+        config.save_pretrained(tmp_path / name)
+        for dtype, size in (("float32", 4), ("bfloat16", 2), ("bfloat16_weights", 2)):
+            assert sample_work._budget(tmp_path / name, dtype) == 2**29 // (numbers * size), name
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_cache_of_every_class_has_a_size(name: str) -> None:
+    assert cached_numbers(ARCHITECTURES[name].config().get_text_config()) > 0
 
 
 def test_a_run_and_an_adapter_can_be_sampled_from(draw: Draw, tmp_path: Path, world: Path) -> None:
