@@ -16,7 +16,7 @@ import polars as pl
 
 from prefkit.errors import PrefkitError, SourceError
 from prefkit.format import MESSAGES, Kind
-from prefkit.functions import AGAIN, load_functions, module_files
+from prefkit.functions import AGAIN, installed_versions, load_functions, module_files
 from prefkit.judge import Judge, judge_candidates, judge_identity, load_judge
 from prefkit.reward_models import RewardModel, load_reward_model, reward_identity, reward_responses
 from prefkit.sample_settings import ScorerConfig
@@ -175,6 +175,7 @@ def _function(config: ScorerConfig, kind: Kind, _tell: Tell) -> tuple[dict[str, 
     files = module_files([name], "scorers.function")
     # an installed module by its name: where it lies is this machine's matter
     hashes = {file if not Path(file).is_absolute() else name.partition(":")[0]: file_sha256(file) for file in files}
+    versions = installed_versions([name])
     (function,) = load_functions([name], "scorers.function")
 
     def ask(rows: pl.DataFrame, watch: Watch) -> Answers:
@@ -185,7 +186,7 @@ def _function(config: ScorerConfig, kind: Kind, _tell: Tell) -> tuple[dict[str, 
             watch(start + some.height, rows.height)
         return Answers(found)
 
-    return {"function": name, "modules": hashes}, ask
+    return {"function": name, "modules": hashes} | ({"versions": versions} if versions else {}), ask
 
 
 def function_arguments(rows: pl.DataFrame, kind: Kind) -> dict[str, Any]:

@@ -455,7 +455,13 @@ def test_the_whole_road_samples_first_and_measures_last(
     pipeline: Pipeline, stand_ins: list[str], tmp_path: Path
 ) -> None:
     source = {"path": str(tmp_path / "scored.jsonl"), "format": "pairs"}
-    changes = {**SAMPLING, "sources": [source], "sample.out": str(tmp_path / "candidates")}
+    prompts = str(write_rows(tmp_path / "p.jsonl", [{"prompt": "one"}]))
+    changes = {
+        **SAMPLING,
+        "evaluate": {"prompts": prompts},
+        "sources": [source],
+        "sample.out": str(tmp_path / "candidates"),
+    }
     gone = run_pipeline(pipeline, changes=changes)
     assert stand_ins == ["sample", "score", "evaluate"]
     assert told(gone.stages) == {
