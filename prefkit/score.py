@@ -23,7 +23,7 @@ from prefkit.models import pick_device
 from prefkit.sample_format import INCONSISTENT, SCORED, UNSCORED, VERDICTS
 from prefkit.sample_settings import ScorerConfig
 from prefkit.scored_folder import (
-    Candidates,
+    CandidateParts,
     begun_file,
     document_file,
     is_part_current,
@@ -31,7 +31,7 @@ from prefkit.scored_folder import (
     name_in,
     open_candidates,
     output_folder,
-    read_document,
+    read_scorer,
     refuse_others,
     removal,
     remove_other_parts,
@@ -163,7 +163,9 @@ def _without(changes: Changes, path: str) -> str:
 # -- one scorer, all parts
 
 
-def _score_all(scorer: OpenScorer, found: Candidates, out: Path, watch: Watch, stop: Callable[[], bool]) -> ScoredBy:
+def _score_all(
+    scorer: OpenScorer, found: CandidateParts, out: Path, watch: Watch, stop: Callable[[], bool]
+) -> ScoredBy:
     label, kind = scorer.config.label, scorer.config.kind
     document = _checked_identity(out, label, scorer.identity)
     files = {part["file"]: part["sha256"] for part in (document or {}).get("parts", [])}
@@ -206,7 +208,7 @@ def _checked_identity(out: Path, label: str, identity: Mapping[str, Any]) -> dic
             hint=f"{removal(out, label)}, or choose another folder; under another name (--name, name:) the old scores "
             "stay beside the new ones, and a build takes both",
         )
-    return read_document(out, label)
+    return read_scorer(out, label)
 
 
 _ABSENT = object()
@@ -230,7 +232,7 @@ def _write(scorer: OpenScorer, rows: pl.DataFrame, answers: Answers, out: Path, 
     write_part(out, SCORED, label, number, named.filter(pl.col("reason").is_null()), kind)
 
 
-def _document(scorer: OpenScorer, found: Candidates, out: Path) -> dict[str, Any]:
+def _document(scorer: OpenScorer, found: CandidateParts, out: Path) -> dict[str, Any]:
     """What a scorer is and did, all of it read off its finished parts."""
     config, label = scorer.config, scorer.config.label
     files = {t: [scored_file(out, t, label, n) for n in found.numbers] for t in tables_of(config.kind)}

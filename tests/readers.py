@@ -13,8 +13,8 @@ from documented import Command, untrue
 REPOSITORY = Path(__file__).parent.parent
 SECONDS = 300  # of a process: far above what any block takes
 WIDTH = 120
-# pages of figures that come from samples: a last bit decides which token is sampled, and MKL gives the bits of a process
-# of its own only where it is told so before its first product. So their commands run in processes of their own
+# pages of figures that come from samples: a last bit decides which token is sampled, and MKL settles its bits at the
+# first product of a process. So their commands run in processes of their own
 SAMPLED = {"docs/on_policy.md"}
 
 

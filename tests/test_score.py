@@ -136,7 +136,7 @@ def test_none_is_no_score_and_neither_is_what_is_not_finite_or_out_of_the_scale(
 def test_a_function_that_fails_is_named_with_its_place(body: str, message: str, place: str) -> None:
     write_rows(Path("r.jsonl"), sums(1))
     module("mine", f"def f(completions):\n    {body}\n")
-    with pytest.raises(SourceError) as wrong:
+    with pytest.raises(InputError) as wrong:
         score_candidates("r.jsonl", ["mine:f"], out="out")
     assert (wrong.value.message, wrong.value.where) == (message, place)
     every = ("a list with a number or None for every completion", "a number or None for every completion")
@@ -217,6 +217,31 @@ def test_what_a_scorer_is_stands_beside_its_tables() -> None:
     assert [part["file"] for part in document["parts"]] == ["unscored/f-00000.parquet", "scored/f-00000.parquet"]
     for part in document["parts"]:
         assert part["sha256"] == file_sha256(Path("out") / part["file"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"identity": None}, "is damaged at identity"),
+        ({"parts": [{"rows": 3}]}, "is damaged at parts.0.file"),
+        ({"counts": None}, "is damaged at counts"),
+        (None, "is no JSON object"),
+    ],
+)
+def test_a_damaged_document_of_a_scorer_is_named_and_made_again(change: Any, message: str) -> None:
+    write_rows(Path("r.jsonl"), sums(3))
+    (done,) = score_candidates("r.jsonl", ["verifier:number"], out="out")
+    path = Path("out/scores/number.json")
+    whole = path.read_bytes()
+    path.write_text(json.dumps([] if change is None else json.loads(whole) | change))
+    with pytest.raises(DatasetError) as wrong:
+        score_candidates("r.jsonl", ["verifier:number"], out="out")
+    assert (wrong.value.message, wrong.value.where) == (message, str(path))
+    assert wrong.value.hint == "delete it and type prefkit score again: scores that are there are kept"
+    path.unlink()
+    (again,) = score_candidates("r.jsonl", ["verifier:number"], out="out")
+    assert (again.new, again.mean) == (0, done.mean)
+    assert path.read_bytes() == whole
 
 
 def test_of_a_file_that_grows_only_what_is_new_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
