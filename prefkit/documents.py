@@ -270,7 +270,7 @@ class Evaluation(_Document):
     dataset: str | None = Field(description="whose held-out pairs it was measured on")
     against: str = Field(description="of the win rate: reference, chosen, or a folder")
     settings: dict[str, Any] = Field(description="the resolved evaluate section")
-    samples: list[dict[str, Any]] = Field(description="role, temperature, folder of responses, relative to this one")
+    samples: list[dict[str, Any]] = Field(description="role, temperature, folder of responses, relative to this folder")
     headline: dict[str, Any] | None = Field(
         description="the gain in mean reward over the reference: scorer, temperature, value, low, high"
     )

@@ -7,8 +7,10 @@ out by name, with the reason. Responses lie in folders of their own, which evalu
 took a model's time is written as it is done, and evaluation.json last, so that a kill costs what was at work.
 """
 
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,20 +21,31 @@ from prefkit import __version__
 from prefkit.budget import CPU_BATCH_TOKENS, measure_budget
 from prefkit.candidate_folder import read_candidates
 from prefkit.completions import compare_models, load_for_scoring
-from prefkit.config import Pipeline, Sections, TrainConfig, load_pipeline
+from prefkit.config import Pipeline, Sections, load_pipeline
 from prefkit.encode import resolve_template
 from prefkit.errors import ConfigError, Interrupted
-from prefkit.evaluation_plan import OTHER, POLICY, REFERENCE, Held, Plan, make_plan, pipeline_wants, sampling
+from prefkit.evaluation_plan import (
+    OTHER,
+    POLICY,
+    REFERENCE,
+    Held,
+    Plan,
+    make_plan,
+    pipeline_wants,
+    sampling,
+    train_settings,
+)
 from prefkit.evaluation_tables import kept, read_evaluation
 from prefkit.format import EVALUATION_JSON, EVALUATION_PROMPTS, EVALUATION_SUMMARY, Kind, reference_key
 from prefkit.held_out import accuracies, held_out_metrics, test_rows
 from prefkit.judge import compare_responses
-from prefkit.locks import give_lock, locked, take_lock
+from prefkit.locks import LockedError, give_lock, locked, take_lock
 from prefkit.logps import CompletionLogps
 from prefkit.measures import (
     CHOSEN,
     Row,
     Summary,
+    Unscored,
     headline,
     kl_rows,
     length_rows,
@@ -41,15 +54,16 @@ from prefkit.measures import (
     reward_rows,
     summary_frame,
     summary_row,
+    unscored,
     warnings_of,
     win_rows,
 )
-from prefkit.models import load_tokenizer, pick_device
+from prefkit.models import load_tokenizer, pick_device, positions_of
 from prefkit.perplexity import TEXTS, encode_texts, perplexities, text_nlls
-from prefkit.prompts import read_prompts
+from prefkit.prompts import read_texts
 from prefkit.sample import draw_samples
 from prefkit.sample_format import SAMPLES
-from prefkit.sample_settings import EvaluateConfig, ScorerConfig
+from prefkit.sample_settings import EvaluateConfig, SampleConfig, ScorerConfig
 from prefkit.schedule import Limits
 from prefkit.scorers import OpenScorer, open_scorer, score_rows
 from prefkit.store import write_json, write_views
@@ -124,11 +138,12 @@ def evaluate_model(
         print(evaluated.document["headline"], evaluated.summary)
     """
     started = time.monotonic()
+    usual: str | None = None
     if isinstance(model, Pipeline) or str(model).endswith((".yaml", ".yml")):
         pipeline = model if isinstance(model, Pipeline) else load_pipeline(model)
         wanted = pipeline_wants(pipeline)
         model, settings = wanted.run, wanted.settings if settings is None else settings
-        reference = reference or wanted.settings.reference or wanted.reference
+        usual = wanted.reference
         dataset, chat_template = dataset or pipeline.dataset, chat_template or wanted.chat_template
     if settings is None:
         raise ConfigError("nothing says how to evaluate", where="evaluate", expected="prompts, and scorers")
@@ -138,6 +153,7 @@ def evaluate_model(
         model,
         config,
         reference=reference,
+        usual=usual,
         dataset=dataset,
         out=out,
         kind=kind,
@@ -208,7 +224,8 @@ class _Evaluation:
         self.prompts: list[pl.DataFrame] = []
         self.left_out: dict[str, str] = {}
         self.folders: list[dict[str, Any]] = []
-        self.unscored: dict[str, list[int]] = {}  # scorer -> responses without a score, and all
+        self.unscored: dict[str, list[Unscored]] = {}  # scorer -> of each model and temperature
+        self.dropped: list[dict[str, str]] = []  # a warning of texts that are in no perplexity
         self.kind = plan.kind
 
     def run(self) -> _Done:
@@ -240,33 +257,37 @@ class _Evaluation:
         """The responses of one model, drawn unless they lie there."""
         settings = sampling(self.plan, role, temperature)
         out = Path(str(settings.out))
-        self._wait_for(out)
         self.tell(f"sampling {role} at temperature {temperature:g}")
-        draw_samples(
-            settings,
-            model=Path(str(settings.model)),
-            kind=self.plan.kind,
-            chat_template=self.plan.template,
-            tell=self.tell,
-            watch=lambda *done: self.watch(int(done[0]), int(done[1])),
-            stop=self.stop,
-        )
+        while not self._drawn(settings):
+            self.tell(f"waiting for another prefkit that samples into {out}")
+            self._check_stop()
+            time.sleep(WAIT)
         self._check_stop()
-        self.folders.append({"role": role, "temperature": temperature, "folder": settings.out})
+        place = os.path.relpath(out.resolve(), self.plan.folder.resolve())
+        self.folders.append({"role": role, "temperature": temperature, "folder": Path(place).as_posix()})
         candidates = read_candidates(out)
         parts = [part["sha256"] for part in candidates.document["parts"][SAMPLES]]
         return _Samples(parts, candidates.samples)
 
-    def _wait_for(self, folder: Path) -> None:
-        """Until nobody else samples into a folder: evaluations of a sweep share their reference's responses."""
-        while folder.is_dir():
-            lock = take_lock(folder)
-            if lock is not None:
-                give_lock(folder, lock)
-                break
-            self.tell(f"waiting for another prefkit that samples into {folder}")
-            self._check_stop()
-            time.sleep(WAIT)
+    def _drawn(self, settings: SampleConfig) -> bool:
+        """Sample what is missing; False where another prefkit samples into the folder.
+
+        Evaluations of a sweep share their reference's responses. The lock is taken by the sampling itself, so that
+        nobody can take it between a look at it and the work.
+        """
+        try:
+            draw_samples(
+                settings,
+                model=Path(str(settings.model)),
+                kind=self.plan.kind,
+                chat_template=self.plan.template,
+                tell=self.tell,
+                watch=lambda *done: self.watch(int(done[0]), int(done[1])),
+                stop=self.stop,
+            )
+        except LockedError:
+            return False
+        return True
 
     def _check_stop(self) -> None:
         if self.stop():
@@ -277,7 +298,8 @@ class _Evaluation:
         if not self.settings.scorers:
             self.left_out["reward"] = "no scorer: evaluate.scorers, or --scorer"
         elif REFERENCE not in samples:
-            self.left_out["gain"] = "no reference model: --reference, evaluate.reference or precompute.model"
+            none = "no reference model: --reference, evaluate.reference or precompute.model"
+            self.left_out["gain"] = self.plan.no_reference or none
         found: Scores = {}
         wins: dict[str, pl.DataFrame] = {}
         for scorer in self.scorers:
@@ -308,9 +330,7 @@ class _Evaluation:
 
         path = self.plan.samples / SCORES / f"{name}.parquet"
         rows = kept(path, sampled.table.select("prompt_id", "number"), score)
-        counts = self.unscored.setdefault(scorer.config.label, [0, 0])
-        counts[0] += rows["score"].null_count()
-        counts[1] += rows.height
+        self.unscored.setdefault(scorer.config.label, []).append(unscored(rows, sampled.table))
         return rows
 
     def _look(self, *done: int) -> None:
@@ -321,7 +341,8 @@ class _Evaluation:
         rival = {"reference": REFERENCE, "chosen": CHOSEN}.get(self.settings.against, OTHER)
         if rival in of:
             return rival
-        missing = "no chosen side of these prompts" if rival == CHOSEN else "no reference model"
+        none = self.plan.no_reference or "no reference model"
+        missing = "no chosen side of these prompts" if rival == CHOSEN else none
         self.left_out["win_rate"] = f"{missing} to compare with (evaluate.against: {self.settings.against})"
         return None
 
@@ -367,11 +388,13 @@ class _Evaluation:
             return None
         models = self.plan.models
         if REFERENCE not in models:
-            self.left_out["kl"] = "no reference model"
+            self.left_out["kl"] = self.plan.no_reference or "no reference model"
         elif self.settings.top_p < 1:
             self.left_out["kl"] = "evaluate.top_p leaves out tokens: the responses are not the model's own"
         elif len({models[role].identity["tokenizer_sha256"] for role in (POLICY, REFERENCE)}) > 1:
             self.left_out["kl"] = "the reference has another tokenizer"
+        elif (longest := _longest(tables[POLICY])) > (most := self._positions((REFERENCE,)) or longest):
+            self.left_out["kl"] = f"prompt and response have up to {longest} tokens, the reference has {most} positions"
         else:
             return self._compared(tables[POLICY])
         return None
@@ -381,7 +404,7 @@ class _Evaluation:
 
         def compare() -> pl.DataFrame:
             prompts, responses = table["prompt_ids"].to_list(), table["response_ids"].to_list()
-            longest = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
+            longest = _longest(table)
             self.tell("loading both models")
             policy, reference = (self._scorer(role, longest) for role in (POLICY, REFERENCE))
             self.tell("comparing both models")
@@ -420,7 +443,7 @@ class _Evaluation:
             longest = int(rows.select(pl.sum_horizontal("^num_.*_tokens$").max()).item())
             budget = CPU_BATCH_TOKENS if pick_device().type == "cpu" else measure_budget(scorer, longest)
             found = held_out_metrics(
-                scorer, rows, self._train_settings(held), Limits(None, budget), self.watch, self._steps()
+                scorer, rows, train_settings(self.plan.run, held), Limits(None, budget), self.watch, self._steps()
             )
             self._check_stop()
             return found.pairs
@@ -436,10 +459,6 @@ class _Evaluation:
         mine = self.plan.models[POLICY].identity["tokenizer_sha256"]
         return None if held.recorded["identity"]["tokenizer_sha256"] == mine else "its reference has another tokenizer"
 
-    def _train_settings(self, held: Held) -> TrainConfig:
-        told = self.plan.run["train"] if self.plan.run is not None else held.manifest["pipeline"].get("train", {})
-        return TrainConfig.model_validate(told)
-
     def _steps(self) -> int | None:
         return None if self.plan.run is None else self.plan.run.get("steps")
 
@@ -449,11 +468,17 @@ class _Evaluation:
             self.left_out["perplexity"] = "no texts: evaluate.texts"
             return
         tokenizer = load_tokenizer(self.plan.models[POLICY].folder)
-        texts = read_prompts(self.settings.texts, self.kind).kept
+        texts, rejects, _ = read_texts(self.settings.texts, self.kind)
         template = resolve_template(self.kind, self.plan.template, tokenizer)
-        encoded = encode_texts(texts, tokenizer, self.kind, template)
         same = {self.plan.models[role].identity["tokenizer_sha256"] for role in self._both()}
         roles = self._both() if len(same) == 1 else (POLICY,)
+        encoded, dropped = encode_texts(texts, tokenizer, self.kind, template, self._positions(roles))
+        dropped = Counter(dropped) + Counter(rejects["reason"].to_list())
+        if dropped:
+            reasons = ", ".join(f"{dropped[name]} {name}" for name in sorted(dropped))
+            of = f"{dropped.total()} of {texts.height + rejects.height} texts"
+            self.dropped = [{"name": "texts_dropped", "text": f"{of} are left out of the perplexity: {reasons}"}]
+            self.tell(self.dropped[0]["text"])
         lengths = encoded.select(pl.col("prompt_ids").list.len() + pl.col("response_ids").list.len()).to_series()
 
         def score() -> pl.DataFrame:
@@ -464,11 +489,16 @@ class _Evaluation:
             self._check_stop()
             return nlls
 
-        nlls = kept(self.plan.folder / "texts.parquet", encoded.select("prompt_id"), score)
+        nlls = kept(self.plan.folder / "texts.parquet", encoded.select("text"), score)
         if nlls.is_empty():
             self.left_out["perplexity"] = "none of evaluate.texts has a reference that can be encoded"
         found = perplexities(nlls, self.confidence)
         self.rows += [summary_row(role, metric, measured) for role, metric, measured in found]
+
+    def _positions(self, roles: Iterable[str]) -> int | None:
+        """Tokens that all of these models have positions for."""
+        found = [positions_of(self.plan.models[role].identity["config"]) for role in roles]
+        return min((one for one in found if one is not None), default=None)
 
     def _both(self) -> tuple[str, ...]:
         return tuple(role for role in (POLICY, REFERENCE) if role in self.plan.models)
@@ -481,7 +511,6 @@ class _Evaluation:
             write_parquet(plan.folder / EVALUATION_SUMMARY, table),
             write_parquet(plan.folder / EVALUATION_PROMPTS, pl.concat(self.prompts)),
         ]
-        unscored = {name: none / max(1, total) for name, (none, total) in self.unscored.items()}
         document = {
             "key": plan.key,
             "identity": plan.identity,
@@ -493,7 +522,7 @@ class _Evaluation:
             "samples": self.folders,
             "headline": headline(summary, self.settings.temperatures),
             "left_out": self.left_out,
-            "warnings": warnings_of(summary, unscored),
+            "warnings": warnings_of(summary, self.unscored) + self.dropped,
             "prefkit_version": __version__,
             "parts": [part._asdict() for part in parts],
         }
@@ -506,6 +535,11 @@ class _Samples(NamedTuple):
 
     parts: list[str]
     table: pl.DataFrame
+
+
+def _longest(table: pl.DataFrame) -> int:
+    """Tokens of the longest prompt and response."""
+    return int(table.select((pl.col("prompt_ids").list.len() + pl.col("response_ids").list.len()).max()).item())
 
 
 def _last_text(kind: Kind) -> pl.Expr:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prefkit.config import TrainConfig
 from prefkit.curves import is_run
 from prefkit.documents import Run
 from prefkit.encode import resolve_template
@@ -28,6 +29,7 @@ from prefkit.models import load_tokenizer
 from prefkit.prompts import prompts_kind
 from prefkit.reference_table import pick_reference
 from prefkit.sample_settings import EvaluateConfig, PromptsConfig, SampleConfig
+from prefkit.schedule import beta_at
 from prefkit.scorers import open_scorer
 from prefkit.settings import Pipeline
 from prefkit.sources import expand, file_sha256
@@ -66,8 +68,9 @@ class Held(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """All that an evaluation has to do; `run`: run.json of a run, else None; `template`: a setting, as a name or file.
+    """All that an evaluation has to do; `template`: a setting, as a name or file.
 
+    `run`: run.json of the run whose model it is, else None; `no_reference`: why what would be the reference is not it;
     `home`: the run's directory, or --out; `samples`: where folders of responses lie.
     """
 
@@ -76,6 +79,7 @@ class Plan(NamedTuple):
     settings: EvaluateConfig
     models: dict[str, Model]
     held: Held | None
+    no_reference: str | None
     run: dict[str, Any] | None
     kind: Kind
     template: str | None
@@ -118,6 +122,7 @@ def make_plan(
     settings: EvaluateConfig,
     *,
     reference: str | Path | None,
+    usual: str | Path | None = None,
     dataset: str | Path | None,
     out: str | Path | None,
     kind: Kind | None,
@@ -129,6 +134,7 @@ def make_plan(
         model: folder of a model, or of a run.
         settings: of the evaluation.
         reference: folder of the model to compare with; None: the setting's, or the dataset's.
+        usual: what a pipeline says of its reference: taken before the dataset's where it is the one that was scored.
         dataset: whose held-out pairs it is measured on; None: the run's.
         out: where it goes; None: into the run.
         kind: of the prompts; None: the dataset's, or by what they are.
@@ -149,16 +155,21 @@ def make_plan(
     held = _held(run, recorded, dataset)
     template = chat_template or _template_of(held)
     kind = kind or (held.manifest["kind"] if held else None) or _kind_of(settings.prompts, template, folder)
-    compared = reference or settings.reference or _reference_of(held, recorded)
-    named = {POLICY: str(folder), **({REFERENCE: str(compared)} if compared else {})}
+    models, no_reference = {POLICY: _identified(str(folder), kind, template)}, None
+    if compared := reference or settings.reference:
+        models[REFERENCE] = _identified(str(compared), kind, template)
+    else:
+        found, no_reference = _reference_of(held, recorded, usual, kind, template)
+        models |= {REFERENCE: found} if found is not None else {}
     if settings.against not in ("reference", "chosen"):
-        named[OTHER] = settings.against
-    models = {role: _identified(name, kind, template) for role, name in named.items()}
+        models[OTHER] = _identified(settings.against, kind, template)
+    made = recorded if recorded is not None else _run_around(Path(model))
     scorers = {config.label: open_scorer(config, kind).identity for config in settings.scorers}
-    identity = _identity(settings, models, held, scorers)
+    identity = _identity(settings, models, held, made, scorers)
     near = run is not None and out is None and held is not None and run.resolve().parent.parent == held.folder.resolve()
     samples = held.folder / SAMPLED if near and held is not None else home / SAMPLED
-    return Plan(reference_key(identity), identity, settings, models, held, recorded, kind, template, home, samples)
+    key = reference_key(identity)
+    return Plan(key, identity, settings, models, held, no_reference, made, kind, template, home, samples)
 
 
 def _model_of(path: Path, recorded: dict[str, Any] | None) -> Path:
@@ -202,11 +213,57 @@ def _template_of(held: Held | None) -> str | None:
     return str(path) if path.exists() else None
 
 
-def _reference_of(held: Held | None, recorded: dict[str, Any] | None) -> str | None:
-    """The dataset's precompute.model, or what the run began with, where that is the reference; if it is there."""
-    names = [held.manifest["pipeline"].get("precompute", {}).get("model")] if held is not None else []
+def _reference_of(
+    held: Held | None, recorded: dict[str, Any] | None, usual: str | Path | None, kind: Kind, template: str | None
+) -> tuple[Model | None, str | None]:
+    """The dataset's precompute.model, or what the run began with: the first that is the reference still.
+
+    A folder may hold another model by now, and a gain over that would pass for one over the reference. Where nothing
+    says what the reference was, the first that is there.
+
+    Returns:
+        it, or why there is none.
+    """
+    names = [usual, held.manifest["pipeline"].get("precompute", {}).get("model") if held is not None else None]
     names += [recorded["model"]] if recorded is not None else []
-    return next((name for name in names if name and Path(name).is_dir()), None)
+    there = list(dict.fromkeys(str(name) for name in names if name and Path(name).is_dir()))
+    for name in there:
+        found = _identified(name, kind, template)
+        if _is_still(found.identity, held, recorded):
+            return found, None
+    if not there:
+        return None, None
+    return None, f"{there[0]} is another model than the one that the reference was scored with: --reference says which"
+
+
+def _is_still(identity: Mapping[str, Any], held: Held | None, recorded: dict[str, Any] | None) -> bool:
+    """Whether a model is the one that the dataset's reference was scored with, or else that the run began with."""
+    if held is not None and held.recorded is not None:
+        return all(held.recorded["identity"][field] == identity[field] for field in ("weights_sha256", "config"))
+    began = None if recorded is None else recorded.get("policy_sha256")
+    mine = {field: identity[field] for field in ("weights_sha256", "config", "tokenizer_sha256")}
+    return began in (None, identity_sha256(mine))
+
+
+def _run_around(model: Path) -> dict[str, Any] | None:
+    """run.json of the run whose final model a folder is."""
+    if model.resolve().name != MODEL or not is_run(model.resolve().parent):
+        return None
+    return read_document(model.resolve().parent / RUN_JSON, Run)
+
+
+def train_settings(run: Mapping[str, Any] | None, held: Held) -> TrainConfig:
+    """What margins are computed with: the run's settings, else those of the dataset's pipeline."""
+    return TrainConfig.model_validate(run["train"] if run is not None else held.manifest["pipeline"].get("train", {}))
+
+
+def _objective(run: Mapping[str, Any] | None, held: Held) -> dict[str, Any]:
+    """What decides the margins of held-out pairs beside the models."""
+    settings = train_settings(run, held)
+    steps = None if run is None else run.get("steps")
+    beta = beta_at(steps, steps, settings) if steps else settings.beta
+    told = settings.model_dump(mode="json", include={"loss", "label_smoothing", "dpop_lambda", "sft_weight"})
+    return told | {"beta": beta}
 
 
 def _identified(folder: str, kind: Kind, template: str | None) -> Model:
@@ -226,17 +283,25 @@ def prompts_identity(prompts: PromptsConfig) -> dict[str, Any]:
 
 
 def _identity(
-    settings: EvaluateConfig, models: Mapping[str, Model], held: Held | None, scorers: Mapping[str, Any]
+    settings: EvaluateConfig,
+    models: Mapping[str, Model],
+    held: Held | None,
+    run: Mapping[str, Any] | None,
+    scorers: Mapping[str, Any],
 ) -> dict[str, Any]:
     told = settings.model_dump(mode="json", exclude={"prompts", "texts", "reference", "against", "scorers"})
     against = settings.against if settings.against in ("reference", "chosen") else OTHER
+    dataset = None
+    if held is not None:
+        parts = held.manifest["parts"]["pairs"]
+        dataset = {"reference": held.key, "parts": parts, "objective": _objective(run, held)}
     return {
         "models": {role: identity_sha256(model.identity) for role, model in models.items()},
         "prompts": prompts_identity(settings.prompts),
         "texts": None if settings.texts is None else prompts_identity(settings.texts),
         "scorers": dict(scorers),
         "settings": told | {"against": against},
-        "dataset": None if held is None else {"reference": held.key, "parts": held.manifest["parts"]["pairs"]},
+        "dataset": dataset,
     }
 
 

@@ -75,6 +75,7 @@ def mirrored(measured: Measured) -> Measured:
 def temperature_table(summary: Summary, temperature: float) -> Table:
     """A row a metric: both models, and the policy minus the reference."""
     counts = summary.get(POLICY, "tokens", temperature)
+    asked = None if counts is None else counts.num_prompts
     told = "" if counts is None else f"{counts.num_responses} responses to {counts.num_prompts} prompts"
     table = Table(title=Text(f"temperature {temperature:g}: {told}"), title_justify="left")
     for name in ("", POLICY, REFERENCE, DIFFERENCE):
@@ -86,14 +87,19 @@ def temperature_table(summary: Summary, temperature: float) -> Table:
         mine, other, apart = roles
         beside = other is not None or apart is not None  # then the interval that counts is that of the difference
         mine, other = (one._replace(low=None) if one is not None and beside else one for one in (mine, other))
-        cells = [with_interval(one, show) for one in (mine, other, apart)]
+        cells = [with_interval(one, show) + _of_fewer(one, asked) for one in (mine, other, apart)]
         if any(cells):
             table.add_row(*(Text(printable(cell)) for cell in (label, *cells)))
 
     for scorer in summary.scorers(REWARD):
         add(f"reward, {scorer}", REWARD, scorer)
         if (other := summary.get(OTHER, REWARD, temperature, scorer)) is not None:
-            table.add_row(Text(printable(f"  of the other, {scorer}")), Text(""), Text(with_interval(other)), Text(""))
+            table.add_row(
+                Text(printable(f"  of the other, {scorer}")),
+                Text(""),
+                Text(with_interval(other) + _of_fewer(other, asked)),
+                Text(""),
+            )
     for scorer in summary.scorers(WIN_RATE):
         add(f"win rate, {scorer}", WIN_RATE, scorer)
     for scorer in summary.scorers(INCONSISTENT):
@@ -103,6 +109,13 @@ def temperature_table(summary: Summary, temperature: float) -> Table:
     for metric, label in NAMES.items():
         add(label, metric)
     return table
+
+
+def _of_fewer(measured: Measured | None, asked: int | None) -> str:
+    """Of how many prompts a figure is, where these are not all that were asked."""
+    if measured is None or measured.value is None or measured.num_prompts in (0, asked):
+        return ""
+    return f" ({measured.num_prompts} prompts)"
 
 
 def other_lines(summary: Summary) -> list[str]:

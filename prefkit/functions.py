@@ -9,6 +9,7 @@ run time does not count.
 import ast
 import contextlib
 import importlib
+import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +49,20 @@ def module_files(names: Sequence[str], setting: str) -> list[str]:
     local = _local_modules(modules)
     installed = (_installed(name, setting) for name in modules if name not in local)
     return sorted({*map(str, local.values()), *installed})
+
+
+def installed_versions(names: Sequence[str]) -> dict[str, str]:
+    """The versions of the installed packages that functions come from, by distribution: one file of theirs is not all.
+
+    prefkit's own functions are what their file is, and the standard library has no version of its own.
+    """
+    local = _local_modules(_modules_of(names))
+    packages = {name.split(".")[0] for name in _modules_of(names) if name not in local} - {OWN}
+    if not packages:
+        return {}
+    known = importlib.metadata.packages_distributions()
+    found = {told for package in packages for told in known.get(package, [])}
+    return {told: importlib.metadata.version(told) for told in sorted(found)}
 
 
 def module_hashes(names: Sequence[str], setting: str) -> dict[str, str]:

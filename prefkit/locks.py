@@ -16,6 +16,10 @@ from prefkit.format import LOCK
 from prefkit.store import written
 
 
+class LockedError(DatasetError):
+    """Somebody else writes to a directory: who can wait may try again."""
+
+
 def take_lock(folder: Path) -> FileLock | None:
     """Become the only writer of a dataset or run directory; None if somebody else is. `give_lock` ends it.
 
@@ -49,14 +53,15 @@ def locked(folder: Path) -> Iterator[None]:
     """Be the only writer of a dataset or run directory while the block runs.
 
     Raises:
-        DatasetError: somebody else holds it, named by process id and host; or it cannot be written to.
+        LockedError: somebody else holds it, named by process id and host.
+        DatasetError: it cannot be written to.
         MachineError: the disk is full.
     """
     lock = take_lock(folder)
     if lock is None:
         holder = (folder / LOCK).read_text(encoding="utf-8").strip() or "unknown"
         message = f"is being written by another prefkit ({holder})"
-        raise DatasetError(message, where=str(folder), hint="wait for it to end")
+        raise LockedError(message, where=str(folder), hint="wait for it to end")
     try:
         yield
     finally:

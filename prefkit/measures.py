@@ -5,7 +5,7 @@ interval by prompt (intervals.py), and warnings in words.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -255,19 +255,44 @@ def headline(summary: Summary, temperatures: Sequence[float]) -> Row | None:
     return None
 
 
-def warnings_of(summary: Summary, unscored: Mapping[str, float]) -> list[dict[str, str]]:
+class Unscored(NamedTuple):
+    """What a scorer left out of one model's responses at one temperature."""
+
+    responses: int  # without a score
+    all_responses: int
+    prompts: int  # none of whose responses has a score
+    all_prompts: int
+
+
+def unscored(scores: pl.DataFrame, samples: pl.DataFrame) -> Unscored:
+    """What of the samples has no score.
+
+    Args:
+        scores: prompt_id and score.
+        samples: prompt_id, a row a response.
+    """
+    some = scores.drop_nulls("score")
+    prompts = samples["prompt_id"].n_unique()
+    return Unscored(samples.height - some.height, samples.height, prompts - some["prompt_id"].n_unique(), prompts)
+
+
+def warnings_of(summary: Summary, unscored: Mapping[str, Sequence[Unscored]]) -> list[dict[str, str]]:
     """What the figures tell at once, as name and text.
 
     Args:
         summary: of the evaluation.
-        unscored: scorer -> the share of responses that it gave no score.
+        unscored: scorer -> what it left out, of each model and temperature.
     """
     found: list[tuple[str, str]] = []
     for temperature in summary.temperatures:
         found += _of_temperature(summary, temperature)
-    for scorer, share in unscored.items():
-        if share > MUCH_UNSCORED:
-            found.append(("unscored", f"{scorer} gave {share:.0%} of the responses no score: means are over the rest"))
+    for scorer, left in unscored.items():
+        none, total = sum(one.responses for one in left), sum(one.all_responses for one in left)
+        worst = max(left, key=lambda one: one.prompts)
+        if none > MUCH_UNSCORED * total or worst.prompts:
+            text = f"{scorer} gave {none} of {total} responses no score: means are over the rest"
+            said = f"; {worst.prompts} of {worst.all_prompts} prompts {'has' if worst.prompts == 1 else 'have'} none"
+            found.append(("unscored", text + (said if worst.prompts else "")))
     tokens = summary.get(POLICY, "tokens", next(iter(summary.temperatures), None))
     if tokens is not None and tokens.num_prompts < FEW_PROMPTS:
         found.append(

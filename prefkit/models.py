@@ -6,7 +6,7 @@ must be functions of the weights. `dtype` names one of three regimes, built here
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -208,8 +208,18 @@ def decoder_layers(model: Any) -> nn.ModuleList | None:
     return next((layers for layers in lists if len(layers) == count), None)
 
 
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """How many tokens a model has positions for, by its config.json; None where it says of no last one."""
+    inner = config.get("text_config")
+    told = inner if isinstance(inner, dict) else config
+    found = [told.get(name) for name in ("max_position_embeddings", "n_positions", "n_ctx")]
+    return next((one for one in found if isinstance(one, int) and one > 0), None)
+
+
 def check_fits(model: nn.Module, tokenizer: Any, max_length: int, where: str) -> None:
-    """The model has a row for every token id, and a position for every token.
+    """The model has a row for every token id, and a position for every token of precompute.max_length.
+
+    Whoever has another limit asks `positions_of` first.
 
     Raises:
         ModelError: it has not.

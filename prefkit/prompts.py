@@ -94,12 +94,7 @@ def read_prompts(settings: PromptsConfig, kind: Kind) -> Prompts:
         SourceError: a file is missing, unreadable, or changed while it was read; or no line of it is a prompt.
         DatasetError: the dataset is unfinished or damaged.
     """
-    if _is_dataset(settings.path):
-        records, rejects = _of_dataset(settings, kind), reject_frame([])
-        manifest = str(Path(settings.path) / MANIFEST)
-        files = [SourceFile(manifest, source_sha256(manifest), records.height)]
-    else:
-        records, rejects, files = _of_files(settings, kind)
+    records, rejects, files = read_texts(settings, kind)
     rows = sum(file.rows for file in files)
     known = with_prompt_ids(records, kind)
     screened = screen(known.with_columns(first=pl.col("prompt_id").is_first_distinct()), "prompts", _rules(kind))
@@ -110,6 +105,23 @@ def read_prompts(settings: PromptsConfig, kind: Kind) -> Prompts:
         for name, frame in (("prompts", screened.kept), ("dropped", screened.dropped))
     )
     return Prompts(kept, dropped, rejects, rows, kind, files)
+
+
+def read_texts(settings: PromptsConfig, kind: Kind) -> tuple[pl.DataFrame, pl.DataFrame, list[SourceFile]]:
+    """Every row that is a prompt, with its reference, in the order of the file; many may have one prompt.
+
+    Args:
+        settings: as in `read_prompts`.
+        kind: what the prompts become.
+
+    Returns:
+        prompt, tools, reference, source and source_row of each; rejects; and what was read of each file.
+    """
+    if not _is_dataset(settings.path):
+        return _of_files(settings, kind)
+    records = _of_dataset(settings, kind)
+    manifest = str(Path(settings.path) / MANIFEST)
+    return records, reject_frame([]), [SourceFile(manifest, source_sha256(manifest), records.height)]
 
 
 def _is_dataset(path: str) -> bool:

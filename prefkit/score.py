@@ -160,19 +160,37 @@ def _without(changes: Changes, path: str) -> str:
     return path
 
 
+def foresee_scores(pipeline: Pipeline) -> tuple[list[str], dict[str, int]]:
+    """The names of a pipeline's scorers that have something to do, and the responses that each has scored; no writing.
+
+    Raises:
+        whatever `score_candidates` would begin with.
+    """
+    path, configs, _ = _target(pipeline, (), ())
+    folder = output_folder(path, None)
+    refuse_others(folder, [config.label for config in configs])
+    found = open_candidates(path)
+    left, counts = [], {}
+    for config in configs:
+        scorer = open_scorer(config, found.kind, lambda _text: None)
+        document, current = _what_is_there(scorer, found, folder)
+        if document is None or not _is_whole(config, found, folder, document, current):
+            left.append(config.label)
+        else:
+            counts[config.label] = int(document["counts"]["scored"])
+    return left, counts
+
+
 # -- one scorer, all parts
 
 
 def _score_all(
     scorer: OpenScorer, found: CandidateParts, out: Path, watch: Watch, stop: Callable[[], bool]
 ) -> ScoredBy:
-    label, kind = scorer.config.label, scorer.config.kind
-    document = _checked_identity(out, label, scorer.identity)
-    files = {part["file"]: part["sha256"] for part in (document or {}).get("parts", [])}
-    before = {number: is_part_current(out, label, kind, number, found.read(number), files) for number in found.numbers}
-    recorded = {name_in(out, scored_file(out, t, label, n)) for t in tables_of(kind) for n in found.numbers}
+    label = scorer.config.label
+    document, before = _what_is_there(scorer, found, out)
     total, done, new = sum(found.sizes), 0, 0
-    unchanged = document is not None and all(before.values()) and recorded == {*files}
+    unchanged = document is not None and _is_whole(scorer.config, found, out, document, before)
     if not unchanged:
         write_json(begun_file(out, label), scorer.identity)
         for size, (number, is_current) in zip(found.sizes, before.items(), strict=True):
@@ -190,6 +208,24 @@ def _score_all(
     begun_file(out, label).unlink(missing_ok=True)
     assert document is not None
     return _scored_by(document, out, new, unchanged=unchanged)
+
+
+def _what_is_there(
+    scorer: OpenScorer, found: CandidateParts, out: Path
+) -> tuple[dict[str, Any] | None, dict[int, bool]]:
+    """The document of a scorer that has come to its end, and of each part whether it is scored as it is now."""
+    label, kind = scorer.config.label, scorer.config.kind
+    document = _checked_identity(out, label, scorer.identity)
+    files = {part["file"]: part["sha256"] for part in (document or {}).get("parts", [])}
+    return document, {n: is_part_current(out, label, kind, n, found.read(n), files) for n in found.numbers}
+
+
+def _is_whole(
+    config: ScorerConfig, found: CandidateParts, out: Path, document: Mapping[str, Any], current: Mapping[int, bool]
+) -> bool:
+    """Whether nothing is to do: all parts are current, and the document names these and no others."""
+    wanted = {name_in(out, scored_file(out, t, config.label, n)) for t in tables_of(config.kind) for n in found.numbers}
+    return all(current.values()) and wanted == {part["file"] for part in document["parts"]}
 
 
 def _checked_identity(out: Path, label: str, identity: Mapping[str, Any]) -> dict[str, Any] | None:

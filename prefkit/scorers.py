@@ -15,7 +15,7 @@ import polars as pl
 
 from prefkit.errors import SourceError
 from prefkit.format import MESSAGES, Kind
-from prefkit.functions import AGAIN, calling, load_functions, module_hashes
+from prefkit.functions import AGAIN, calling, installed_versions, load_functions, module_hashes
 from prefkit.judge import Judge, judge_candidates, judge_identity, load_judge
 from prefkit.reward_models import RewardModel, load_reward_model, reward_identity, reward_responses
 from prefkit.sample_settings import ScorerConfig
@@ -171,6 +171,7 @@ def _judge(config: ScorerConfig, _kind: Kind, tell: Tell) -> tuple[dict[str, Any
 def _function(config: ScorerConfig, kind: Kind, _tell: Tell) -> tuple[dict[str, Any], Ask]:
     name = str(config.function)
     hashes = module_hashes([name], "scorers.function")
+    versions = installed_versions([name])
     (function,) = load_functions([name], "scorers.function")
 
     def ask(rows: pl.DataFrame, watch: Watch) -> Answers:
@@ -181,7 +182,7 @@ def _function(config: ScorerConfig, kind: Kind, _tell: Tell) -> tuple[dict[str, 
             watch(start + some.height, rows.height)
         return Answers(found)
 
-    return {"function": name, "modules": hashes}, ask
+    return {"function": name, "modules": hashes} | ({"versions": versions} if versions else {}), ask
 
 
 def function_arguments(rows: pl.DataFrame, kind: Kind) -> dict[str, Any]:

@@ -28,6 +28,8 @@ from prefkit.locks import locked
 from prefkit.measures import Summary
 from prefkit.models import load_model
 from prefkit.reference import precompute_reference
+from prefkit.sample import draw_samples
+from prefkit.sample_settings import SampleConfig
 from prefkit.settings import Pipeline
 from prefkit.store import read_document
 from prefkit.train import train_dpo
@@ -76,7 +78,9 @@ def evaluated(world: World) -> Evaluated:
 
 def samples_of(done: Evaluated, role: str, temperature: float = 1.0) -> pl.DataFrame:
     one = next(s for s in done.document["samples"] if (s["role"], s["temperature"]) == (role, temperature))
-    return pl.concat([pl.read_parquet(file) for file in sorted(Path(one["folder"]).glob("samples/*.parquet"))])
+    return pl.concat(
+        [pl.read_parquet(file) for file in sorted((Path(done.folder) / one["folder"]).glob("samples/*.parquet"))]
+    )
 
 
 def by_prompt(rows: pl.DataFrame, value: pl.Expr) -> dict[str, float]:
@@ -209,6 +213,56 @@ def test_perplexity_is_that_of_plain_transformers(evaluated: Evaluated, world: W
     assert mine.value == pytest.approx(np.exp(nats[0] / tokens), rel=1e-4)
     assert theirs.value == pytest.approx(np.exp(nats[1] / tokens), rel=1e-4)
     assert ratio.value == pytest.approx(np.exp((nats[0] - nats[1]) / tokens), rel=1e-4)
+
+
+def test_every_text_counts_whatever_its_prompt(world: World) -> None:
+    tokenizer, model = tiny.tiny_tokenizer(), load_model("model", "float32", torch.device("cpu"))
+    said = [" ".join(tiny.WORDS[start : start + 4]) for start in range(8)]
+    rows: list[dict[str, Any]] = [{"prompt": "Continue:", "reference": text} for text in said]
+    rows += [{"prompt": "", "reference": "a text without a prompt"}, {"prompt": "Say nothing."}]
+    rows += [{"prompt": "Continue:", "reference": "river " * 600}, {"reference": "no prompt at all"}]
+    tiny.write_rows(Path("continued.jsonl"), rows)
+    told: list[str] = []
+    some = settings(texts="continued.jsonl", temperatures=[1.0], n=1, scorers=[])
+    done = evaluate_model("model", some, out="continued", tell=told.append)
+    nats, tokens = 0.0, 0
+    for row in rows[:9]:
+        messages = [tiny.turn("user", row["prompt"])]
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        whole = tokenizer.apply_chat_template([*messages, tiny.turn("assistant", row["reference"])], return_dict=False)
+        tokens += len(whole) - len(prompt)
+        with torch.no_grad():
+            nats -= float(tiny.plain_logps(model, prompt, whole[len(prompt) :]).double().sum())
+    found = Summary(done.summary).get("policy", "perplexity")
+    assert found is not None
+    assert found.value == pytest.approx(np.exp(nats / tokens), rel=1e-4)
+    assert (found.num_prompts, found.num_responses) == (9, 9)
+    assert found.low is not None
+    text = "3 of 12 texts are left out of the perplexity: 1 missing_field, 1 no_reference, 1 too_long"
+    assert {"name": "texts_dropped", "text": text} in done.document["warnings"]
+    assert text in told
+
+
+def test_texts_that_are_all_left_out_are_counted(world: World) -> None:
+    tiny.write_rows(Path("long.jsonl"), [{"prompt": "Continue:", "reference": "river " * 600}])
+    some = settings(texts="long.jsonl", temperatures=[1.0], n=1, scorers=[])
+    done = evaluate_model("model", some, out="long")
+    assert done.document["left_out"]["perplexity"] == "none of evaluate.texts has a reference that can be encoded"
+    assert [one["text"] for one in done.document["warnings"] if one["name"] == "texts_dropped"] == [
+        "1 of 1 texts are left out of the perplexity: 1 too_long"
+    ]
+
+
+def test_responses_longer_than_the_reference_are_no_error(world: World) -> None:
+    tiny.tiny_llama(Path("short"), max_position_embeddings=40)
+    rows = [{"prompt": "What is copper?"}, {"prompt": " ".join(tiny.WORDS)}]
+    tiny.write_rows(Path("mixed.jsonl"), rows)
+    some = settings(prompts="mixed.jsonl", temperatures=[1.0], n=1, texts=None)
+    done = evaluate_model("model", some, reference="short", out="short-out")
+    longest = max(len(row["prompt_ids"]) + len(row["response_ids"]) for row in samples_of(done, "policy").to_dicts())
+    why = f"prompt and response have up to {longest} tokens, the reference has 40 positions"
+    assert longest > 40
+    assert done.document["left_out"]["kl"] == why
 
 
 def test_the_same_again_is_nothing_to_do_and_all_of_it_is_the_same_bytes(evaluated: Evaluated, world: World) -> None:
@@ -395,9 +449,132 @@ def test_a_folder_that_is_being_sampled_is_waited_for(world: World) -> None:
     def tell(text: str) -> None:
         told.append(text)
 
-    with locked(Path(done.document["samples"][0]["folder"])), pytest.raises(Interrupted):
+    with locked(Path(done.folder) / done.document["samples"][0]["folder"]), pytest.raises(Interrupted):
         evaluate_model(world.run, once, tell=tell, stop=lambda: any("waiting for" in text for text in told))
     assert any("waiting for another prefkit that samples into" in text for text in told)
+
+
+def test_a_lock_that_is_taken_just_before_the_sampling_is_waited_for_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = settings(temperatures=[1.0], n=1, texts=None, seed=6)
+    told: list[str] = []
+    calls: list[Path] = []
+
+    def late(settings: SampleConfig, **more: Any) -> Any:
+        calls.append(Path(settings.out))
+        if len(calls) > 1:
+            return draw_samples(settings, **more)
+        with locked(Path(settings.out)):  # another process, between any look and the work
+            return draw_samples(settings, **more)
+
+    monkeypatch.setattr("prefkit.evaluate.draw_samples", late)
+    monkeypatch.setattr("prefkit.evaluate.WAIT", 0.0)
+    done = evaluate_model(world.run, once, tell=told.append)
+    assert f"waiting for another prefkit that samples into {calls[0]}" in told
+    assert calls[1] == calls[0]
+    assert Summary(done.summary).get("policy", "reward", 1.0, "score") is not None
+
+
+def test_a_dataset_that_is_moved_keeps_its_evaluations_samples(
+    evaluated: Evaluated, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(world.pipeline.dataset, moved)
+    (key,) = {Path(evaluated.folder).name}
+    folder = moved / "runs" / Path(world.run).name / "evaluations" / key
+    monkeypatch.chdir(tmp_path)
+    places = [one["folder"] for one in read_evaluation(folder).document["samples"]]
+    assert len(places) == 4  # two models at two temperatures
+    for place in places:
+        assert place.startswith("../../../../samples/")
+        assert (folder / place / "sample.json").exists()
+
+
+def test_a_model_that_took_the_references_place_is_not_taken_for_it(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(world.folder, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    some = settings(temperatures=[1.0], n=1, texts=None)
+    run = str(Path(world.run).resolve().relative_to(world.folder.resolve()))
+    pipeline = Pipeline.model_validate(
+        world.pipeline.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        | {"dataset": "dataset", "precompute": {"model": "model"}, "evaluate": some}
+    )
+    for path, keys in ((Path("dataset/manifest.json"), ("pipeline", "precompute")), (Path(run) / "run.json", ())):
+        document = json.loads(path.read_text())
+        inner = document
+        for name in keys:
+            inner = inner[name]
+        inner["model"] = "model"  # not that of the world, which stays what it was
+        path.write_text(json.dumps(document))
+    there = evaluate_model(pipeline)
+    assert there.document["reference"] == "model"
+    shutil.rmtree("model")
+    tiny.tiny_llama(Path("model"), seed=11)
+    why = "model is another model than the one that the reference was scored with: --reference says which"
+    for replaced in (evaluate_model(run, some), evaluate_model(pipeline)):
+        assert replaced.document["reference"] is None
+        assert replaced.document["left_out"] == {
+            "gain": why,
+            "win_rate": f"{why} to compare with (evaluate.against: reference)",
+            "kl": why,
+            "perplexity": "no texts: evaluate.texts",
+        }
+    named = evaluate_model(run, some, reference="model")
+    assert named.document["reference"] == "model"
+    assert "kl" not in named.document["left_out"]
+
+
+def test_a_replaced_model_of_a_run_whose_dataset_is_gone_is_not_its_reference(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(world.folder, tmp_path / "copy")
+    shutil.copytree(world.run, tmp_path / "copy" / "run")
+    shutil.rmtree(tmp_path / "copy" / "dataset")
+    monkeypatch.chdir(tmp_path / "copy")
+    document = json.loads(Path("run/run.json").read_text()) | {"dataset": "dataset", "model": "model"}
+    Path("run/run.json").write_text(json.dumps(document))
+    some = settings(temperatures=[1.0], n=1, texts=None)
+    assert evaluate_model("run", some).document["reference"] == "model"
+    shutil.rmtree("model")
+    tiny.tiny_llama(Path("model"), seed=11)
+    assert evaluate_model("run", some).document["reference"] is None
+
+
+def test_beta_is_part_of_what_an_evaluation_is_of(world: World, tmp_path: Path) -> None:
+    some = settings(temperatures=[1.0], n=1, texts=None, scorers=[])
+    tiny.tiny_llama(tmp_path / "other", seed=9)
+    found = []
+    for beta in (0.1, 0.3):
+        dataset = tmp_path / f"beta-{beta}"
+        shutil.copytree(world.pipeline.dataset, dataset)
+        shutil.rmtree(dataset / "runs")
+        manifest = json.loads((dataset / "manifest.json").read_text())
+        manifest["pipeline"].setdefault("train", {})["beta"] = beta
+        (dataset / "manifest.json").write_text(json.dumps(manifest))
+        done = evaluate_model(f"{tmp_path}/other", some, reference="model", dataset=dataset, out=tmp_path / "out")
+        margin = Summary(done.summary).get("policy", "rewards/margins")
+        assert margin is not None
+        assert margin.value is not None
+        found.append((done.document["key"], margin.value))
+    (first, small), (second, large) = found
+    assert first != second
+    assert large == pytest.approx(3 * small, rel=1e-5)
+
+
+def test_the_model_of_a_run_has_the_margins_of_the_run(evaluated: Evaluated, world: World, tmp_path: Path) -> None:
+    dataset = tmp_path / "dataset"
+    shutil.copytree(world.pipeline.dataset, dataset)
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    manifest["pipeline"].setdefault("train", {})["beta"] = 7.0
+    (dataset / "manifest.json").write_text(json.dumps(manifest))
+    some = settings(temperatures=[1.0], n=1, texts=None, scorers=[])
+    done = evaluate_model(f"{world.run}/model", some, dataset=dataset, out=tmp_path / "out")
+    mine, runs = (Summary(of.summary).get("policy", "rewards/margins") for of in (done, evaluated))
+    assert mine is not None
+    assert mine == runs
 
 
 @pytest.mark.parametrize(
@@ -467,6 +644,26 @@ def test_the_terminal_shows_headline_tables_and_warnings(evaluated: Evaluated) -
     assert f"{NUM_PROMPTS} texts: perplexity" in shown
     assert "times the reference's" in shown
     assert "6 prompts are few" in shown
+
+
+def test_prompts_without_a_score_are_named(world: World) -> None:
+    Path("some.py").write_text(
+        "def score(prompts, **_):\n    return [None if '0?' in p[-1]['content'] else 1.0 for p in prompts]\n"
+    )
+    some = settings(temperatures=[1.0], texts=None, scorers=[{"function": "some:score"}])
+    done = evaluate_model("model", some, reference="model", out="some")
+    reward = Summary(done.summary).get("policy", "reward", 1.0, "score")
+    assert reward is not None
+    assert (reward.value, reward.num_prompts) == (1.0, NUM_PROMPTS - 1)
+    text = "score gave 6 of 36 responses no score: means are over the rest; 1 of 6 prompts has none"
+    assert {"name": "unscored", "text": text} in done.document["warnings"]
+    console = Console(width=120, record=True, markup=False, highlight=False, soft_wrap=True)
+    print_evaluated(done, console)
+    lines = console.export_text().splitlines()
+    (line,) = (line for line in lines if "reward, score" in line)
+    assert line.count("(5 prompts)") == 3
+    (line,) = (line for line in lines if " tokens " in line)
+    assert "prompts)" not in line
 
 
 def test_the_command_line_evaluates_a_pipelines_newest_run(

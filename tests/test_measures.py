@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import polars as pl
 import pytest
 
 from prefkit.intervals import Measured
-from prefkit.measures import Row, Summary, headline, summary_frame, summary_row, warnings_of
+from prefkit.measures import Row, Summary, Unscored, headline, summary_frame, summary_row, unscored, warnings_of
 
 
 def row(role: str, metric: str, value: float, *ends: float, scorer: str | None = None, num: int = 50) -> Row:
@@ -13,7 +14,7 @@ def row(role: str, metric: str, value: float, *ends: float, scorer: str | None =
     return summary_row(role, metric, Measured(value, low, high, num, 2 * num), temperature=1.0, scorer=scorer)
 
 
-def warned(*rows: Row, unscored: dict[str, float] | None = None) -> dict[str, str]:
+def warned(*rows: Row, unscored: dict[str, list[Unscored]] | None = None) -> dict[str, str]:
     told = warnings_of(Summary(summary_frame(rows)), unscored or {})
     return {one["name"]: one["text"] for one in told}
 
@@ -67,8 +68,20 @@ def test_what_the_figures_tell_at_once_is_said(rows: list[Any], name: str, text:
 
 
 def test_responses_without_a_score_are_said_to_be_left_out() -> None:
-    assert "s gave 20% of the responses no score" in warned(REWARD, SURE, unscored={"s": 0.2})["unscored"]
-    assert warned(REWARD, SURE, unscored={"s": 0.05}) == {}
+    many = Unscored(20, 100, 0, 25)
+    said = "s gave 20 of 100 responses no score: means are over the rest"
+    assert warned(REWARD, SURE, unscored={"s": [many]})["unscored"] == said
+    few = Unscored(4, 100, 1, 25)
+    said = "s gave 24 of 200 responses no score: means are over the rest; 1 of 25 prompts has none"
+    assert warned(REWARD, SURE, unscored={"s": [many, few]})["unscored"] == said
+    assert warned(REWARD, SURE, unscored={"s": [few]})["unscored"].startswith("s gave 4 of 100 responses no score")
+    assert "unscored" not in warned(REWARD, SURE, unscored={"s": [Unscored(4, 100, 0, 25)]})
+
+
+def test_what_has_no_score_is_counted_against_the_samples() -> None:
+    samples = pl.DataFrame({"prompt_id": ["a", "a", "b", "b", "c"]})
+    scores = pl.DataFrame({"prompt_id": ["a", "a", "b", "b"], "score": [1.0, None, None, None]})
+    assert unscored(scores, samples) == Unscored(4, 5, 2, 3)
 
 
 def test_longer_responses_without_more_reward_are_no_warning() -> None:

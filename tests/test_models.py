@@ -19,7 +19,7 @@ from tiny import (
 from transformers import BertConfig, OPTConfig
 
 from prefkit.errors import ModelError
-from prefkit.models import REGIMES, autocast, check_fits, load_model, load_tokenizer
+from prefkit.models import REGIMES, autocast, check_fits, load_model, load_tokenizer, positions_of
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[1, 17, 200, 33, 45, 260, 9, 9, 301]])
@@ -168,3 +168,10 @@ def test_a_model_without_all_its_weights_is_refused_by_their_names(tmp_path: Pat
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"1 of its weights are missing .*: model\.layers\.1\.mlp\.up_proj\.weight"):
         load_model(tmp_path, "float32", CPU)
+
+
+def test_positions_are_read_from_a_config() -> None:
+    assert positions_of({"max_position_embeddings": 64}) == 64
+    assert positions_of({"n_positions": 1024}) == 1024
+    assert positions_of({"max_position_embeddings": 8, "text_config": {"max_position_embeddings": 32}}) == 32
+    assert positions_of({"hidden_size": 4}) is None

@@ -15,6 +15,7 @@ from prefkit import scored_folder
 from prefkit.build import build_dataset
 from prefkit.config import Pipeline, load_pipeline, load_sections
 from prefkit.errors import ConfigError, DatasetError, InputError, Interrupted, SourceError
+from prefkit.functions import installed_versions
 from prefkit.sample import sample_candidates
 from prefkit.sample_settings import ScorerConfig
 from prefkit.score import score_candidates
@@ -512,6 +513,26 @@ def test_a_scorer_that_scores_nothing_is_told_why(value: str, scale: Any, why: s
 
 
 # the command
+
+
+def test_a_function_of_another_version_of_its_package_is_another_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_rows(Path("r.jsonl"), sums())
+    package, about = Path("site/rating_pack"), Path("site/rating_pack-1.dist-info")
+    package.mkdir(parents=True)
+    about.mkdir()
+    (package / "__init__.py").write_text("from rating_pack.inner import f\n")
+    (package / "inner.py").write_text("def f(completions):\n    return [1.0] * len(completions)\n")
+    (about / "top_level.txt").write_text("rating_pack\n")
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: rating-pack\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(Path("site").absolute()))
+    score_candidates("r.jsonl", ["rating_pack:f"], out="out")
+    identity = json.loads(Path("out/scores/f.json").read_text())["identity"]
+    assert identity["versions"] == {"rating-pack": "1.0"}
+    assert list(identity["modules"]) == ["rating_pack"]
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: rating-pack\nVersion: 1.1\n")
+    with pytest.raises(DatasetError, match="another one now: versions differ"):
+        score_candidates("r.jsonl", ["rating_pack:f"], out="out")
+    assert installed_versions(["prefkit.demo.rating:rate", "json:dumps"]) == {}
 
 
 def test_scores_of_a_scorer_that_the_section_does_not_name_are_no_source_in_silence() -> None:
