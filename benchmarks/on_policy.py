@@ -70,7 +70,7 @@ def gained(demo: Path, folder: Path, seed: int) -> Gained:
     def row(role: str, metric: str) -> dict[str, Any]:
         return summary.row(by_predicate=(pl.col("role") == role) & (pl.col("metric") == metric), named=True)
 
-    gain, kl = row("difference", "reward"), row("policy", "kl")
+    gain, kl = row("difference", "reward"), row("policy", "kl_exact")
     return Gained(
         seed=seed,
         verdict=next(outcome.facts["verdict"] for outcome in gone.stages if outcome.stage == "audit"),

@@ -4,7 +4,7 @@ Comes in: a folder that `prefkit sample` writes. Goes out: its documents, and it
 model and no tokenizer: what scores or reads candidates needs nothing else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,9 +89,18 @@ def read_candidates(folder: str | Path) -> Candidates:
 
 def read_listed(folder: Path, table: str, document: Mapping[str, Any]) -> pl.DataFrame:
     """A table that sample.json lists, its parts compared with their hashes."""
-    check_files(folder / table, document["parts"][table])
-    parts = [pl.read_parquet(folder / table / part["file"], glob=False) for part in document["parts"][table]]
+    parts = [read_part(folder / table, part) for part in document["parts"][table]]
     return pl.concat([pl.DataFrame(schema=table_schema(table, document)), *parts])
+
+
+def read_part(folder: Path, part: Mapping[str, Any], columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """One part that a document lists, compared with its hash; some of its columns, or all.
+
+    Raises:
+        DatasetError: it is missing or was changed.
+    """
+    check_files(folder, [part])
+    return pl.read_parquet(folder / part["file"], columns=None if columns is None else list(columns), glob=False)
 
 
 def table_schema(table: str, document: Mapping[str, Any]) -> pl.Schema:

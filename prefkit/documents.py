@@ -308,6 +308,33 @@ class Sample(_Document):
     plan: PartEntry
 
 
+class ScoredPartEntry(_Document):
+    """One Parquet file of a scorer."""
+
+    file: str = Field(
+        description="the table's directory and a name inside it",
+        pattern=r"^(scored|unscored|verdicts|inconsistent)/[^/]+\.parquet$",
+    )
+    rows: int
+    sha256: str = Field(description="hex, over the file's bytes")
+
+
+class Scorer(_Document):
+    """scores/<scorer>.json beside scored tables: written last of a scorer."""
+
+    scorer: str = Field(description="its name")
+    kind: Literal["function", "verifier", "reward_model", "judge"]
+    candidates: str = Field(description="the folder or file of the responses, as it was named")
+    identity: dict[str, Any] = Field(description="all that decides its scores")
+    provenance: dict[str, Any] = Field(description="settings, device, versions: recorded, never refused")
+    counts: dict[str, int] = Field(description="candidates, scored, unscored")
+    unscored: dict[str, int] = Field(description="responses without a score by reason")
+    mean: float | None = Field(description="of the scores")
+    judge: dict[str, Any] | None = Field(description="comparisons, consistent ones, how often the first place won")
+    advice: list[str]
+    parts: list[ScoredPartEntry] = Field(description="of its tables")
+
+
 class CombinationEntry(_Document):
     """One combination of a sweep's settings, and what became of it."""
 
@@ -338,4 +365,5 @@ DOCUMENTS: dict[str, type[_Document]] = {
     "evaluation": Evaluation,
     "sampler": Sampler,
     "sample": Sample,
+    "scorer": Scorer,
 }

@@ -12,6 +12,7 @@ from prefkit.errors import InputError
 from prefkit.functions import load_functions
 
 FINISHES = ("stop", "length")
+ANSWERS = "a list of responses a request"
 
 
 class Request(NamedTuple):
@@ -73,9 +74,7 @@ def check_responses(requests: Sequence[Request], found: Any, decoding: Decoding,
         InputError: it is not what was asked for; engine, prompt and response are named.
     """
     if not isinstance(found, (list, tuple)) or len(found) != len(requests):
-        raise InputError(
-            f"gave {_count(found)} for {len(requests)} requests", where=engine, expected="a list of responses a request"
-        )
+        raise InputError(f"gave {_count(found)} for {len(requests)} requests", where=engine, expected=ANSWERS)
     made = []
     for request, responses in zip(requests, found, strict=True):
         if not isinstance(responses, (list, tuple)) or len(responses) != decoding.n:

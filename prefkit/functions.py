@@ -7,14 +7,17 @@ run time does not count.
 """
 
 import ast
+import contextlib
 import importlib
+import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefkit.errors import ConfigError
+from prefkit.errors import ConfigError, InputError, PrefkitError, is_out_of_memory
+from prefkit.sources import file_sha256
 
 OWN = "prefkit"  # stays loaded, even where the working directory is its repository
 AGAIN = "mend it and type the same command"
@@ -46,6 +49,60 @@ def module_files(names: Sequence[str], setting: str) -> list[str]:
     local = _local_modules(modules)
     installed = (_installed(name, setting) for name in modules if name not in local)
     return sorted({*map(str, local.values()), *installed})
+
+
+def installed_versions(names: Sequence[str]) -> dict[str, str]:
+    """The versions of the installed packages that functions come from, by distribution: one file of theirs is not all.
+
+    prefkit's own functions are what their file is, and the standard library has no version of its own.
+    """
+    local = _local_modules(_modules_of(names))
+    packages = {name.split(".")[0] for name in _modules_of(names) if name not in local} - {OWN}
+    if not packages:
+        return {}
+    known = importlib.metadata.packages_distributions()
+    found = {told for package in packages for told in known.get(package, [])}
+    return {told: importlib.metadata.version(told) for told in sorted(found)}
+
+
+def module_hashes(names: Sequence[str], setting: str) -> dict[str, str]:
+    """The sha256 of every file in `module_files`, by its path in the working directory.
+
+    Of an installed module by its name: where it lies is this machine's matter.
+
+    Raises:
+        ConfigError: a module cannot be found.
+    """
+    look_here()
+    modules = _modules_of(names)
+    local = _local_modules(modules)
+    hashes = {str(path): file_sha256(str(path)) for path in local.values()}
+    hashes |= {name: file_sha256(_installed(name, setting)) for name in modules if name not in local}
+    return dict(sorted(hashes.items()))
+
+
+@contextlib.contextmanager
+def calling(name: str, setting: str, *, where: str = "", expected: str) -> Iterator[None]:
+    """Around a call of the user's function: what it raises becomes an error that names the function and what it raised.
+
+    Args:
+        name: `module:function`.
+        setting: that names it.
+        where: what it was called with, for a person.
+        expected: what it should have given.
+
+    Raises:
+        InputError: it raised something. Memory that ran out, and prefkit's own errors, pass as they are.
+    """
+    try:
+        yield
+    except PrefkitError:
+        raise
+    except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise
+        message = f"{setting} {name} raised {type(error).__name__}: {error}"
+        raise InputError(message, where=where, expected=expected, hint=AGAIN) from error
 
 
 def look_here() -> None:

@@ -74,6 +74,7 @@ class Generator:
     def __init__(self, model: nn.Module, dtype: str, road: Road) -> None:
         self.model, self.regime, self.road = model, REGIMES[dtype], road
         self.slots = Slots()
+        self.widest: int | None = None  # rows at once that are known to fit, once memory has run out
         self.device = next(model.parameters()).device
         names = inspect.signature(model.forward).parameters
         self.keeps = "logits_to_keep" in names
@@ -234,26 +235,37 @@ def answer(
         generator: the model.
         requests: the longest prompt first.
         decoding: how.
-        width: rows at once; out of memory: half of them, then half of that.
+        width: rows at once; out of memory: half of them, then half of that, in this batch and all later ones.
         stops: the stop texts.
         tell: called with lines for a person.
-        made: called with the tokens of a response that has ended.
+        made: called with the tokens of a response that has ended, once for each: a batch that is computed anew gives
+            the same ones again.
     """
-    slots = generator.slots.useful, generator.slots.lost
-    try:
-        return _answer(generator, requests, decoding, width, stops, made)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        if width == 1:
-            raise MachineError(
-                "out of memory on a single response", hint="a smaller sample.max_new_tokens, or another dtype"
-            ) from None
-    generator.slots.useful, generator.slots.lost = slots
-    if generator.device.type == "cuda":
-        torch.cuda.empty_cache()
-    tell(f"out of memory with {width} responses at once: computing {width // 2} at once")
-    return answer(generator, requests, decoding, width // 2, stops, tell, made)
+    counted: set[tuple[int, int]] = set()
+
+    def once(row: Row) -> None:
+        if (row.request, row.number) not in counted:
+            counted.add((row.request, row.number))
+            made(len(row.ids))
+
+    while True:
+        width = min(width, generator.widest or width)
+        slots = generator.slots.useful, generator.slots.lost
+        try:
+            return _answer(generator, requests, decoding, width, stops, once)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if width == 1:
+                raise MachineError(
+                    "out of memory on a single response", hint="a smaller sample.max_new_tokens, or another dtype"
+                ) from None
+        # not in the handler: there the error would keep the tensors of the batch alive
+        generator.slots.useful, generator.slots.lost = slots
+        if generator.device.type == "cuda":
+            torch.cuda.empty_cache()
+        generator.widest = width // 2
+        tell(f"out of memory with {width} responses at once: computing {width // 2} at once")
 
 
 def _answer(
@@ -262,7 +274,7 @@ def _answer(
     decoding: Decoding,
     width: int,
     stops: StopTexts,
-    made: Callable[[int], None],
+    made: Callable[[Row], None],
 ) -> list[list[Response]]:
     ends, most = frozenset(decoding.end_ids), decoding.max_new_tokens
     warping = Warping(decoding.temperature, decoding.top_p, decoding.top_k)
@@ -293,7 +305,7 @@ def _answer(
                     expected="numbers: look for NaN or infinite weights, or try float32",
                 )
             found[row.request][row.number] = Response(row.ids, finished.pop(id(row), "length"), row.logps)
-            made(len(row.ids))
+            made(row)
     return [[response for response in responses if response is not None] for responses in found]
 
 

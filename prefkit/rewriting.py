@@ -11,7 +11,7 @@ from prefkit import functions
 from prefkit.config import RewriteRule
 from prefkit.corrections import Rule
 from prefkit.errors import SourceError
-from prefkit.functions import AGAIN, load_functions
+from prefkit.functions import AGAIN, calling, load_functions
 from prefkit.records import LONE_SURROGATE
 
 EVERY = "a text for every response"
@@ -55,11 +55,8 @@ def _checked(name: str, function: Callable[[str], str]) -> Callable[[str], str]:
     """The function, with an error that names it where it fails or gives no text; the caller adds the row."""
 
     def apply(text: str) -> str:
-        try:
+        with calling(name, SETTING, expected=EVERY):
             made = function(text)
-        except (Exception, SystemExit) as error:
-            message = f"rules.function {name} raised {type(error).__name__}: {error}"
-            raise SourceError(message, expected=EVERY, hint=AGAIN) from error
         if not isinstance(made, str):
             raise SourceError(f"rules.function {name} gave {type(made).__name__}", expected=EVERY, hint=AGAIN)
         if LONE_SURROGATE.search(made):

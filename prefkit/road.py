@@ -9,6 +9,7 @@ from typing import NamedTuple
 from prefkit.audit.verdict import LEVELS
 from prefkit.config import Changes, Pipeline
 from prefkit.errors import AuditError, PrefkitError
+from prefkit.preflight import check_ahead
 from prefkit.stages import Outcome, Spectator, foresee_stage, make_stage, refuse_several, stages_of
 from prefkit.target import Target, pipeline_of
 
@@ -48,7 +49,8 @@ def run_pipeline(
         what became of each stage.
 
     Raises:
-        InputError: `until` is no stage; or whatever a stage raises.
+        InputError: `until` is no stage, or what a later stage names is not there: nothing was begun; or whatever a
+            stage raises.
         AuditError: the audit is worse than `strict` allows.
 
     Example:
@@ -59,7 +61,9 @@ def run_pipeline(
     spectator = spectator or Spectator()
     pipeline = pipeline_of(target, changes)
     before: dict[str, Outcome] = {}
-    for name in stages_of(pipeline, until):
+    stages = stages_of(pipeline, until)
+    check_ahead(pipeline, stages)
+    for name in stages:
         if dry_run:
             before[name] = foresee_stage(name, pipeline, before, strict=strict)
             spectator.show(before[name])

@@ -2,10 +2,12 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -62,6 +64,9 @@ SHOWN = {
     "state": "",
 }
 
+# what gives way on a narrow terminal, first to last; the view sweeps has all of it
+SPARED = ("steps", "loss", "eval_loss", "eval_rewards/margins", "win_rate")
+
 
 class RoadScreen(Spectator):
     """Draws a progress line a stage on stderr, and prints what its command prints."""
@@ -110,11 +115,12 @@ def print_sweep(swept: "Swept", console: Console) -> None:
     """One table: what varies, and what it came to; of what failed, why."""
     rows = swept.table.to_dicts()
     shown = [name for name in SHOWN if any(row[name] not in (None, "done") for row in rows)]
-    table = Table()
-    for name in [*(key.removeprefix("train.") for key in swept.settings), *(SHOWN[name] for name in shown)]:
-        table.add_column(Text(name))
-    for row, settings in zip(rows, settings_of(swept), strict=True):
-        table.add_row(*(Text(text) for text in settings), *(Text(_short(row[name])) for name in shown))
+    table = _table(swept, rows, shown)
+    for name in SPARED:  # a cut figure is worth less than none
+        if Measurement.get(console, console.options, table).minimum <= console.width:
+            break
+        shown = [one for one in shown if one != name]
+        table = _table(swept, rows, shown)
     console.print(table, soft_wrap=False)
     for row in rows:
         if row["reason"] is not None:
@@ -122,6 +128,15 @@ def print_sweep(swept: "Swept", console: Console) -> None:
     if swept.reference is not None:
         console.print(f"{len(rows)} combinations, {swept.trained} trained now; all on reference {swept.reference}")
         console.print(f'prefkit query {swept.dataset} "from sweeps" has them again; {swept.sweep}')
+
+
+def _table(swept: "Swept", rows: Sequence[Mapping[str, Any]], shown: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for name in [*(key.removeprefix("train.") for key in swept.settings), *(SHOWN[name] for name in shown)]:
+        table.add_column(Text(name), overflow="fold")
+    for row, settings in zip(rows, settings_of(swept), strict=True):
+        table.add_row(*(Text(text) for text in settings), *(Text(_short(row[name])) for name in shown))
+    return table
 
 
 def settings_of(swept: "Swept") -> list[list[str]]:

@@ -24,9 +24,10 @@ from prefkit.candidate_folder import (
 )
 from prefkit.config import Changes, Sections, require_model
 from prefkit.documents import Sampler
-from prefkit.engines import Engine, Request, Response, check_responses, load_engine
+from prefkit.engines import ANSWERS, Engine, Request, Response, check_responses, load_engine
 from prefkit.errors import ConfigError, Interrupted, located
 from prefkit.format import Kind, part_name
+from prefkit.functions import calling
 from prefkit.generation import Generator, Road, answer, choose_road
 from prefkit.locks import leave_no_empty_directory
 from prefkit.models import check_fits, load_model, load_tokenizer, pick_device
@@ -235,12 +236,13 @@ def _engine(settings: SampleConfig, work: Work, team: Team, tell: Tell) -> _Engi
     if settings.engine is not None:
         function: Engine = load_engine(settings.engine)
         tell(f"sampling with {settings.engine}")
-        return _Engine(
-            settings.engine,
-            lambda asked, _width, _made: function(asked, work.decoding),
-            settings.engine,
-            lambda: (0, 0),
-        )
+        name = settings.engine
+
+        def theirs(asked: Sequence[Request], _width: int, _made: Callable[[int], None]) -> Sequence[Sequence[Response]]:
+            with calling(name, "sample.engine", where=f"prompt {asked[0].prompt_id[:16]}", expected=ANSWERS):
+                return function(asked, work.decoding)
+
+        return _Engine(name, theirs, name, lambda: (0, 0))
     generator, reason = _generator(work, team)
     tell(f"sampling on {generator.device} in {settings.dtype}, {generator.road}" + (f": {reason}" if reason else ""))
     stops = StopTexts(load_tokenizer(work.model), work.ending)

@@ -26,6 +26,7 @@ from prefkit.encode import encode_prompts, resolve_template
 from prefkit.engines import Decoding
 from prefkit.errors import CheckError, DatasetError, ModelError, first_line, located
 from prefkit.format import Kind, part_name, reference_key
+from prefkit.functions import module_hashes
 from prefkit.identity import model_folder, policy_identity, template_sha256
 from prefkit.layouts import rotary_limit
 from prefkit.locks import locked
@@ -179,6 +180,7 @@ def _identity(
         **{name: getattr(settings, name) for name in named},
         "end_ids": list(ending.ids),
         "stop": list(ending.texts),
+        **({"engine_modules": module_hashes([settings.engine], "sample.engine")} if settings.engine else {}),
         "generation_version": GENERATION_VERSION,
     }
 

@@ -23,7 +23,7 @@ from prefkit.models import pick_device
 from prefkit.sample_format import INCONSISTENT, SCORED, UNSCORED, VERDICTS
 from prefkit.sample_settings import ScorerConfig
 from prefkit.scored_folder import (
-    Candidates,
+    CandidateParts,
     begun_file,
     document_file,
     is_part_current,
@@ -31,7 +31,7 @@ from prefkit.scored_folder import (
     name_in,
     open_candidates,
     output_folder,
-    read_document,
+    read_scorer,
     refuse_others,
     removal,
     remove_other_parts,
@@ -160,17 +160,37 @@ def _without(changes: Changes, path: str) -> str:
     return path
 
 
+def foresee_scores(pipeline: Pipeline) -> tuple[list[str], dict[str, int]]:
+    """The names of a pipeline's scorers that have something to do, and the responses that each has scored; no writing.
+
+    Raises:
+        whatever `score_candidates` would begin with.
+    """
+    path, configs, _ = _target(pipeline, (), ())
+    folder = output_folder(path, None)
+    refuse_others(folder, [config.label for config in configs])
+    found = open_candidates(path)
+    left, counts = [], {}
+    for config in configs:
+        scorer = open_scorer(config, found.kind, lambda _text: None)
+        document, current = _what_is_there(scorer, found, folder)
+        if document is None or not _is_whole(config, found, folder, document, current):
+            left.append(config.label)
+        else:
+            counts[config.label] = int(document["counts"]["scored"])
+    return left, counts
+
+
 # -- one scorer, all parts
 
 
-def _score_all(scorer: OpenScorer, found: Candidates, out: Path, watch: Watch, stop: Callable[[], bool]) -> ScoredBy:
-    label, kind = scorer.config.label, scorer.config.kind
-    document = _checked_identity(out, label, scorer.identity)
-    files = {part["file"]: part["sha256"] for part in (document or {}).get("parts", [])}
-    before = {number: is_part_current(out, label, kind, number, found.read(number), files) for number in found.numbers}
-    recorded = {name_in(out, scored_file(out, t, label, n)) for t in tables_of(kind) for n in found.numbers}
+def _score_all(
+    scorer: OpenScorer, found: CandidateParts, out: Path, watch: Watch, stop: Callable[[], bool]
+) -> ScoredBy:
+    label = scorer.config.label
+    document, before = _what_is_there(scorer, found, out)
     total, done, new = sum(found.sizes), 0, 0
-    unchanged = document is not None and all(before.values()) and recorded == {*files}
+    unchanged = document is not None and _is_whole(scorer.config, found, out, document, before)
     if not unchanged:
         write_json(begun_file(out, label), scorer.identity)
         for size, (number, is_current) in zip(found.sizes, before.items(), strict=True):
@@ -190,6 +210,24 @@ def _score_all(scorer: OpenScorer, found: Candidates, out: Path, watch: Watch, s
     return _scored_by(document, out, new, unchanged=unchanged)
 
 
+def _what_is_there(
+    scorer: OpenScorer, found: CandidateParts, out: Path
+) -> tuple[dict[str, Any] | None, dict[int, bool]]:
+    """The document of a scorer that has come to its end, and of each part whether it is scored as it is now."""
+    label, kind = scorer.config.label, scorer.config.kind
+    document = _checked_identity(out, label, scorer.identity)
+    files = {part["file"]: part["sha256"] for part in (document or {}).get("parts", [])}
+    return document, {n: is_part_current(out, label, kind, n, found.read(n), files) for n in found.numbers}
+
+
+def _is_whole(
+    config: ScorerConfig, found: CandidateParts, out: Path, document: Mapping[str, Any], current: Mapping[int, bool]
+) -> bool:
+    """Whether nothing is to do: all parts are current, and the document names these and no others."""
+    wanted = {name_in(out, scored_file(out, t, config.label, n)) for t in tables_of(config.kind) for n in found.numbers}
+    return all(current.values()) and wanted == {part["file"] for part in document["parts"]}
+
+
 def _checked_identity(out: Path, label: str, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """The document of a scorer that was here before.
 
@@ -206,7 +244,7 @@ def _checked_identity(out: Path, label: str, identity: Mapping[str, Any]) -> dic
             hint=f"{removal(out, label)}, or choose another folder; under another name (--name, name:) the old scores "
             "stay beside the new ones, and a build takes both",
         )
-    return read_document(out, label)
+    return read_scorer(out, label)
 
 
 _ABSENT = object()
@@ -230,7 +268,7 @@ def _write(scorer: OpenScorer, rows: pl.DataFrame, answers: Answers, out: Path, 
     write_part(out, SCORED, label, number, named.filter(pl.col("reason").is_null()), kind)
 
 
-def _document(scorer: OpenScorer, found: Candidates, out: Path) -> dict[str, Any]:
+def _document(scorer: OpenScorer, found: CandidateParts, out: Path) -> dict[str, Any]:
     """What a scorer is and did, all of it read off its finished parts."""
     config, label = scorer.config, scorer.config.label
     files = {t: [scored_file(out, t, label, n) for n in found.numbers] for t in tables_of(config.kind)}

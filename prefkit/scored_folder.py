@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import polars as pl
 from pydantic import ValidationError
 
-from prefkit.candidate_folder import check_files, read_sample
+from prefkit.candidate_folder import read_part, read_sample
 from prefkit.checked import as_kind, canonical_json_or_repr, reject_frame
+from prefkit.documents import Scorer
 from prefkit.errors import DatasetError, InputError, SourceError
 from prefkit.format import MESSAGES, PLAIN_MESSAGES, Kind, part_name
 from prefkit.formats.reading import Unreadable, read_fields
@@ -32,7 +33,7 @@ from prefkit.sample_format import (
     sample_schema,
 )
 from prefkit.sources import expand, file_sha256
-from prefkit.store import read_json
+from prefkit.store import read_document, read_json
 from prefkit.tables import Part, write_parquet
 from prefkit.text import content_hash, with_prompt_ids
 
@@ -40,12 +41,13 @@ REJECTS = "rejects"
 ROWS_PER_PART = 1024  # candidates of a file, and those of the last one's prompt
 PART_OF_SCORER = re.compile(r"(.+)-[0-9]{5,}\.parquet")
 BEGUN = ".begun"  # of a scorer that has not come to its end: its identity
+REDO = "delete it and type prefkit score again: scores that are there are kept"
 GIVEN = ("model", "reference", "tools")
 # what a part of a scorer's tables is known by
 SAME = ("candidate_id", "prompt_id", "response", "reference")
 
 
-class Candidates(NamedTuple):
+class CandidateParts(NamedTuple):
     """Candidates in parts: `read` gives the frame of a part by its number.
 
     A frame has prompt_id, prompt, reference, tools, candidate_id, number, response, model, place (where a person finds
@@ -60,7 +62,7 @@ class Candidates(NamedTuple):
     rejects: pl.DataFrame | None  # of files: rows that are no response
 
 
-def open_candidates(path: str) -> Candidates:
+def open_candidates(path: str) -> CandidateParts:
     """The candidates of a folder, or of a file or glob.
 
     Raises:
@@ -75,16 +77,15 @@ def is_sampled(path: str) -> bool:
     return any((Path(path) / name).exists() for name in (SAMPLE_JSON, SAMPLER_JSON))
 
 
-def _sampled(folder: Path) -> Candidates:
+def _sampled(folder: Path) -> CandidateParts:
     document = read_sample(folder)
     kind: Kind = document["kind"]
     parts = {_number_of(part["file"]): part for part in document["parts"][SAMPLES] if part["rows"]}
 
     def read(number: int) -> pl.DataFrame:
-        check_files(folder / SAMPLES, [parts[number]])
-        return _sampled_part(folder / SAMPLES / parts[number]["file"], kind)
+        return _sampled_part(folder / SAMPLES, parts[number], kind)
 
-    return Candidates(str(folder), kind, list(parts), [part["rows"] for part in parts.values()], read, None)
+    return CandidateParts(str(folder), kind, list(parts), [part["rows"] for part in parts.values()], read, None)
 
 
 def _number_of(file: str) -> int:
@@ -92,17 +93,17 @@ def _number_of(file: str) -> int:
     return int(file.removesuffix(".parquet").rpartition("-")[2])
 
 
-def _sampled_part(file: Path, kind: Kind) -> pl.DataFrame:
+def _sampled_part(folder: Path, part: Mapping[str, Any], kind: Kind) -> pl.DataFrame:
     columns = [name for name in sample_schema(SCORED, kind) if name not in ("score", "scorer")]
-    frame = pl.read_parquet(file, columns=[*columns, "response_ids"], glob=False).cast({PLAIN_MESSAGES: MESSAGES})
-    places = pl.format("{}:{}", pl.lit(str(file)), pl.int_range(1, pl.len() + 1))
+    frame = read_part(folder, part, [*columns, "response_ids"]).cast({PLAIN_MESSAGES: MESSAGES})
+    places = pl.format("{}:{}", pl.lit(str(folder / part["file"])), pl.int_range(1, pl.len() + 1))
     return frame.with_columns(places.alias("place"))
 
 
 # -- responses of other engines
 
 
-def _from_files(path: str) -> Candidates:
+def _from_files(path: str) -> CandidateParts:
     rows: list[dict[str, Any]] = []
     rejects: list[dict[str, Any]] = []
     kind: Kind | None = None
@@ -126,7 +127,7 @@ def _from_files(path: str) -> Candidates:
             starts.append(at)
     ends = [*starts[1:], frame.height]
     sizes = [end - start for start, end in zip(starts, ends, strict=True)]
-    return Candidates(
+    return CandidateParts(
         path, kind, list(range(len(starts))), sizes, lambda n: frame.slice(starts[n], sizes[n]), reject_frame(rejects)
     )
 
@@ -202,10 +203,14 @@ def document_file(out: Path, label: str) -> Path:
     return out / SCORERS / f"{label}.json"
 
 
-def read_document(out: Path, label: str) -> dict[str, Any] | None:
-    """The document of a scorer that has come to its end; None where there is none."""
+def read_scorer(out: Path, label: str) -> dict[str, Any] | None:
+    """The document of a scorer that has come to its end; None where there is none.
+
+    Raises:
+        DatasetError: it is damaged.
+    """
     path = document_file(out, label)
-    return read_json(path) if path.exists() else None
+    return read_document(path, Scorer, REDO) if path.exists() else None
 
 
 def begun_file(out: Path, label: str) -> Path:
@@ -215,11 +220,11 @@ def begun_file(out: Path, label: str) -> Path:
 
 def known_identity(out: Path, label: str) -> dict[str, Any] | None:
     """The identity of the scorer of this name that has scored or begun to; None where there is none."""
-    document = read_document(out, label)
+    document = read_scorer(out, label)
     if document is not None:
         return dict(document["identity"])
     begun = begun_file(out, label)
-    return read_json(begun) if begun.exists() else None
+    return read_json(begun, REDO) if begun.exists() else None
 
 
 def is_part_current(

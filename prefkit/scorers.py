@@ -9,18 +9,16 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 
-from prefkit.errors import PrefkitError, SourceError
+from prefkit.errors import SourceError
 from prefkit.format import MESSAGES, Kind
-from prefkit.functions import AGAIN, load_functions, module_files
+from prefkit.functions import AGAIN, calling, installed_versions, load_functions, module_hashes
 from prefkit.judge import Judge, judge_candidates, judge_identity, load_judge
 from prefkit.reward_models import RewardModel, load_reward_model, reward_identity, reward_responses
 from prefkit.sample_settings import ScorerConfig
-from prefkit.sources import file_sha256
 from prefkit.text import with_prompt_ids
 from prefkit.verifiers import VERIFIER_VERSION, verify_answers
 from prefkit.work import Tell
@@ -172,9 +170,8 @@ def _judge(config: ScorerConfig, _kind: Kind, tell: Tell) -> tuple[dict[str, Any
 
 def _function(config: ScorerConfig, kind: Kind, _tell: Tell) -> tuple[dict[str, Any], Ask]:
     name = str(config.function)
-    files = module_files([name], "scorers.function")
-    # an installed module by its name: where it lies is this machine's matter
-    hashes = {file if not Path(file).is_absolute() else name.partition(":")[0]: file_sha256(file) for file in files}
+    hashes = module_hashes([name], "scorers.function")
+    versions = installed_versions([name])
     (function,) = load_functions([name], "scorers.function")
 
     def ask(rows: pl.DataFrame, watch: Watch) -> Answers:
@@ -185,7 +182,7 @@ def _function(config: ScorerConfig, kind: Kind, _tell: Tell) -> tuple[dict[str, 
             watch(start + some.height, rows.height)
         return Answers(found)
 
-    return {"function": name, "modules": hashes}, ask
+    return {"function": name, "modules": hashes} | ({"versions": versions} if versions else {}), ask
 
 
 def function_arguments(rows: pl.DataFrame, kind: Kind) -> dict[str, Any]:
@@ -214,18 +211,13 @@ def _called(name: str, function: Callable[..., Any], rows: pl.DataFrame, kind: K
     """What the function gives of one batch.
 
     Raises:
-        SourceError: it fails, or gives something else than a number or None a completion.
+        InputError: it fails, or gives something else than a number or None a completion.
     """
     place = rows["place"][0]
-    try:
+    with calling(name, "scorers.function", where=place, expected=EVERY):
         result = function(**_accepted(function, function_arguments(rows, kind)))
         if inspect.isawaitable(result):
             result = asyncio.run(_awaited(result))
-    except (KeyboardInterrupt, PrefkitError):
-        raise
-    except (Exception, SystemExit) as error:
-        message = f"scorers.function {name} raised {type(error).__name__}: {error}"
-        raise SourceError(message, where=place, expected=EVERY, hint=AGAIN) from error
     if isinstance(result, (str, bytes, Mapping)) or not hasattr(result, "__len__"):
         message = f"scorers.function {name} gave {type(result).__name__}"
         raise SourceError(message, where=place, expected=EVERY, hint=AGAIN)

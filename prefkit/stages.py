@@ -14,14 +14,16 @@ from typing import Any, Literal, NamedTuple
 from prefkit.additions import added_sources, base_of
 from prefkit.audits import audit_dataset, why_audit
 from prefkit.build import build_dataset
-from prefkit.config import Pipeline
+from prefkit.config import Pipeline, require_model
 from prefkit.documents import Audit, Reference
 from prefkit.errors import InputError
-from prefkit.format import AUDIT_JSON, LOCK, MANIFEST, REFERENCE_JSON, REFERENCES, differing
+from prefkit.format import AUDIT_JSON, EVALUATION_JSON, LOCK, MANIFEST, REFERENCE_JSON, REFERENCES, differing
 from prefkit.locks import give_lock, take_lock
 from prefkit.papers import mend_papers
 from prefkit.processes import num_processes
 from prefkit.resolving import resolve_formats, resolve_kind
+from prefkit.sample_format import SAMPLER_JSON
+from prefkit.sample_settings import EvaluateConfig
 from prefkit.store import list_references, read_document
 
 Tell = Callable[[str], None]
@@ -40,6 +42,7 @@ DECIDED_BY: Mapping[str, str] = {
     "dtype": "precompute.dtype",
 }
 NEW = "there was none"
+UNMEASURED = "this run was not measured so"
 
 
 class Following(NamedTuple):
@@ -144,14 +147,52 @@ def foresee_stage(
     for earlier in before.values():
         if not earlier.done and earlier.stage != "audit":  # nothing reads what an audit leaves
             return Outcome(name, False, f"follows {earlier.stage}", "to do", None, {})
-    why: str | None = "whether it is done is seen when it runs"
-    said = ""
     if name == "audit":
         why, said = _foreseen_audit(pipeline, strict=strict)
-    elif name in FORESEEN:
+    elif name == "evaluate":
+        why, said = _foreseen_evaluation(pipeline, before["train"].facts["run"])
+    else:
         why, said = FORESEEN[name](pipeline)
     facts = {"run": said} if name == "train" and why is None else {}
     return Outcome(name, why is None, why or "", said if why is None else "to do", None, facts)
+
+
+def _foreseen_samples(pipeline: Pipeline) -> tuple[str | None, str]:
+    """Why there is something to sample, None where there is not; and what is there."""
+    from prefkit.candidate_folder import is_finished, read_sample
+    from prefkit.sample_work import prepare_sampling
+
+    assert pipeline.sample is not None  # whoever asks has looked
+    out = Path(pipeline.sample.out)
+    if not is_finished(out):
+        return ("it is not finished" if (out / SAMPLER_JSON).exists() else NEW), ""
+    model = Path(require_model(pipeline.sample.model or pipeline.precompute.model, "sample.model"))
+    template, quiet = pipeline.precompute.chat_template, lambda _text: None
+    with contextlib.ExitStack() as held:
+        work = prepare_sampling(pipeline.sample, model, pipeline.kind, template, quiet, held)
+    counts = read_sample(out)["counts"]
+    said = f"{counts['samples']} responses to {counts['prompts']} prompts in {out}"
+    return (None if work.current else "prompts are new, or responses are missing"), said
+
+
+def _foreseen_scores(pipeline: Pipeline) -> tuple[str | None, str]:
+    """Why there is something to score, None where there is not; and what is there."""
+    from prefkit.score import foresee_scores
+
+    left, counts = foresee_scores(pipeline)
+    said = ", ".join(f"{name}: {count} scored" for name, count in counts.items())
+    return (f"{', '.join(left)} had not scored all of it" if left else None), said
+
+
+def _foreseen_evaluation(pipeline: Pipeline, run: str) -> tuple[str | None, str]:
+    from prefkit.evaluation_plan import make_plan
+    from prefkit.evaluation_tables import read_evaluation
+
+    settings, told = _evaluation_of(pipeline)
+    plan = make_plan(run, settings, out=None, kind=None, **told)
+    if not (plan.folder / EVALUATION_JSON).exists():
+        return UNMEASURED, ""
+    return None, _headline(plan.folder, read_evaluation(plan.folder).document)
 
 
 def _foreseen_build(pipeline: Pipeline) -> tuple[str | None, str]:
@@ -193,6 +234,8 @@ def _foreseen_run(pipeline: Pipeline) -> tuple[str | None, str]:
 
 
 FORESEEN: Mapping[StageName, Callable[[Pipeline], tuple[str | None, str]]] = {
+    "sample": _foreseen_samples,
+    "score": _foreseen_scores,
     "build": _foreseen_build,
     "precompute": _foreseen_reference,
     "train": _foreseen_run,
@@ -314,27 +357,32 @@ def _tidy_lock(run: Path) -> None:
 
 def evaluate_stage(pipeline: Pipeline, run: str, spectator: Spectator) -> Outcome:
     """Measure a run on fresh samples, unless that is done."""
-    from prefkit.evaluation_plan import with_scorers
-
-    assert pipeline.evaluate is not None  # whoever asks has looked
-    settings = with_scorers(pipeline.evaluate, pipeline)
-    told: dict[str, Any] = {"reference": settings.reference or pipeline.precompute.model, "dataset": pipeline.dataset}
-    told |= {"chat_template": pipeline.precompute.chat_template}
+    settings, told = _evaluation_of(pipeline)
     with spectator.follow("evaluate") as (tell, watch, stop):
         made = load_evaluate()(run, settings, **told, tell=tell, watch=watch, stop=stop)
     mend_papers(Path(pipeline.dataset))  # a kill may have come before its views were told
     facts = {"folder": made.folder, "headline": made.document["headline"]}
-    why = "" if made.unchanged else "this run was not measured so"
-    return Outcome("evaluate", made.unchanged, why, _headline(made), made, facts)
+    why = "" if made.unchanged else UNMEASURED
+    return Outcome("evaluate", made.unchanged, why, _headline(made.folder, made.document), made, facts)
 
 
-def _headline(made: Any) -> str:
-    told = made.document["headline"]
+def _evaluation_of(pipeline: Pipeline) -> tuple[EvaluateConfig, dict[str, Any]]:
+    """The settings of a pipeline's evaluation, and what else it is told."""
+    from prefkit.evaluation_plan import with_scorers
+
+    assert pipeline.evaluate is not None  # whoever asks has looked
+    settings = with_scorers(pipeline.evaluate, pipeline)
+    told = {"reference": settings.reference or pipeline.precompute.model, "dataset": pipeline.dataset}
+    return settings, told | {"chat_template": pipeline.precompute.chat_template}
+
+
+def _headline(folder: str | Path, document: Mapping[str, Any]) -> str:
+    told = document["headline"]
     if told is None:
-        return f"{made.folder}"
+        return str(folder)
     ends = (told["low"], told["high"])
     between = "" if None in ends else f" ({ends[0]:.4g} to {ends[1]:.4g})"  # one prompt has no interval
-    return f"mean reward by {told['scorer']} {told['value']:+.4g}{between} over the reference; {made.folder}"
+    return f"mean reward by {told['scorer']} {told['value']:+.4g}{between} over the reference; {folder}"
 
 
 def load_sample() -> Callable[..., Any]:

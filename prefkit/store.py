@@ -123,8 +123,8 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object that prefkit wrote.
+def read_json(path: Path, hint: str = REMAKE) -> dict[str, Any]:
+    """Read a JSON object that prefkit wrote; `hint` says how it is made again.
 
     Raises:
         DatasetError: it is missing, or no JSON object.
@@ -132,11 +132,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DatasetError("is missing", where=str(path), hint=REMAKE) from None
+        raise DatasetError("is missing", where=str(path), hint=hint) from None
     except (OSError, ValueError) as error:
-        raise DatasetError(f"cannot be read: {error}", where=str(path), hint=REMAKE) from None
+        raise DatasetError(f"cannot be read: {error}", where=str(path), hint=hint) from None
     if not isinstance(value, dict):
-        raise DatasetError("is no JSON object", where=str(path), hint=REMAKE)
+        raise DatasetError("is no JSON object", where=str(path), hint=hint)
     return value
 
 
@@ -149,18 +149,18 @@ def newer_format(dataset: Path) -> bool:
     return type(version) is not int or version > FORMAT_VERSION  # true is an int to Python
 
 
-def read_document(path: Path, document: type[BaseModel]) -> dict[str, Any]:
+def read_document(path: Path, document: type[BaseModel], hint: str = REMAKE) -> dict[str, Any]:
     """One of the JSON documents of documents.py, checked against its model, as a plain dict.
 
     Raises:
         DatasetError: it is missing, no JSON, or not what it should be, by field.
     """
-    value = read_json(path)
+    value = read_json(path, hint)
     try:
         document.model_validate(value)
     except ValidationError as error:
         field = ".".join(str(step) for step in error.errors()[0]["loc"])
-        raise DatasetError(f"is damaged at {field}", where=str(path), hint=REMAKE) from None
+        raise DatasetError(f"is damaged at {field}", where=str(path), hint=hint) from None
     return value
 
 

@@ -24,6 +24,7 @@ from prefkit.format import RUN_JSON, RUNS, SWEEP_JSON, SWEEP_TABLE, SWEEPS, cano
 from prefkit.job import check_settings, prepare_training
 from prefkit.locks import locked
 from prefkit.papers import mend_papers
+from prefkit.preflight import check_ahead
 from prefkit.reference import precompute_reference
 from prefkit.run import find_run
 from prefkit.stages import Outcome, Spectator, evaluate_stage, refuse_several, train_stage
@@ -108,6 +109,7 @@ def sweep_pipeline(
     read_manifest(dataset)
     for combination in combinations:
         _checked(combination)
+    check_ahead(pipeline, ("evaluate",))
     if dry_run and not list_references(dataset):
         rows = [_row(one, "to do", None, None, None) for one in combinations]
         return Swept(str(dataset), None, None, [*combinations[0].settings], _frame(rows), 0, len(rows))
@@ -423,7 +425,7 @@ def _measured(evaluated: Any) -> dict[str, Any]:
         return next(found.select("value", "low", "high").iter_rows(), (None, None, None))
 
     gain, low, high = of("difference", "reward", by=scorer)
-    kl, kl_low, kl_high = of("policy", "kl", at=1.0)
+    kl, kl_low, kl_high = of("policy", "kl_exact", at=1.0)
     return {
         "temperature": temperature,
         "scorer": scorer,

@@ -140,22 +140,28 @@ def test_the_same_seed_gives_the_same_samples_and_another_seed_others() -> None:
     assert all(a.ids != b.ids for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
 
 
-def test_out_of_memory_computes_the_same_batch_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_computes_the_same_batch_in_halves_and_all_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model(llama_config())
     asked = requests(12, 9, 4)
     whole = sampled(model, asked, decoding(n=4), 8)
     plain = Generator._forward
     told: list[str] = []
+    made: list[int] = []
 
     def forward(self: Generator, inputs: dict[str, Any]) -> torch.Tensor:
-        if len(inputs["input_ids"]) > 2:
+        if len(inputs["input_ids"]) > 2 and made:  # when some responses have ended
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
         return plain(self, inputs)
 
     monkeypatch.setattr(Generator, "_forward", forward)
-    halved = answer(Generator(model, "float32", "batched"), asked, decoding(n=4), 8, NO_STOPS, told.append)
-    assert [[r.ids for r in responses] for responses in halved] == [[r.ids for r in responses] for responses in whole]
-    assert told == [
+    generator = Generator(model, "float32", "batched")
+    wanted = [[response.ids for response in responses] for responses in whole]
+    for times in (1, 2):
+        halved = answer(generator, asked, decoding(n=4), 8, NO_STOPS, told.append, made.append)
+        assert [[response.ids for response in responses] for responses in halved] == wanted
+        # every response is counted once, those that had ended before memory ran out too
+        assert sorted(made) == sorted(len(ids) for responses in wanted for ids in responses for _ in range(times))
+    assert told == [  # at the first batch alone
         "out of memory with 8 responses at once: computing 4 at once",
         "out of memory with 4 responses at once: computing 2 at once",
     ]

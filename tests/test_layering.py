@@ -113,6 +113,7 @@ FILES = [
     "comparing",
     "candidates",
     "functions",
+    "preflight",
     "rewriting",
     "rejecting",
     "drafts",

@@ -1,5 +1,6 @@
 """`prefkit sample`: what lies on disk, what a second call does, what is refused, and who else may sample."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -521,6 +522,15 @@ def positive(requests, settings):
 def infinite(requests, settings):
     return [[([7], "stop", [float("-inf")])] * settings.n for _ in requests]
 
+def failing(requests, settings):
+    return {}["gone"]
+
+def leaving(requests, settings):
+    raise SystemExit(3)
+
+def full(requests, settings):
+    raise MemoryError
+
 def odd(requests, settings):
     return [["text"] * settings.n for _ in requests]
 """
@@ -579,6 +589,41 @@ def test_what_another_engine_gives_is_checked(
     assert error.value.expected.replace(f"below {len(tiny_tokenizer())}", "below 376") == expected
     assert error.value.where.startswith(f"another:{name}")
     assert not list((tmp_path / "c" / "samples").glob("*"))
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize(("name", "what"), [("failing", "KeyError: 'gone'"), ("leaving", "SystemExit: 3")])
+def test_an_engine_that_raises_is_named_with_what_it_raised(name: str, what: str, draw: Draw, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        draw(engine=f"another:{name}")
+    assert error.value.message == f"sample.engine another:{name} raised {what}"
+    assert error.value.where.startswith("prompt ")
+    assert error.value.expected == "a list of responses a request"
+    assert error.value.hint == "mend it and type the same command"
+    assert not list((tmp_path / "c" / "samples").glob("*"))
+    with pytest.raises(MemoryError):  # which the command takes for what it is
+        draw(engine="another:full", out="full")
+
+
+@pytest.mark.usefixtures("fake")
+def test_an_engine_whose_module_changed_is_another_engine(draw: Draw, tmp_path: Path) -> None:
+    (tmp_path / "ids.py").write_text("END = 2\n")
+    (tmp_path / "another.py").write_text("import ids\n" + FAKE.replace("5, 2]", "5, ids.END]"))
+    first = draw(engine="another:answer")
+    recorded = read_sample(tmp_path / "c")["identity"]["engine_modules"]
+    assert recorded == {
+        name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("another.py", "ids.py")
+    }
+    assert draw(engine="another:answer").unchanged
+    (tmp_path / "ids.py").write_text("END = 100\n")
+    with pytest.raises(DatasetError, match="its samples are of another sampler: engine_modules") as error:
+        draw(engine="another:answer")
+    assert error.value.hint == "choose another --out"
+    other = draw(engine="another:answer", out="other")
+    assert other.key != first.key
+    assert read_candidates(tmp_path / "other").samples["response_ids"][0][1] == 100
+    draw(out="own")
+    assert "engine_modules" not in read_sample(tmp_path / "own")["identity"]
 
 
 @pytest.mark.usefixtures("fake")

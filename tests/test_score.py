@@ -15,6 +15,7 @@ from prefkit import scored_folder
 from prefkit.build import build_dataset
 from prefkit.config import Pipeline, load_pipeline, load_sections
 from prefkit.errors import ConfigError, DatasetError, InputError, Interrupted, SourceError
+from prefkit.functions import installed_versions
 from prefkit.sample import sample_candidates
 from prefkit.sample_settings import ScorerConfig
 from prefkit.score import score_candidates
@@ -135,7 +136,7 @@ def test_none_is_no_score_and_neither_is_what_is_not_finite_or_out_of_the_scale(
 def test_a_function_that_fails_is_named_with_its_place(body: str, message: str, place: str) -> None:
     write_rows(Path("r.jsonl"), sums(1))
     module("mine", f"def f(completions):\n    {body}\n")
-    with pytest.raises(SourceError) as wrong:
+    with pytest.raises(InputError) as wrong:
         score_candidates("r.jsonl", ["mine:f"], out="out")
     assert (wrong.value.message, wrong.value.where) == (message, place)
     every = ("a list with a number or None for every completion", "a number or None for every completion")
@@ -190,9 +191,10 @@ def test_the_same_scorer_has_nothing_to_do_and_another_one_of_its_name_is_refuse
         score_candidates("r.jsonl", ["mine:f"], out="out")
     assert other.value.message == "the scorer f has scored here and is another one now: modules differ"
     assert other.value.expected == "the same scorer under the same name"
-    deleted = "delete out/*/f-?????.parquet and out/scores/f.*, or choose another folder; "
-    beside = "under another name (--name, name:) the old scores stay beside the new ones, and a build takes both"
-    assert other.value.hint == deleted + beside
+    assert other.value.hint == (
+        "delete out/*/f-?????.parquet and out/scores/f.*, or choose another folder; "
+        "under another name (--name, name:) the old scores stay beside the new ones, and a build takes both"
+    )
     with pytest.raises(DatasetError, match="another one now: scale, verifier differ"):
         score_candidates("r.jsonl", [parse_scorer("verifier:exact", "number", (0, 1))], out="out")
     assert snapshot(Path("out")) == before
@@ -216,6 +218,31 @@ def test_what_a_scorer_is_stands_beside_its_tables() -> None:
     assert [part["file"] for part in document["parts"]] == ["unscored/f-00000.parquet", "scored/f-00000.parquet"]
     for part in document["parts"]:
         assert part["sha256"] == file_sha256(Path("out") / part["file"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"identity": None}, "is damaged at identity"),
+        ({"parts": [{"rows": 3}]}, "is damaged at parts.0.file"),
+        ({"counts": None}, "is damaged at counts"),
+        (None, "is no JSON object"),
+    ],
+)
+def test_a_damaged_document_of_a_scorer_is_named_and_made_again(change: Any, message: str) -> None:
+    write_rows(Path("r.jsonl"), sums(3))
+    (done,) = score_candidates("r.jsonl", ["verifier:number"], out="out")
+    path = Path("out/scores/number.json")
+    whole = path.read_bytes()
+    path.write_text(json.dumps([] if change is None else json.loads(whole) | change))
+    with pytest.raises(DatasetError) as wrong:
+        score_candidates("r.jsonl", ["verifier:number"], out="out")
+    assert (wrong.value.message, wrong.value.where) == (message, str(path))
+    assert wrong.value.hint == "delete it and type prefkit score again: scores that are there are kept"
+    path.unlink()
+    (again,) = score_candidates("r.jsonl", ["verifier:number"], out="out")
+    assert (again.new, again.mean) == (0, done.mean)
+    assert path.read_bytes() == whole
 
 
 def test_of_a_file_that_grows_only_what_is_new_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,6 +514,26 @@ def test_a_scorer_that_scores_nothing_is_told_why(value: str, scale: Any, why: s
 
 
 # the command
+
+
+def test_a_function_of_another_version_of_its_package_is_another_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_rows(Path("r.jsonl"), sums())
+    package, about = Path("site/rating_pack"), Path("site/rating_pack-1.dist-info")
+    package.mkdir(parents=True)
+    about.mkdir()
+    (package / "__init__.py").write_text("from rating_pack.inner import f\n")
+    (package / "inner.py").write_text("def f(completions):\n    return [1.0] * len(completions)\n")
+    (about / "top_level.txt").write_text("rating_pack\n")
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: rating-pack\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(Path("site").absolute()))
+    score_candidates("r.jsonl", ["rating_pack:f"], out="out")
+    identity = json.loads(Path("out/scores/f.json").read_text())["identity"]
+    assert identity["versions"] == {"rating-pack": "1.0"}
+    assert list(identity["modules"]) == ["rating_pack"]
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: rating-pack\nVersion: 1.1\n")
+    with pytest.raises(DatasetError, match="another one now: versions differ"):
+        score_candidates("r.jsonl", ["rating_pack:f"], out="out")
+    assert installed_versions(["prefkit.demo.rating:rate", "json:dumps"]) == {}
 
 
 def test_scores_of_a_scorer_that_the_section_does_not_name_are_no_source_in_silence() -> None:

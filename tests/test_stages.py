@@ -455,7 +455,13 @@ def test_the_whole_road_samples_first_and_measures_last(
     pipeline: Pipeline, stand_ins: list[str], tmp_path: Path
 ) -> None:
     source = {"path": str(tmp_path / "scored.jsonl"), "format": "pairs"}
-    changes = {**SAMPLING, "sources": [source], "sample.out": str(tmp_path / "candidates")}
+    prompts = str(write_rows(tmp_path / "p.jsonl", [{"prompt": "one"}]))
+    changes = {
+        **SAMPLING,
+        "evaluate": {"prompts": prompts},
+        "sources": [source],
+        "sample.out": str(tmp_path / "candidates"),
+    }
     gone = run_pipeline(pipeline, changes=changes)
     assert stand_ins == ["sample", "score", "evaluate"]
     assert told(gone.stages) == {
@@ -469,9 +475,48 @@ def test_the_whole_road_samples_first_and_measures_last(
     assert said["score"] == "number: 96 scored"
     assert said["evaluate"].startswith("mean reward by number +0.25 (0.125 to 0.375) over the reference; ")
     assert told(run_pipeline(pipeline, changes=changes).stages) == {}
-    foreseen = told(run_pipeline(pipeline, changes=changes, dry_run=True).stages)
-    assert foreseen["sample"] == "whether it is done is seen when it runs"
-    assert foreseen["train"] == "follows sample"
+
+
+def test_a_dry_run_of_a_road_that_is_done_says_so_of_every_stage(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"river {n} is", "reference": str(n)} for n in range(8)]
+    prompts = str(write_rows(tmp_path / "p.jsonl", rows))
+    (tmp_path / "own.py").write_text("def size(completions):\n    return [len(text) for text in completions]\n")
+    out = tmp_path / "c"
+    changes: dict[str, Any] = {
+        "sample": {"prompts": prompts, "out": str(out), "n": 4, "max_new_tokens": 8},
+        "score": {"scorers": [{"verifier": "exact"}, {"function": "own:size"}]},
+        "evaluate": {"prompts": prompts, "n": 1, "max_new_tokens": 2},
+        "sources": [{"path": str(out / "scored" / "*.parquet"), "format": "candidates"}],
+        "split.test_share": 0.0,
+    }
+    assert told(foreseen_road(pipeline, changes)) == {
+        "sample": "there was none",
+        **dict.fromkeys(("score", "build", "audit", "precompute", "train", "evaluate"), "follows sample"),
+    }
+    run_pipeline(pipeline, changes=changes)
+    before = snapshot(tmp_path)
+    gone = foreseen_road(pipeline, changes)
+    assert told(gone) == {}
+    said = {one.stage: one.said for one in gone}
+    assert said["sample"] == f"32 responses to 8 prompts in {out}"
+    assert said["score"] == "exact: 32 scored, size: 32 scored"
+    assert said["evaluate"].startswith("mean reward by exact ")
+    again = foreseen_road(pipeline, changes | {"evaluate.n": 2})
+    assert told(again) == {"evaluate": "this run was not measured so"}
+    assert snapshot(tmp_path) == before
+    (out / "scored" / "size-00000.parquet").unlink()
+    assert told(foreseen_road(pipeline, changes))["score"] == "size had not scored all of it"
+    write_rows(tmp_path / "p.jsonl", [*rows, {"prompt": "one more", "reference": "1"}])
+    assert told(foreseen_road(pipeline, changes))["sample"] == "prompts are new, or responses are missing"
+    (out / "sample.json").unlink()
+    assert told(foreseen_road(pipeline, changes))["sample"] == "it is not finished"
+
+
+def foreseen_road(pipeline: Pipeline, changes: dict[str, Any]) -> list[Outcome]:
+    return run_pipeline(pipeline, changes=changes, dry_run=True).stages
 
 
 def test_whoever_asks_at_the_end_of_a_stage_stops_the_road_all_the_same() -> None:

@@ -1,5 +1,6 @@
 """Sweeps: which combinations there are, that all share one reference pass, and what one table says of them."""
 
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 from command import Prefkit
+from rich.console import Console
 from tiny import built, snapshot, text_rows, tiny_llama, write_rows
 
 from prefkit import stages, sweep
@@ -19,8 +21,9 @@ from prefkit.info import dataset_info
 from prefkit.query import query_dataset
 from prefkit.reference import precompute_reference
 from prefkit.road import run_pipeline
+from prefkit.road_view import print_sweep
 from prefkit.stages import Outcome, Spectator
-from prefkit.sweep import combinations_of, read_grid, split_values, sweep_pipeline
+from prefkit.sweep import Swept, combinations_of, read_grid, split_values, sweep_pipeline
 from prefkit.train import train_dpo
 
 TRAIN = {"learning_rate": 1e-3, "batch_size": 8, "max_steps": 2}
@@ -413,7 +416,8 @@ class Evaluations:
             ("policy", 1.0, "rating", "reward", number, None, None),
             ("difference", 1.0, "rating", "reward", number / 2, 0.1, 0.9),
             ("difference", 0.5, "rating", "reward", 5.0, 4.0, 6.0),
-            ("policy", 1.0, None, "kl", number + 0.25, 0.2, 0.4),
+            ("policy", 1.0, None, "kl", number + 9.0, 0.2, 0.4),
+            ("policy", 1.0, None, "kl_exact", number + 0.25, 0.3, 0.5),
             ("policy", 0.5, "rating", "win_rate", 0.75, None, None),
         ]
         names = ["role", "temperature", "scorer", "metric", "value", "low", "high"]
@@ -439,16 +443,32 @@ def test_an_evaluation_of_one_prompt_has_no_interval_and_ends_nothing(pipeline: 
         )
 
 
-def test_reward_and_kl_stand_beside_beta(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reward_and_kl_stand_beside_beta(pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluations = Evaluations()
+    prompts = str(write_rows(tmp_path / "p.jsonl", [{"prompt": "one"}]))
     monkeypatch.setattr(stages, "load_evaluate", lambda: evaluations)
-    grid = {"train.beta": [0.1, 1.0], "evaluate": [{"prompts": "p.jsonl", "temperatures": [0.5, 1.0]}]}
+    grid = {"train.beta": [0.1, 1.0], "evaluate": [{"prompts": prompts, "temperatures": [0.5, 1.0]}]}
     swept = sweep_pipeline(pipeline, grid)
     first, second = swept.table.to_dicts()
     assert (first["temperature"], first["scorer"]) == (0.5, "rating")
     assert (first["reward"], second["reward"]) == (10.0, 20.0)  # at the first temperature
     assert (first["reward_gain"], first["reward_gain_low"], first["reward_gain_high"]) == (5.0, 4.0, 6.0)
     assert (first["kl"], second["kl"]) == (1.25, 2.25)  # the model's own, at temperature 1
+    assert (first["kl_low"], first["kl_high"]) == (0.3, 0.5)  # kl_exact, as prefkit evaluate prints it
     assert first["win_rate"] == 0.75
-    sweep_pipeline(pipeline, grid)
+    again = sweep_pipeline(pipeline, grid)
     assert len(evaluations.done) == 2
+    shown = printed(again, 80)
+    assert "…" not in shown
+    words = {"0.1", "1", "5", "1.25", "2.25", "0.75", "beta", "steps", "accuracy", "reward", "gain", "KL"}
+    assert words <= {*shown.split()}
+    assert "steps" not in printed(again, 60)  # the view sweeps has them
+    assert "2.25" in printed(again, 60)
+
+
+def printed(swept: Swept, width: int) -> str:
+    console = Console(width=width, file=io.StringIO())
+    print_sweep(swept, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines()[:5])) <= width
+    return str(text)

@@ -37,6 +37,30 @@ NUMBERS = [
     ("\\boxed{unclosed 8", Fraction(8)),
     ("3 apples, 4 pears.", Fraction(4)),
     ("1,2", Fraction(2)),
+    ("#### $5.00 per 2 apples", Fraction(5)),
+    ("#### 8 hours and 0 minutes", Fraction(8)),
+    ("#### 12 cm^2", Fraction(12)),
+    ("\\boxed{12 \\text{ cm}^2}", Fraction(12)),
+    ("\\boxed{12 \\text{ cm}^{2}}", Fraction(12)),
+    ("an area of 12 cm^2", Fraction(12)),
+    ("so 7 = x_1", Fraction(7)),
+    ("so 7 = x_{12}", Fraction(7)),
+    ("2 1/2", Fraction(5, 2)),
+    ("-2 1/2", Fraction(-5, 2)),
+    ("\\boxed{2\\frac{1}{2}}", Fraction(5, 2)),
+    ("of 2 3/2", Fraction(3, 2)),
+    ("1e5", Fraction(100_000)),
+    ("2.5E-3", Fraction(1, 400)),
+    ("3 x 10^5", Fraction(300_000)),
+    ("$3 \\times 10^{-2}$", Fraction(3, 100)),
+    ("2^10", Fraction(1024)),
+    ("4e", Fraction(4)),
+    ("2^999", None),
+    ("0^-1", None),
+    ("1 000 000", Fraction(1_000_000)),
+    ("1\u202f000", Fraction(1000)),
+    ("1_000", Fraction(1000)),
+    ("3 apples and 100 pears", Fraction(100)),
     ("no number", None),
     ("", None),
     ("1/0", None),
@@ -52,6 +76,11 @@ def test_equal_numbers_are_equal_however_they_are_written() -> None:
     assert same_number("It is 0.50", "#### 1/2") == 1.0
     assert same_number("It is 50%", "#### .5") == 1.0
     assert same_number("It is 0.3333", "#### 1/3") == 0.0
+    assert same_number("#### 70%", "70") == 1.0
+    assert same_number("#### 0.7", "70%") == 1.0
+    assert same_number("#### 70", "70%") == 1.0
+    assert same_number("#### 70", "0.7") == 0.0
+    assert same_number("#### 70%", "7000%") == 0.0
     assert same_number("I do not know", "#### 1") == 0.0
     assert same_number("1", "none at all") is None
 
