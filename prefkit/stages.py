@@ -372,7 +372,7 @@ def _evaluation_of(pipeline: Pipeline) -> tuple[EvaluateConfig, dict[str, Any]]:
 
     assert pipeline.evaluate is not None  # whoever asks has looked
     settings = with_scorers(pipeline.evaluate, pipeline)
-    told = {"reference": settings.reference or pipeline.precompute.model, "dataset": pipeline.dataset}
+    told = {"reference": settings.reference, "dataset": pipeline.dataset}
     return settings, told | {"chat_template": pipeline.precompute.chat_template}
 
 
