@@ -247,6 +247,7 @@ class _Evaluation:
             model=Path(str(settings.model)),
             kind=self.plan.kind,
             chat_template=self.plan.template,
+            section="evaluate",
             tell=self.tell,
             watch=lambda *done: self.watch(int(done[0]), int(done[1])),
             stop=self.stop,
@@ -449,7 +450,7 @@ class _Evaluation:
             self.left_out["perplexity"] = "no texts: evaluate.texts"
             return
         tokenizer = load_tokenizer(self.plan.models[POLICY].folder)
-        texts = read_prompts(self.settings.texts, self.kind).kept
+        texts = read_prompts(self.settings.texts, self.kind, "evaluate.texts").kept
         template = resolve_template(self.kind, self.plan.template, tokenizer)
         encoded = encode_texts(texts, tokenizer, self.kind, template)
         same = {self.plan.models[role].identity["tokenizer_sha256"] for role in self._both()}
