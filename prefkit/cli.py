@@ -416,7 +416,7 @@ def evaluate(
 
     scorers = [one.model_dump(mode="json", exclude_unset=True) for one in read_scorers(scorer or [], None, None)]
     given: dict[str, Any] = {
-        "prompts": prompts,
+        "prompts__path": prompts,
         "temperatures": temperature or None,
         "n": n,
         "max_new_tokens": max_new_tokens,
@@ -424,7 +424,9 @@ def evaluate(
     given |= {"scorers": scorers or None, "against": against, "reference": reference}
     from prefkit.target import evaluating_of
 
-    settings = evaluating_of(target, changed(changes, **{f"evaluate__{key}": value for key, value in given.items()}))
+    # --prompts is in place of the pipeline's, with their columns and limit; those of --set are for these
+    named = [*changed(None, evaluate__prompts=prompts), *(changes or [])]
+    settings = evaluating_of(target, changed(named, **{f"evaluate__{key}": value for key, value in given.items()}))
     from prefkit.evaluate import evaluate_target
     from prefkit.evaluation_view import print_evaluated
     from prefkit.stopping import stop_on_signals

@@ -19,7 +19,7 @@ from prefkit.build_settings import DecontaminateConfig, PairsConfig, RewriteRule
 from prefkit.errors import ConfigError, InputError
 from prefkit.format import MANIFEST, Kind
 from prefkit.records import LONE_SURROGATE
-from prefkit.sample_settings import EvaluateConfig, SampleConfig, ScoreConfig
+from prefkit.sample_settings import EvaluateConfig, PromptsConfig, SampleConfig, ScoreConfig
 from prefkit.sections import Section
 from prefkit.settings import Pipeline
 from prefkit.train_settings import PrecomputeConfig, TrainConfig
@@ -207,13 +207,23 @@ def _place(name: str, lines: Mapping[Path_, int], key: Path_) -> str:
 def _apply(settings: dict[str, Any], change: Change) -> None:
     *sections, last = change.key.split(".")
     target: Any = settings
-    for section in sections:
+    for depth, section in enumerate(sections, start=1):
         if target.get(section) is None:
             target[section] = {}
+        elif isinstance(target[section], str) and _is_prompts(sections[:depth]):
+            target[section] = {"path": target[section]}
         target = target[section]
         if not isinstance(target, dict):
             raise ConfigError(f"--set {change.key}: {section} is not a section", expected="section.key=value")
     target[last] = change.value
+
+
+def _is_prompts(path: Sequence[str]) -> bool:
+    """Whether a key is one of prompts, where a path alone is short for {path: ...}."""
+    try:
+        return _section(tuple(path)) is PromptsConfig and _section(tuple(path[:-1])) is not PromptsConfig
+    except KeyError:  # no key at all, which is refused elsewhere
+        return False
 
 
 def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[Path_, int]]:
@@ -267,7 +277,8 @@ def _explain(error: ValidationError, name: str, lines: Mapping[Path_, int], chan
         hint = f"did you mean {_dotted((*loc[:-1], near[0]))}?" if near else ""
         return ConfigError(f"unknown key {_dotted(loc)}", where=where, expected="one of " + ", ".join(known), hint=hint)
     if problem["type"] == "missing":
-        return ConfigError(f"key {_dotted(loc)} is missing", where=where, expected=_doc_of(loc))
+        hint = f"--set {_dotted(loc)}=FILE" if _is_prompts([str(step) for step in loc]) else ""
+        return ConfigError(f"key {_dotted(loc)} is missing", where=where, expected=_doc_of(loc), hint=hint)
     if problem["type"] == "value_error":
         message = str(problem["ctx"]["error"])
         named = any(change.key in message for change in changes)  # of two keys that do not agree

@@ -149,6 +149,7 @@ def make_plan(
         ModelError, DatasetError: what is named is not there, or not finished.
         InputError: nothing says where the evaluation goes.
     """
+    _refuse_no_model(Path(model))
     run = Path(model) if is_run(model) else None
     recorded = None if run is None else read_document(run / RUN_JSON, Run)
     folder = _model_of(Path(model), recorded)
@@ -175,6 +176,14 @@ def make_plan(
     samples = held.folder / SAMPLED if near and held is not None else home / SAMPLED
     key = reference_key(identity)
     return Plan(key, identity, settings, models, held, no_reference, made, kind, template, home, samples)
+
+
+def _refuse_no_model(path: Path) -> None:
+    if not path.exists():
+        raise InputError("no such model and no such run", where=str(path), expected="the folder of a model or of a run")
+    if (path / MANIFEST).exists():
+        expected = f"the folder of a model or of a run, such as {path / RUNS / '1'}"
+        raise InputError("is a dataset, no model", where=str(path), expected=expected)
 
 
 def _model_of(path: Path, recorded: dict[str, Any] | None) -> Path:

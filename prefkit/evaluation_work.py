@@ -157,6 +157,7 @@ class Evaluation:
                 model=Path(str(settings.model)),
                 kind=self.plan.kind,
                 chat_template=self.plan.template,
+                section="evaluate",
                 tell=self.tell,
                 watch=lambda *done: self.watch(int(done[0]), int(done[1])),
                 stop=self.stop,

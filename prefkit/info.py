@@ -10,6 +10,7 @@ from prefkit.documents import Audit, Reference, Run, Sweep
 from prefkit.errors import DatasetError, InputError
 from prefkit.evaluation_tables import evaluation_lines
 from prefkit.format import AUDIT_JSON, MANIFEST, REFERENCE_JSON, REFERENCES, RUN_JSON, RUNS, SWEEP_JSON, SWEEPS
+from prefkit.sample_format import SAMPLER_JSON
 from prefkit.store import read_document, read_manifest
 from prefkit.verification import verify_dataset
 
@@ -43,6 +44,13 @@ def dataset_info(target: str | Path, *more: str | Path, verify: bool = False) ->
         return {"runs": [_run_info(run) for run in read_runs([target, *more])]}
     if is_run(path):
         return _run_info(read_curves(path))
+    if (path / SAMPLER_JSON).exists() and not (path / MANIFEST).exists():
+        raise DatasetError(
+            "holds samples of a model, and is neither a dataset nor a run",
+            where=str(path),
+            expected=f"a directory with {MANIFEST} or {RUN_JSON}",
+            hint=f"prefkit score {quote(str(path))} --scorer SPEC, or name it as a source of a pipeline",
+        )
     if not path.is_dir() or (not (path / MANIFEST).exists() and not (path / ".lock").exists()):
         raise DatasetError(
             "neither a dataset nor a run",

@@ -5,12 +5,14 @@ prompts in the order of their file, each once and with the id that its pairs hav
 and prompts that cannot be answered as drops with a reason.
 """
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
 
 from prefkit.checked import check_row, record_frame, reject_frame
+from prefkit.detection import keys_found
 from prefkit.errors import SourceError
 from prefkit.format import MANIFEST, Kind, text_dtype
 from prefkit.formats.reading import Columns, Format, Row, holds_messages, read_fields
@@ -21,7 +23,7 @@ from prefkit.screen import screen
 from prefkit.sources import SourceFile, expand, source_sha256, unchanged
 from prefkit.store import read_manifest
 from prefkit.tables import read_table
-from prefkit.text import VISIBLE, with_prompt_ids
+from prefkit.text import VISIBLE, printable, with_prompt_ids
 
 OPTIONAL = ("reference", "tools")
 ANSWERED = ("user", "tool")  # roles of a last turn that a model answers
@@ -83,12 +85,13 @@ def prompts_kind(settings: PromptsConfig, kind: Kind | None, *, has_template: bo
     return "chat" if first is not None and is_chat_row(first.value, _columns(settings)) else "text"
 
 
-def read_prompts(settings: PromptsConfig, kind: Kind) -> Prompts:
+def read_prompts(settings: PromptsConfig, kind: Kind, setting: str = "sample.prompts") -> Prompts:
     """Read and check all prompts.
 
     Args:
         settings: the file, the names of its columns, and how many of its rows.
         kind: what the prompts become.
+        setting: that names them, for messages.
 
     Raises:
         SourceError: a file is missing, unreadable, or changed while it was read; or no line of it is a prompt.
@@ -99,7 +102,7 @@ def read_prompts(settings: PromptsConfig, kind: Kind) -> Prompts:
     known = with_prompt_ids(records, kind)
     screened = screen(known.with_columns(first=pl.col("prompt_id").is_first_distinct()), "prompts", _rules(kind))
     if screened.kept.is_empty():
-        _refuse_none(settings.path, rows, screened.dropped, rejects)
+        _refuse_none(settings, rows, screened.dropped, rejects, setting)
     kept, dropped = (
         frame.select(sample_schema(name, kind).names())
         for name, frame in (("prompts", screened.kept), ("dropped", screened.dropped))
@@ -142,14 +145,22 @@ def _rules(kind: Kind) -> dict[str, pl.Expr]:
     return {**empty, "duplicate": ~pl.col("first")}
 
 
-def _refuse_none(path: str, rows: int, dropped: pl.DataFrame, rejects: pl.DataFrame) -> None:
+def _refuse_none(
+    settings: PromptsConfig, rows: int, dropped: pl.DataFrame, rejects: pl.DataFrame, setting: str
+) -> None:
     frames = [frame["reason"].value_counts(sort=True) for frame in (dropped, rejects)]
     found = ", ".join(f"{count} {reason}" for reason, count in pl.concat(frames).iter_rows())
+    missing = rejects.filter(pl.col("reason") == "missing_field")
+    absent, hint = missing["field"].unique(maintain_order=True).to_list(), ""
+    if absent:
+        found += f"; no {', '.join(map(printable, absent))}: a row has {keys_found(json.loads(missing['raw'][0]))}"
+        ours = {path: name for name, path in settings.columns.items()}
+        hint = f"--set {setting}.columns.{ours.get(absent[0], absent[0])}=NAME says in which column it is"
     raise SourceError(
         f"none of its {rows} rows is a prompt that can be answered: {found}" if found else "holds no prompt",
-        where=path,
+        where=settings.path,
         expected="a prompt a row: text, or messages whose last turn is the user's",
-        hint="--set 'sample.prompts.columns={prompt: NAME}' says in which column it is",
+        hint=hint,
     )
 
 

@@ -139,6 +139,7 @@ def draw_samples(
     model: str | Path,
     kind: Kind | None = None,
     chat_template: str | None = None,
+    section: str = "sample",
     tell: Tell = lambda _text: None,
     watch: Watch = lambda _done, _total, _tokens: None,
     stop: Callable[[], bool] = lambda: False,
@@ -150,6 +151,7 @@ def draw_samples(
         model: folder of a model, an adapter, or a run.
         kind: chat | text; None: as the prompts are.
         chat_template: as precompute.chat_template.
+        section: whose settings these are, for messages.
         tell: as in `sample_candidates`, and so are watch and stop.
         watch: see there.
         stop: see there.
@@ -161,7 +163,7 @@ def draw_samples(
             own: list[Work] = []  # of process 0, with all prompts: the others get them a part at a time
 
             def prepare() -> Work:
-                own.append(prepare_sampling(settings, Path(model), kind, chat_template, say, held))
+                own.append(prepare_sampling(settings, Path(model), kind, chat_template, say, held, section))
                 return without_prompts(own[0])
 
             work = team.on_main(prepare)

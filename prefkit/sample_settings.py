@@ -27,16 +27,17 @@ class PromptsConfig(Section):
     limit: Annotated[int, Field(gt=0)] | None = Field(None, description="only so many, the first of the file")
 
 
+PROMPTS_DOC = "a file of prompts, or path: with columns: and limit:"
 Prompts = Annotated[PromptsConfig, BeforeValidator(_path_alone)]
 
 
 class SampleConfig(Section):
     """N responses of a model to each prompt."""
 
-    prompts: Prompts
+    prompts: Prompts = Field(description=PROMPTS_DOC)
     out: str = Field(description="the candidates directory that is written")
     model: str | None = Field(None, description="folder of a model, or of a run; precompute.model if left out")
-    n: Annotated[int, Field(gt=0)] = Field(4, description="responses a prompt")
+    n: Annotated[int, Field(gt=0)] = Field(4, description="responses a prompt; left out at temperature 0: one")
     temperature: Annotated[float, Field(ge=0)] = Field(1.0, description="0: always the likeliest token, so n is 1")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="only the likeliest tokens, as few as hold this share of the probability (arXiv 1904.09751)"
@@ -52,6 +53,11 @@ class SampleConfig(Section):
         None, description="prompt + response tokens of the sequences that are made at once; left out: as memory allows"
     )
     engine: str | None = Field(None, description="module:function that samples in place of prefkit's own engine")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_where_all_are_the_same(cls, given: Any) -> Any:
+        return {"n": 1, **given} if isinstance(given, dict) and given.get("temperature") == 0 else given
 
     @model_validator(mode="after")
     def _sound(self) -> "SampleConfig":
@@ -137,7 +143,7 @@ class ScoreConfig(Section):
 class EvaluateConfig(Section):
     """What a trained model is measured by: fresh samples, their scores, and texts it should not have forgotten."""
 
-    prompts: Prompts
+    prompts: Prompts = Field(description=PROMPTS_DOC)
     scorers: list[ScorerConfig] = Field([], description="left out: those of the score section")
     temperatures: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)] = Field(
         [1.0], description="responses are sampled at each; the KL is the model's own at 1"

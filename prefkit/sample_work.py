@@ -83,6 +83,7 @@ def prepare_sampling(
     chat_template: str | None,
     tell: Tell,
     held: contextlib.ExitStack,
+    section: str = "sample",
 ) -> Work:
     """Find what is there, read and encode the prompts, and plan those that are new."""
     folder, model = Path(settings.out), model_folder(named)
@@ -95,13 +96,13 @@ def prepare_sampling(
     identity = _identity(settings, policy_identity(model, tokenizer), kind, template, ending)
     key = reference_key(identity)
     claim(folder, {"key": key, "identity": identity})
-    prompts = read_prompts(settings.prompts, kind)
+    prompts = read_prompts(settings.prompts, kind, f"{section}.prompts")
     held.enter_context(locked(folder))
     claim(folder, {"key": key, "identity": identity})  # somebody else may have begun meanwhile
     tell(f"encoding {prompts.kept.height} prompts")
     with located(str(model)):
         encoded = encode_prompts(prompts.kept, tokenizer, kind, template)
-    room = _room(model, settings.max_new_tokens)
+    room = _room(model, settings.max_new_tokens, section)
     fits = pl.lit(True) if room is None else pl.col("prompt_ids").list.len() <= room
     reasons = pl.concat(
         [
@@ -117,7 +118,7 @@ def prepare_sampling(
         raise CheckError(
             f"no prompt can be sampled from: {found}",
             where=settings.prompts.path,
-            hint="a smaller sample.max_new_tokens, or another chat template",
+            hint=f"a smaller {section}.max_new_tokens, or another chat template",
         )
     plan = read_plan(folder)
     gone = plan.filter(~pl.col("prompt_id").is_in(answered["prompt_id"].to_list()))
@@ -195,7 +196,7 @@ def config_of(model: Path) -> Any:
     return config.get_text_config()
 
 
-def _room(model: Path, max_new_tokens: int) -> int | None:
+def _room(model: Path, max_new_tokens: int, section: str) -> int | None:
     """Tokens that a prompt may have; None where the model has no last position."""
     config = config_of(model)
     positions = getattr(config, "max_position_embeddings", None)
@@ -204,7 +205,7 @@ def _room(model: Path, max_new_tokens: int) -> int | None:
         return None
     if max_new_tokens >= min(limits):
         raise ModelError(
-            f"sample.max_new_tokens is {max_new_tokens}, the model has {min(limits)} positions",
+            f"{section}.max_new_tokens is {max_new_tokens}, the model has {min(limits)} positions",
             where=str(model),
             hint=f"--max-new-tokens {max(1, min(limits) // 2)}",
         )

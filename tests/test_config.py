@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from prefkit.config import Pipeline, load_pipeline, pipeline_from_manifest
+from prefkit.config import Pipeline, load_pipeline, load_sections, pipeline_from_manifest
 from prefkit.errors import ConfigError, InputError
 from prefkit.formats import FORMATS
 from prefkit.formats.reading import Format
+from prefkit.sample_settings import PromptsConfig
 
 SMALL = """
 dataset: out
@@ -183,6 +184,33 @@ def test_a_missing_key_is_refused_by_name(key: str, load: Callable[..., Pipeline
     error = refusal(load, texts[key])
     assert error.message == f"key {key} is missing"
     assert "pipeline.yaml" in error.where
+
+
+@pytest.mark.parametrize(("section", "key"), [("sample", "out"), ("evaluate", "n")])
+def test_prompts_that_are_missing_are_refused_with_the_change_that_names_them(section: str, key: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_sections({}, [f"{section}.{key}=3"])
+    assert error.value.message == f"key {section}.prompts is missing"
+    assert error.value.expected == "a file of prompts, or path: with columns: and limit:"
+    assert error.value.hint == f"--set {section}.prompts=FILE"
+
+
+def test_prompts_given_as_a_path_alone_can_be_changed_within() -> None:
+    written = {"sample": {"prompts": "p.jsonl", "out": "c"}, "evaluate": {"prompts": "p.jsonl", "texts": "t.jsonl"}}
+    changes = ["sample.prompts.limit=5", "evaluate.prompts.columns={prompt: q}", "evaluate.texts.columns.reference=a"]
+    found = load_sections(written, changes)
+    assert found.sample is not None
+    assert found.evaluate is not None
+    assert found.sample.prompts == PromptsConfig(path="p.jsonl", limit=5)
+    assert found.evaluate.prompts == PromptsConfig(path="p.jsonl", columns={"prompt": "q"})
+    assert found.evaluate.texts == PromptsConfig(path="t.jsonl", columns={"reference": "a"})
+    for key in ("sample.out.x", "sample.prompts.path.x"):
+        with pytest.raises(ConfigError, match="is not a section"):
+            load_sections(written, [f"{key}=1"])
+    with pytest.raises(ConfigError, match=r"unknown key sample\.promts"):
+        load_sections(written, ["sample.promts.limit=1"])
+    with pytest.raises(ConfigError, match="is not a section"):
+        load_sections(written | {"nothing": "x"}, ["nothing.a=1"])
 
 
 def test_a_key_given_twice_is_refused_with_the_line_of_the_second(

@@ -597,6 +597,45 @@ def test_what_does_not_fit_is_refused(
         call()
 
 
+def test_what_is_no_model_is_told_before_the_place_of_its_evaluation(world: World) -> None:
+    with pytest.raises(InputError) as refused:
+        evaluate_model("dataset/runs/9", settings())
+    assert str(refused.value) == (
+        "dataset/runs/9: no such model and no such run\n  expected: the folder of a model or of a run"
+    )
+    with pytest.raises(InputError) as refused:
+        evaluate_model("dataset", settings())
+    assert str(refused.value) == (
+        "dataset: is a dataset, no model\n  expected: the folder of a model or of a run, such as dataset/runs/1"
+    )
+
+
+def test_changes_of_the_prompts_hold_for_those_of_the_command(
+    world: World, prefkit: Prefkit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world.folder)
+    rows = [{"question": f"What is tin {n}?", "answer": str(n)} for n in range(5)]
+    tiny.write_rows(world.folder / "asked.jsonl", rows)
+    words = ["evaluate", "model", "--prompts", "asked.jsonl", "--scorer", "verifier:exact", "-n", "1", "--json"]
+    words += ["--out", "elsewhere", "--set", "evaluate.prompts.limit=2"]
+    ended = prefkit(*words, "--max-new-tokens", "4")
+    assert "no prompt: a row has the keys question, answer" in ended.err
+    assert "--set evaluate.prompts.columns.prompt=NAME" in ended.err
+    words += ["--set", "evaluate.prompts.columns={prompt: question, reference: answer}"]
+    ended = prefkit(*words, "--max-new-tokens", "4")
+    assert ended.code == 0, ended.err
+    assert {row["num_prompts"] for row in ended.last_json()["summary"] if row["metric"] == "reward"} == {2}
+    ended = prefkit(*words, "--max-new-tokens", "100000")
+    assert "evaluate.max_new_tokens is 100000, the model has " in ended.err
+    (world.folder / "whole.yaml").write_text(
+        "dataset: dataset\nsources: [{path: x, format: pairs}]\n"
+        "evaluate: {prompts: {path: old.jsonl, columns: {prompt: old}}}\n"
+    )
+    ended = prefkit("evaluate", "whole.yaml", *words[2:], "--max-new-tokens", "4")
+    assert ended.code == 0, ended.err
+    assert {row["num_prompts"] for row in ended.last_json()["summary"] if row["metric"] == "reward"} == {2}
+
+
 def test_messages_say_what_to_do_next(world: World) -> None:
     with pytest.raises(InputError) as refused:
         evaluate_model("model", settings())

@@ -51,3 +51,17 @@ def test_a_dataset_without_near_duplicates_setting_or_pairs_says_nothing_of_them
     assert "near_duplicates" not in found
     assert "additions" not in found
     assert "near-duplicates" not in prefkit("info", "data").out
+
+
+def test_a_candidates_folder_is_told_from_a_build_that_is_not_finished(prefkit: Prefkit, tmp_path: Path) -> None:
+    folder = tmp_path / "my samples"
+    folder.mkdir()
+    (folder / ".lock").touch()
+    (folder / "sampler.json").write_text("{}")
+    ended = prefkit("info", "my samples")
+    assert ended.code == 2
+    assert ended.err == (
+        "error: my samples: holds samples of a model, and is neither a dataset nor a run\n"
+        "  expected: a directory with manifest.json or run.json\n"
+        "  next: prefkit score 'my samples' --scorer SPEC, or name it as a source of a pipeline\n"
+    )

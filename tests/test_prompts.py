@@ -157,14 +157,31 @@ def test_a_file_without_a_prompt_says_what_is_in_it(write_jsonl: Write) -> None:
     with pytest.raises(SourceError) as error:
         read(path)
     assert str(error.value) == (
-        f"{path}: none of its 3 rows is a prompt that can be answered: 1 empty_prompt, 2 missing_field\n"
+        f"{path}: none of its 3 rows is a prompt that can be answered: 1 empty_prompt, 2 missing_field; "
+        "no prompt: a row has the keys question\n"
         "  expected: a prompt a row: text, or messages whose last turn is the user's\n"
-        "  next: --set 'sample.prompts.columns={prompt: NAME}' says in which column it is"
+        "  next: --set sample.prompts.columns.prompt=NAME says in which column it is"
     )
-    with pytest.raises(SourceError, match="holds no prompt"):
+    with pytest.raises(SourceError, match="holds no prompt") as error:
         read(write_jsonl("empty.jsonl", []))
+    assert error.value.hint == ""
+    with pytest.raises(SourceError) as error:
+        read(write_jsonl("blank.jsonl", [{"prompt": " "}]))
+    assert (error.value.message[-27:], error.value.hint) == ("be answered: 1 empty_prompt", "")
     with pytest.raises(SourceError, match="no such file"):
         read("nowhere.jsonl")
+
+
+def test_the_column_that_is_missing_is_named_and_the_setting_to_mend(write_jsonl: Write) -> None:
+    path = write_jsonl("p.jsonl", [{"question": "a", "answer": "1"}, {"question": "b", "answer": "2"}])
+    settings = PromptsConfig(path=str(path), columns={"prompt": "question", "reference": "anser"})
+    with pytest.raises(SourceError) as error:
+        read_prompts(settings, "text", "evaluate.prompts")
+    assert error.value.message == (
+        "none of its 2 rows is a prompt that can be answered: 2 missing_field; "
+        "no anser: a row has the keys question, answer"
+    )
+    assert error.value.hint == "--set evaluate.prompts.columns.reference=NAME says in which column it is"
 
 
 def test_text_that_looks_like_sql_markup_or_a_path_stays_text(write_jsonl: Write) -> None:

@@ -674,6 +674,7 @@ def test_the_command_says_what_is_missing(prefkit: Prefkit, world: Path, tmp_pat
         ("none.jsonl", "--model", "model", "--out", "c"): "no such file",
         ("none.yaml",): "no such dataset and no such pipeline file",
     }
+    cases["p.jsonl", "--model", "model", "--out", "c", "--max-new-tokens", "100000"] = "sample.max_new_tokens is 100000"
     for words, said in cases.items():
         ended = prefkit("sample", *words)
         assert ended.code == 2, words
@@ -713,7 +714,7 @@ def test_a_model_whose_config_does_not_load_is_refused(draw: Draw, tmp_path: Pat
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"temperature": 0}, "sample.n must be 1 at sample.temperature 0: all responses would be the same"),
+        ({"temperature": 0, "n": 2}, "sample.n must be 1 at sample.temperature 0: all responses would be the same"),
         (
             {"temperature": 0, "n": 1, "top_p": 0.9},
             "sample.top_p and sample.top_k have no effect at sample.temperature 0",

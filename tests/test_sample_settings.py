@@ -50,6 +50,19 @@ def test_what_does_not_fit_together_is_refused(kind: Any, settings: dict[str, An
     assert raised.value.errors()[0]["msg"] == f"Value error, {message}"
 
 
+def test_at_temperature_0_there_is_one_response_where_nobody_says_how_many() -> None:
+    assert SampleConfig(**SAMPLE, temperature=0).n == 1
+    assert SampleConfig(**SAMPLE, temperature=0.5).n == 4
+    again = SampleConfig(**SAMPLE, temperature=0).model_dump(mode="json", exclude_unset=True)
+    assert SampleConfig(**again | {"temperature": 1}).n == 1
+
+
+@pytest.mark.parametrize("kind", [SampleConfig, EvaluateConfig])
+def test_an_empty_text_ends_no_response(kind: Any) -> None:
+    with pytest.raises(ValidationError, match="at least 1 character"):
+        kind.model_validate({**(SAMPLE if kind is SampleConfig else {"prompts": "p"}), "stop": [""]})
+
+
 def test_a_path_alone_stands_for_prompts() -> None:
     assert SampleConfig(**SAMPLE).prompts == PromptsConfig(path="p.jsonl")
 
