@@ -9,7 +9,9 @@ run time does not count.
 import ast
 import importlib
 import importlib.util
+import inspect
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,23 @@ def look_here() -> None:
 
 def _modules_of(names: Sequence[str]) -> list[str]:
     return sorted({name.partition(":")[0] for name in names})
+
+
+def raised(function: Callable[..., Any], error: BaseException, files: Sequence[str]) -> str:
+    """What a function raised, and in which line of its modules, for a message: `raised KeyError in mine.py:3: 'gone'`.
+
+    Args:
+        function: that raised it.
+        error: what it raised.
+        files: of its modules, as `module_files` gives them.
+    """
+    own = {str(Path(file).absolute()): file for file in files}
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is not None:
+        own.setdefault(code.co_filename, code.co_filename)
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f" in {own[frame.filename]}:{frame.lineno}" for frame in frames if frame.filename in own]
+    return f"raised {type(error).__name__}{lines[-1] if lines else ''}: {error}"
 
 
 # -- modules of the working directory

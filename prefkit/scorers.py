@@ -16,7 +16,7 @@ import polars as pl
 
 from prefkit.errors import PrefkitError, SourceError
 from prefkit.format import MESSAGES, Kind
-from prefkit.functions import AGAIN, load_functions, module_files
+from prefkit.functions import AGAIN, load_functions, module_files, raised
 from prefkit.judge import Judge, judge_candidates, judge_identity, load_judge
 from prefkit.reward_models import RewardModel, load_reward_model, reward_identity, reward_responses
 from prefkit.sample_settings import ScorerConfig
@@ -181,7 +181,7 @@ def _function(config: ScorerConfig, kind: Kind, _tell: Tell) -> tuple[dict[str, 
         found: list[float | str] = []
         for start in range(0, rows.height, FUNCTION_BATCH):
             some = rows.slice(start, FUNCTION_BATCH)
-            found += _called(name, function, some, kind)
+            found += _called(name, function, files, some, kind)
             watch(start + some.height, rows.height)
         return Answers(found)
 
@@ -210,7 +210,9 @@ def _nothing(*_arguments: Any) -> None:
     """TRL's functions may log; here nobody listens."""
 
 
-def _called(name: str, function: Callable[..., Any], rows: pl.DataFrame, kind: Kind) -> list[float | str]:
+def _called(
+    name: str, function: Callable[..., Any], files: Sequence[str], rows: pl.DataFrame, kind: Kind
+) -> list[float | str]:
     """What the function gives of one batch.
 
     Raises:
@@ -224,7 +226,7 @@ def _called(name: str, function: Callable[..., Any], rows: pl.DataFrame, kind: K
     except (KeyboardInterrupt, PrefkitError):
         raise
     except (Exception, SystemExit) as error:
-        message = f"scorers.function {name} raised {type(error).__name__}: {error}"
+        message = f"scorers.function {name} {raised(function, error, files)}"
         raise SourceError(message, where=place, expected=EVERY, hint=AGAIN) from error
     if isinstance(result, (str, bytes, Mapping)) or not hasattr(result, "__len__"):
         message = f"scorers.function {name} gave {type(result).__name__}"
