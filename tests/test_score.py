@@ -235,8 +235,11 @@ def test_the_same_scorer_has_nothing_to_do_and_another_one_of_its_name_is_refuse
         score_candidates("r.jsonl", ["mine:f"], out="out")
     assert other.value.message == "the scorer f has scored here and is another one now: modules differ"
     assert other.value.expected == "the same scorer under the same name"
-    deleted = "delete out/*/f-?????.parquet and out/scores/f.*, or choose another folder; "
-    beside = "under another name (--name, name:) the old scores stay beside the new ones, and a build takes both"
+    deleted = "delete out/*/f-?????.parquet and out/scores/f.*"
+    beside = (
+        ", or choose another folder; under another name (--name, name:) the old scores stay beside the new ones, and a "
+        "build takes both"
+    )
     assert other.value.hint == deleted + beside
     with pytest.raises(DatasetError, match="another one now: scale, verifier differ"):
         score_candidates("r.jsonl", [parse_scorer("verifier:exact", "number", (0, 1))], out="out")
