@@ -11,7 +11,9 @@ import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,11 +84,12 @@ def module_hashes(names: Sequence[str], setting: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def calling(name: str, setting: str, *, where: str = "", expected: str) -> Iterator[None]:
+def calling(name: str, function: Callable[..., Any], setting: str, *, where: str = "", expected: str) -> Iterator[None]:
     """Around a call of the user's function: what it raises becomes an error that names the function and what it raised.
 
     Args:
         name: `module:function`.
+        function: that it names.
         setting: that names it.
         where: what it was called with, for a person.
         expected: what it should have given.
@@ -101,7 +104,7 @@ def calling(name: str, setting: str, *, where: str = "", expected: str) -> Itera
     except (Exception, SystemExit) as error:
         if is_out_of_memory(error):
             raise
-        message = f"{setting} {name} raised {type(error).__name__}: {error}"
+        message = f"{setting} {name} {raised(error, function, module_files([name], setting))}"
         raise InputError(message, where=where, expected=expected, hint=AGAIN) from error
 
 
@@ -114,6 +117,23 @@ def look_here() -> None:
 
 def _modules_of(names: Sequence[str]) -> list[str]:
     return sorted({name.partition(":")[0] for name in names})
+
+
+def raised(error: BaseException, function: Callable[..., Any], files: Sequence[str]) -> str:
+    """What a function raised, and in which line of its modules, for a message: `raised KeyError in mine.py:3: 'gone'`.
+
+    Args:
+        error: what it raised.
+        function: that raised it.
+        files: of its modules, as `module_files` gives them.
+    """
+    own = {str(Path(file).absolute()): file for file in files}
+    code = getattr(inspect.unwrap(function), "__code__", None)  # a package may name what lies in another of its files
+    if code is not None:
+        own.setdefault(code.co_filename, code.co_filename)
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f" in {own[frame.filename]}:{frame.lineno}" for frame in frames if frame.filename in own]
+    return f"raised {type(error).__name__}{lines[-1] if lines else ''}: {error}"
 
 
 # -- modules of the working directory

@@ -55,7 +55,7 @@ def _checked(name: str, function: Callable[[str], str]) -> Callable[[str], str]:
     """The function, with an error that names it where it fails or gives no text; the caller adds the row."""
 
     def apply(text: str) -> str:
-        with calling(name, SETTING, expected=EVERY):
+        with calling(name, function, SETTING, expected=EVERY):
             made = function(text)
         if not isinstance(made, str):
             raise SourceError(f"rules.function {name} gave {type(made).__name__}", expected=EVERY, hint=AGAIN)

@@ -241,7 +241,7 @@ def _engine(settings: SampleConfig, work: Work, team: Team, tell: Tell) -> _Engi
         name = settings.engine
 
         def theirs(asked: Sequence[Request], _width: int, _made: Callable[[int], None]) -> Sequence[Sequence[Response]]:
-            with calling(name, "sample.engine", where=f"prompt {asked[0].prompt_id[:16]}", expected=ANSWERS):
+            with calling(name, function, "sample.engine", where=f"prompt {asked[0].prompt_id[:16]}", expected=ANSWERS):
                 return function(asked, work.decoding)
 
         return _Engine(name, theirs, name, lambda: (0, 0))

@@ -6,8 +6,9 @@ What a scorer is (weights, template, the files of a function, settings) is hashe
 nothing to do but new responses, another one under the same name is refused.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,9 @@ import torch
 
 from prefkit import __version__
 from prefkit.config import Changes, Pipeline
-from prefkit.errors import DatasetError, InputError, Interrupted
+from prefkit.errors import DatasetError, InputError, Interrupted, SourceError
 from prefkit.format import Kind
+from prefkit.functions import AGAIN
 from prefkit.locks import leave_no_empty_directory, locked
 from prefkit.models import pick_device
 from prefkit.sample_format import INCONSISTENT, SCORED, UNSCORED, VERDICTS
@@ -26,12 +28,14 @@ from prefkit.scored_folder import (
     CandidateParts,
     begun_file,
     document_file,
+    has_parts,
     is_part_current,
     known_identity,
     name_in,
     open_candidates,
     output_folder,
     read_scorer,
+    refuse_foreign,
     refuse_others,
     removal,
     remove_other_parts,
@@ -98,8 +102,8 @@ def score_candidates(
         InputError: no scorer, two of one name, or nowhere to write to.
         ConfigError: a scorer is no scorer, or a function cannot be found.
         SourceError: a file cannot be read, or a function fails.
-        DatasetError: the folder is unfinished or held by another prefkit, a scorer of this name is another one, or it
-            holds scores of a scorer that the score section does not name.
+        DatasetError: the folder is unfinished or held by another prefkit, a scorer of this name is another one, it
+            holds scores of a scorer that the score section does not name, or something else than scores of these.
         ModelError: a model does not load.
         MachineError: out of disk or memory.
         Interrupted: `stop` said so.
@@ -119,6 +123,7 @@ def score_candidates(
     folder = output_folder(path, out)
     if are_all:
         refuse_others(folder, labels)
+    refuse_foreign(folder, path)
     found = open_candidates(path)
     opened = [open_scorer(config, found.kind, tell) for config in configs]  # before anything is written
     try:
@@ -188,15 +193,21 @@ def _score_all(
     scorer: OpenScorer, found: CandidateParts, out: Path, watch: Watch, stop: Callable[[], bool]
 ) -> ScoredBy:
     label = scorer.config.label
+    is_known = known_identity(out, label) is not None
     document, before = _what_is_there(scorer, found, out)
     total, done, new = sum(found.sizes), 0, 0
     unchanged = document is not None and _is_whole(scorer.config, found, out, document, before)
     if not unchanged:
-        write_json(begun_file(out, label), scorer.identity)
         for size, (number, is_current) in zip(found.sizes, before.items(), strict=True):
             if not is_current:
                 rows, base = found.read(number), done
-                _write(scorer, rows, scorer.ask(rows, _from(base, total, watch)), out, number, found.kind)
+                with _told_to_remove(out, label):
+                    answers = scorer.ask(rows, _from(base, total, watch))
+                if not is_known and not new:
+                    remove_other_parts(out, label, ())
+                # not before it has answered: one that fails at once may be mended, or be another one
+                write_json(begun_file(out, label), {"candidates": found.path, "identity": scorer.identity})
+                _write(scorer, rows, answers, out, number, found.kind)
                 new += size
             done += size
             watch(done, total)
@@ -217,7 +228,8 @@ def _what_is_there(
     label, kind = scorer.config.label, scorer.config.kind
     document = _checked_identity(out, label, scorer.identity)
     files = {part["file"]: part["sha256"] for part in (document or {}).get("parts", [])}
-    return document, {n: is_part_current(out, label, kind, n, found.read(n), files) for n in found.numbers}
+    is_known = known_identity(out, label) is not None  # else tables are of who knows which scorer
+    return document, {n: is_known and is_part_current(out, label, kind, n, found.read(n), files) for n in found.numbers}
 
 
 def _is_whole(
@@ -226,6 +238,17 @@ def _is_whole(
     """Whether nothing is to do: all parts are current, and the document names these and no others."""
     wanted = {name_in(out, scored_file(out, t, config.label, n)) for t in tables_of(config.kind) for n in found.numbers}
     return all(current.values()) and wanted == {part["file"] for part in document["parts"]}
+
+
+@contextlib.contextmanager
+def _told_to_remove(out: Path, label: str) -> Iterator[None]:
+    """Where a function fails and has scored here before: mending it makes it another one, so its scores must go."""
+    try:
+        yield
+    except (InputError, SourceError) as error:
+        if error.hint == AGAIN and has_parts(out, label):
+            error.hint = f"mend it, {removal(out, label)}, and type the same command"
+        raise
 
 
 def _checked_identity(out: Path, label: str, identity: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from prefkit.candidate_folder import read_part, read_sample
 from prefkit.checked import as_kind, canonical_json_or_repr, reject_frame
 from prefkit.documents import Scorer
 from prefkit.errors import DatasetError, InputError, SourceError
-from prefkit.format import MESSAGES, PLAIN_MESSAGES, Kind, part_name
+from prefkit.format import LOCK, MESSAGES, PLAIN_MESSAGES, Kind, part_name
 from prefkit.formats.reading import Unreadable, read_fields
 from prefkit.records import Response
 from prefkit.rows import RawRow, read_rows
@@ -38,10 +38,11 @@ from prefkit.tables import Part, write_parquet
 from prefkit.text import content_hash, with_prompt_ids
 
 REJECTS = "rejects"
+TABLES = (VERDICTS, INCONSISTENT, UNSCORED, SCORED)
 ROWS_PER_PART = 1024  # candidates of a file, and those of the last one's prompt
 PART_OF_SCORER = re.compile(r"(.+)-[0-9]{5,}\.parquet")
-BEGUN = ".begun"  # of a scorer that has not come to its end: its identity
-REDO = "delete it and type prefkit score again: scores that are there are kept"
+BEGUN = ".begun"  # of a scorer that has not come to its end: its identity, and what it scores
+REDO = "delete it and type prefkit score again: what it scored is scored anew"
 GIVEN = ("model", "reference", "tools")
 # what a part of a scorer's tables is known by
 SAME = ("candidate_id", "prompt_id", "response", "reference")
@@ -195,7 +196,7 @@ def scored_file(out: Path, table: str, label: str, number: int) -> Path:
 
 def tables_of(kind: str) -> tuple[str, ...]:
     """The tables of a kind of scorer, in the order in which a part of each is written."""
-    return (VERDICTS, INCONSISTENT, UNSCORED, SCORED) if kind == "judge" else (UNSCORED, SCORED)
+    return TABLES if kind == "judge" else (UNSCORED, SCORED)
 
 
 def document_file(out: Path, label: str) -> Path:
@@ -214,17 +215,28 @@ def read_scorer(out: Path, label: str) -> dict[str, Any] | None:
 
 
 def begun_file(out: Path, label: str) -> Path:
-    """What is there of a scorer from its start to its end: its identity."""
+    """What is there of a scorer from its first part to its end: its identity, and the path of the candidates."""
     return out / SCORERS / f"{label}{BEGUN}"
 
 
 def known_identity(out: Path, label: str) -> dict[str, Any] | None:
-    """The identity of the scorer of this name that has scored or begun to; None where there is none."""
+    """The identity of the scorer of this name that has scored here; None where none has, even if one was about to."""
     document = read_scorer(out, label)
-    if document is not None:
-        return dict(document["identity"])
     begun = begun_file(out, label)
-    return read_json(begun, REDO) if begun.exists() else None
+    if document is None and begun.exists() and has_parts(out, label):
+        document = read_json(begun, REDO)
+    return None if document is None else dict(document.get("identity", {}))
+
+
+def has_parts(out: Path, label: str) -> bool:
+    """Whether there are tables of a scorer."""
+    return any(_number_in(file, label) is not None for table in TABLES for file in (out / table).glob("*.parquet"))
+
+
+def _number_in(file: Path, label: str) -> int | None:
+    """The part of a scorer that a file of a table is; None for one of another scorer."""
+    found = re.fullmatch(re.escape(label) + r"-([0-9]{5,})\.parquet", file.name)
+    return int(found[1]) if found else None
 
 
 def is_part_current(
@@ -270,11 +282,10 @@ def write_part(out: Path, table: str, label: str, number: int, frame: pl.DataFra
 
 def remove_other_parts(out: Path, label: str, numbers: Sequence[int]) -> None:
     """Remove the parts of a scorer whose candidates are not there any more."""
-    ours = re.compile(re.escape(label) + r"-([0-9]{5,})\.parquet")
-    for table in (VERDICTS, INCONSISTENT, UNSCORED, SCORED):
+    for table in TABLES:
         for file in (out / table).glob("*.parquet"):
-            found = ours.fullmatch(file.name)
-            if found and int(found[1]) not in numbers:
+            number = _number_in(file, label)
+            if number is not None and number not in numbers:
                 file.unlink()
 
 
@@ -293,6 +304,33 @@ def refuse_others(out: Path, labels: Sequence[str]) -> None:
             expected=f"those of {', '.join(labels)} alone",
             hint=f"name them in score.scorers, choose another sample.out, or {removal(out, others[0])}",
         )
+
+
+def refuse_foreign(out: Path, path: str) -> None:
+    """Refuse a folder that holds something, and no scores of these candidates: a build would take both for one.
+
+    Args:
+        out: the folder of the tables.
+        path: of the candidates, as it was typed; the folder itself where they were sampled into it.
+
+    Raises:
+        DatasetError: it holds something else.
+    """
+    if not out.is_dir() or (is_sampled(path) and Path(path).resolve() == out.resolve()):
+        return
+    hint = "choose another --out"
+    if is_sampled(str(out)):
+        message, expected = "holds samples, and the scores of these alone", "a folder that is new or empty"
+        raise DatasetError(message, where=str(out), expected=expected, hint=hint)
+    documents = [file for file in (out / SCORERS).glob("*") if file.suffix in (".json", BEGUN)]
+    for scored in sorted({str(read_json(file, REDO).get("candidates", path)) for file in documents}):
+        if Path(scored).resolve() != Path(path).resolve():
+            message, expected = f"holds scores of {scored}", f"those of {path}, or nothing yet"
+            raise DatasetError(message, where=str(out), expected=expected, hint=hint)
+    there = {entry.name for entry in out.iterdir()} - {LOCK, REJECTS, SCORERS, *TABLES}
+    if there and not documents:  # a dataset may lie among the scores that it is built from
+        message, expected = f"holds {', '.join(sorted(there)[:3])}", "a folder of scores, or one that is new or empty"
+        raise DatasetError(message, where=str(out), expected=expected, hint=hint)
 
 
 def removal(out: Path, label: str) -> str:

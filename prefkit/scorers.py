@@ -214,7 +214,7 @@ def _called(name: str, function: Callable[..., Any], rows: pl.DataFrame, kind: K
         InputError: it fails, or gives something else than a number or None a completion.
     """
     place = rows["place"][0]
-    with calling(name, "scorers.function", where=place, expected=EVERY):
+    with calling(name, function, "scorers.function", where=place, expected=EVERY):
         result = function(**_accepted(function, function_arguments(rows, kind)))
         if inspect.isawaitable(result):
             result = asyncio.run(_awaited(result))

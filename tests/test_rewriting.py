@@ -96,7 +96,7 @@ def test_a_function_of_a_module_beside_the_pipeline_is_a_rule_and_its_change_is_
         (
             "def f(text):\n    return 1 / 0\n",
             "rules_c:f",
-            "rules.function rules_c:f raised ZeroDivisionError: division by zero",
+            "rules.function rules_c:f raised ZeroDivisionError in rules_c.py:2: division by zero",
         ),
         ("def f(text):\n    return None\n", "rules_d:f", "rules.function rules_d:f gave NoneType"),
         (
@@ -108,7 +108,7 @@ def test_a_function_of_a_module_beside_the_pipeline_is_a_rule_and_its_change_is_
         (
             "import sys\ndef f(text):\n    sys.exit(0)\n",
             "rules_g:f",
-            "rules.function rules_g:f raised SystemExit: 0",
+            "rules.function rules_g:f raised SystemExit in rules_g.py:3: 0",
         ),
         ("def f(text:\n", "rules_h:f", "rules.function: rules_h cannot be imported: SyntaxError"),
     ],

@@ -592,11 +592,14 @@ def test_what_another_engine_gives_is_checked(
 
 
 @pytest.mark.usefixtures("fake")
-@pytest.mark.parametrize(("name", "what"), [("failing", "KeyError: 'gone'"), ("leaving", "SystemExit: 3")])
-def test_an_engine_that_raises_is_named_with_what_it_raised(name: str, what: str, draw: Draw, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "what"), [("failing", ("KeyError", "'gone'")), ("leaving", ("SystemExit", "3"))])
+def test_an_engine_that_raises_is_named_with_what_it_raised(
+    name: str, what: tuple[str, str], draw: Draw, tmp_path: Path
+) -> None:
     with pytest.raises(InputError) as error:
         draw(engine=f"another:{name}")
-    assert error.value.message == f"sample.engine another:{name} raised {what}"
+    line = (tmp_path / "another.py").read_text().splitlines().index(f"def {name}(requests, settings):") + 2
+    assert error.value.message == f"sample.engine another:{name} raised {what[0]} in another.py:{line}: {what[1]}"
     assert error.value.where.startswith("prompt ")
     assert error.value.expected == "a list of responses a request"
     assert error.value.hint == "mend it and type the same command"

@@ -14,7 +14,7 @@ from tiny import snapshot, tiny_llama, turn, write_rows
 from prefkit import scored_folder
 from prefkit.build import build_dataset
 from prefkit.config import Pipeline, load_pipeline, load_sections
-from prefkit.errors import ConfigError, DatasetError, InputError, Interrupted, SourceError
+from prefkit.errors import ConfigError, DatasetError, InputError, Interrupted, ModelError, SourceError
 from prefkit.functions import installed_versions
 from prefkit.sample import sample_candidates
 from prefkit.sample_settings import ScorerConfig
@@ -104,6 +104,10 @@ def test_a_function_of_trl_works_as_it_is() -> None:
     write_rows(Path("r.jsonl"), rows)
     score_candidates("r.jsonl", ["trl.rewards:think_format_reward"], out="out")
     assert table("scored").select("response", "score").rows() == [(thought, 1.0), ("It is 2.", 0.0)]
+    write_rows(Path("t.jsonl"), [{"prompt": "q", "response": thought}])  # as docs/scoring.md says
+    with pytest.raises(InputError, match=r"raised TypeError in .*trl.*\.py:[0-9]+: string indices must be integers"):
+        score_candidates("t.jsonl", ["trl.rewards:think_format_reward"], out="texts")
+    assert not Path("texts").exists()
 
 
 def test_none_is_no_score_and_neither_is_what_is_not_finite_or_out_of_the_scale() -> None:
@@ -129,8 +133,8 @@ def test_none_is_no_score_and_neither_is_what_is_not_finite_or_out_of_the_scale(
         ("return 1.0", "scorers.function mine:f gave float", "r.jsonl:1"),
         ("return 'four'", "scorers.function mine:f gave str", "r.jsonl:1"),
         ("return {1: 2}", "scorers.function mine:f gave dict", "r.jsonl:1"),
-        ("raise KeyError('gone')", "scorers.function mine:f raised KeyError: 'gone'", "r.jsonl:1"),
-        ("raise SystemExit(3)", "scorers.function mine:f raised SystemExit: 3", "r.jsonl:1"),
+        ("raise KeyError('gone')", "scorers.function mine:f raised KeyError in mine.py:2: 'gone'", "r.jsonl:1"),
+        ("raise SystemExit(3)", "scorers.function mine:f raised SystemExit in mine.py:2: 3", "r.jsonl:1"),
     ],
 )
 def test_a_function_that_fails_is_named_with_its_place(body: str, message: str, place: str) -> None:
@@ -142,6 +146,47 @@ def test_a_function_that_fails_is_named_with_its_place(body: str, message: str, 
     every = ("a list with a number or None for every completion", "a number or None for every completion")
     assert wrong.value.expected in every
     assert wrong.value.hint == "mend it and type the same command"
+
+
+def test_the_innermost_line_of_the_users_own_modules_is_named() -> None:
+    write_rows(Path("r.jsonl"), sums(1))
+    Path("near").mkdir()
+    module("near/by", "import json\n\ndef read(text):\n    return json.loads(text)\n")
+    module(
+        "mine",
+        """
+        import functools
+        from near.by import read
+
+        def logged(function):
+            @functools.wraps(function)
+            def call(*args, **columns):
+                return function(*args, **columns)
+            return call
+
+        @logged
+        def f(prompts, completions):
+            return [read(text) for text in completions]
+
+        async def later(completions):
+            raise RuntimeError("boom")
+
+        def other(completions, count):
+            return [0.0] * count
+        """,
+    )
+
+    def message(name: str) -> str:
+        with pytest.raises((InputError, SourceError)) as wrong:
+            score_candidates("r.jsonl", [f"mine:{name}"], out="out")
+        return wrong.value.message
+
+    deep = "scorers.function mine:f raised JSONDecodeError in near/by.py:4: Expecting value: line 1 column 1 (char 0)"
+    assert message("f") == deep  # neither json's own line nor that of mine.py
+    assert message("later") == "scorers.function mine:later raised RuntimeError in mine.py:16: boom"
+    # none of its lines ran
+    missing = "raised TypeError: other() missing 1 required positional argument: 'count'"
+    assert message("other") == f"scorers.function mine:other {missing}"
 
 
 def test_numbers_of_other_libraries_are_numbers() -> None:
@@ -203,6 +248,114 @@ def test_the_same_scorer_has_nothing_to_do_and_another_one_of_its_name_is_refuse
     assert sorted(table("scored")["scorer"].unique()) == ["f", "number", "shorter"]
 
 
+def test_a_scorer_that_fails_at_once_may_be_mended_or_be_another_one() -> None:
+    write_rows(Path("r.jsonl"), [*sums(), {"prompt": "p"}])
+    module("mine", "def f(completions):\n    raise ValueError('boom')\n")
+    with pytest.raises(InputError) as failed:
+        score_candidates("r.jsonl", ["mine:f"], out="out")
+    assert failed.value.hint == "mend it and type the same command"
+    assert sorted(snapshot(Path("out"))) == [".lock", "rejects/part-00000.parquet"]
+    module("mine", "def f(completions):\n    return [len(c) for c in completions]\n")
+    assert [one.scored for one in score_candidates("r.jsonl", ["mine:f"], out="out")] == [24]
+    tiny_llama(Path("m"))  # a language model has no output that were a reward
+    with pytest.raises(ModelError, match=r"score\.weight"):
+        score_candidates("r.jsonl", ["reward:m"], out="out")
+    module("m", "def m(completions):\n    return [0.0 for c in completions]\n")
+    assert [one.scored for one in score_candidates("r.jsonl", ["m:m"], out="out")] == [24]
+
+
+def test_a_record_of_a_scorer_that_left_no_table_is_none() -> None:
+    """As a kill between the two leaves it."""
+    write_rows(Path("r.jsonl"), sums())
+    Path("out/scores").mkdir(parents=True)
+    Path("out/scores/number.begun").write_text(json.dumps({"candidates": "r.jsonl", "identity": {"kind": "judge"}}))
+    assert [one.scored for one in score_candidates("r.jsonl", ["verifier:number"], out="out")] == [24]
+    assert sorted(path.name for path in Path("out/scores").iterdir()) == ["number.json"]
+
+
+def test_tables_without_the_record_of_their_scorer_are_scored_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scored_folder, "ROWS_PER_PART", 8)
+    write_rows(Path("r.jsonl"), sums())
+    score_candidates("r.jsonl", [parse_scorer("verifier:number", "x")], out="out")
+    Path("out/scores/x.json").unlink()
+    module("mine", "def f(completions):\n    return [7.0 for c in completions]\n")
+    with pytest.raises(Interrupted):
+        score_candidates("r.jsonl", [parse_scorer("mine:f", "x")], out="out", stop=lambda: True)
+    assert table("scored")["score"].to_list() == [7.0] * 8
+    score_candidates("r.jsonl", [parse_scorer("mine:f", "x")], out="out")
+    assert table("scored")["score"].to_list() == [7.0] * 24
+
+
+def test_a_function_that_fails_after_its_first_part_is_told_to_be_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scored_folder, "ROWS_PER_PART", 8)
+    write_rows(Path("r.jsonl"), sums())
+    module("mine", "def f(completions):\n    return [1 / (7 - int(c[-1])) for c in completions]\n")
+    with pytest.raises(InputError, match=r"raised ZeroDivisionError in mine\.py:2: ") as failed:
+        score_candidates("r.jsonl", ["mine:f"], out="out")
+    hint = "mend it, delete out/*/f-?????.parquet and out/scores/f.*, and type the same command"
+    assert failed.value.hint == hint
+    module("mine", "def f(completions):\n    return [7 - int(c[-1]) for c in completions]\n")
+    with pytest.raises(DatasetError, match="is another one now"):
+        score_candidates("r.jsonl", ["mine:f"], out="out")
+    for file in [*Path("out").glob("*/f-?????.parquet"), *Path("out/scores").glob("f.*")]:
+        file.unlink()
+    assert [one.scored for one in score_candidates("r.jsonl", ["mine:f"], out="out")] == [24]
+
+
+# the folder of the tables
+
+
+def test_a_folder_of_something_else_is_refused() -> None:
+    write_rows(Path("r.jsonl"), sums())
+    write_rows(Path("s.jsonl"), sums(2))
+    for name in ("full", "sampled", "sampling"):
+        Path(name).mkdir()
+    for file in (
+        "full/d.txt",
+        "full/c.txt",
+        "full/b.txt",
+        "full/a.txt",
+        "sampled/sample.json",
+        "sampling/sampler.json",
+    ):
+        Path(file).write_text("{}")
+    score_candidates("r.jsonl", ["verifier:number"], out="out")
+    write_rows(Path("out/dataset.jsonl"), sums(1))  # whatever a person keeps beside the tables
+    before = snapshot(Path())
+
+    def refused(path: str, out: str) -> DatasetError:
+        with pytest.raises(DatasetError) as wrong:
+            score_candidates(path, ["verifier:exact"], out=out)
+        assert (wrong.value.where, wrong.value.hint) == (out, "choose another --out")
+        return wrong.value
+
+    full = refused("r.jsonl", "full")
+    assert full.message == "holds a.txt, b.txt, c.txt"
+    assert full.expected == "a folder of scores, or one that is new or empty"
+    for sampled in ("sampled", "sampling"):
+        foreign = refused("r.jsonl", sampled)
+        assert foreign.message == "holds samples, and the scores of these alone"
+        assert foreign.expected == "a folder that is new or empty"
+    other = refused("s.jsonl", "out")
+    assert other.message == "holds scores of r.jsonl"
+    assert other.expected == "those of s.jsonl, or nothing yet"
+    assert snapshot(Path()) == before
+    score_candidates(str(Path("r.jsonl").absolute()), ["verifier:exact"], out="out")  # the same file
+    assert table("scored").height == 48
+
+
+def test_a_folder_of_unfinished_scores_is_for_their_candidates_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scored_folder, "ROWS_PER_PART", 8)
+    write_rows(Path("r.jsonl"), sums())
+    write_rows(Path("s.jsonl"), sums())
+    with pytest.raises(Interrupted):
+        score_candidates("r.jsonl", ["verifier:number"], out="out", stop=lambda: True)
+    with pytest.raises(DatasetError, match=r"holds scores of r\.jsonl"):
+        score_candidates("s.jsonl", ["verifier:exact"], out="out")
+    (done,) = score_candidates("r.jsonl", ["verifier:number"], out="out")
+    assert (done.scored, done.new) == (24, 16)
+
+
 def test_what_a_scorer_is_stands_beside_its_tables() -> None:
     write_rows(Path("r.jsonl"), sums())
     module("mine", "def f(completions):\n    return [0.0] * len(completions)\n")
@@ -238,7 +391,7 @@ def test_a_damaged_document_of_a_scorer_is_named_and_made_again(change: Any, mes
     with pytest.raises(DatasetError) as wrong:
         score_candidates("r.jsonl", ["verifier:number"], out="out")
     assert (wrong.value.message, wrong.value.where) == (message, str(path))
-    assert wrong.value.hint == "delete it and type prefkit score again: scores that are there are kept"
+    assert wrong.value.hint == "delete it and type prefkit score again: what it scored is scored anew"
     path.unlink()
     (again,) = score_candidates("r.jsonl", ["verifier:number"], out="out")
     assert (again.new, again.mean) == (0, done.mean)
