@@ -1,7 +1,7 @@
 """What later stages of the road name, looked at before the first one begins: prompts, functions, folders of models.
 
-Comes in: a pipeline. Goes out: nothing, or the error that would come after hours of training. Nothing is read in full,
-and no model is loaded; what an earlier stage makes is not looked for.
+Comes in: a pipeline. Goes out: nothing, a line to tell, or the error that would come after hours of training. Nothing
+is read in full, and no model is loaded; what an earlier stage makes is not looked for.
 """
 
 from collections.abc import Collection
@@ -43,6 +43,16 @@ def check_ahead(pipeline: Pipeline, stages: Collection[str]) -> None:
     for section, listed in scorers.items():
         for scorer in listed:
             _check_scorer(section, scorer)
+
+
+def unread_samples(pipeline: Pipeline) -> str | None:
+    """What to say where no source reads what the sample section makes; None where one does, or there is none."""
+    if pipeline.sample is None:
+        return None
+    out = Path(pipeline.sample.out)
+    if any(Path(source.path).absolute().is_relative_to(out.absolute()) for source in pipeline.sources):
+        return None
+    return f"no source reads what is sampled: sources has no path in {out} (sample.out)"
 
 
 def _check_prompts(setting: str, prompts: PromptsConfig, pipeline: Pipeline) -> None:

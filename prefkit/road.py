@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from prefkit.audit.verdict import LEVELS
 from prefkit.config import Changes, Pipeline
-from prefkit.errors import AuditError, PrefkitError
-from prefkit.preflight import check_ahead
+from prefkit.errors import AuditError, Interrupted, MachineError, PrefkitError
+from prefkit.preflight import check_ahead, unread_samples
 from prefkit.stages import Outcome, Spectator, foresee_stage, make_stage, refuse_several, stages_of
 from prefkit.target import Target, pipeline_of
 
@@ -63,6 +63,8 @@ def run_pipeline(
     before: dict[str, Outcome] = {}
     stages = stages_of(pipeline, until)
     check_ahead(pipeline, stages)
+    if "sample" in stages and "build" in stages and (told := unread_samples(pipeline)) is not None:
+        spectator.tell(told)
     for name in stages:
         if dry_run:
             before[name] = foresee_stage(name, pipeline, before, strict=strict)
@@ -74,8 +76,11 @@ def run_pipeline(
             spectator.show(outcome)
             if name == "audit":
                 _judge(pipeline, outcome, spectator, strict=strict)
-        except PrefkitError:
-            spectator.tell(f"stopped at {name}; what is done is on disk, and the same command goes on from there")
+        except PrefkitError as error:
+            mended = "" if isinstance(error, (Interrupted, MachineError)) else "once that is mended "
+            spectator.tell(
+                f"stopped at {name}; what is done is on disk, and {mended}the same command goes on from there"
+            )
             raise
     run = before["train"].facts.get("run") if "train" in before else None
     return RunThrough(pipeline.dataset, [*before.values()], run)

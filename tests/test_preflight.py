@@ -8,7 +8,7 @@ from tiny import built, snapshot, text_rows, tiny_llama, write_rows
 
 from prefkit.config import Pipeline
 from prefkit.errors import ConfigError, ModelError, PrefkitError, SourceError
-from prefkit.preflight import check_ahead
+from prefkit.preflight import check_ahead, unread_samples
 from prefkit.road import run_pipeline
 from prefkit.sweep import sweep_pipeline
 
@@ -86,6 +86,14 @@ def test_scorers_are_looked_at_before_sampling_and_what_the_road_makes_is_not_lo
     with pytest.raises(ModelError, match=r"score\.scorers\.reward_model: no such folder"):
         check_ahead(Pipeline.model_validate(wanted), ("sample", "score"))
     check_ahead(pipeline(prompts="d", texts="c/samples/part-00000.parquet"), ALL)
+
+
+def test_samples_that_no_source_reads_are_told() -> None:
+    assert unread_samples(pipeline()) is None
+    wanted = pipeline().model_dump(mode="json", by_alias=True)
+    elsewhere = Pipeline.model_validate(wanted | {"sample": {"prompts": "p.jsonl", "out": "c2"}})
+    assert unread_samples(elsewhere) == "no source reads what is sampled: sources has no path in c2 (sample.out)"
+    assert unread_samples(Pipeline.model_validate(wanted | {"sample": None})) is None
 
 
 def test_nothing_is_trained_for_an_evaluation_that_cannot_begin(tmp_path: Path) -> None:

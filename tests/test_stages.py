@@ -265,13 +265,13 @@ def test_a_failure_stops_there_and_the_same_call_goes_on(pipeline: Pipeline, tmp
     source.unlink()
     with pytest.raises(SourceError):
         run_pipeline(pipeline, spectator=Spectator(lines.append))
-    said = "stopped at build; what is done is on disk, and the same command goes on from there"
+    said = "stopped at build; what is done is on disk, and once that is mended the same command goes on from there"
     assert lines[-1] == said
     source.write_text(text)
     lines.clear()
     with pytest.raises(Interrupted):
         run_pipeline(pipeline, spectator=Spectator(lines.append, stop=lambda: True))
-    assert lines[-1].startswith("stopped at precompute; what is done")
+    assert lines[-1] == "stopped at precompute; what is done is on disk, and the same command goes on from there"
     assert [one.stage for one in run_pipeline(pipeline).stages if one.done] == ["build", "audit"]
 
 
