@@ -110,6 +110,7 @@ def score_candidates(
 
     Example:
         import pathlib
+
         pathlib.Path("sums.jsonl").write_text('{"prompt": "6 * 7?", "response": "It is 42.", "reference": "42"}')
         done = prefkit.score_candidates("sums.jsonl", ["verifier:number"], out="sums")
         print(done[0].scored, done[0].unscored, done[0].mean)
