@@ -84,7 +84,8 @@ def evaluate_model(
         Interrupted: `stop` said so.
 
     Example:
-        evaluated = prefkit.evaluate_model("demo/dataset/runs/1", {"prompts": "demo/world/heldout.jsonl", "n": 1})
+        asked = {"prompts": "demo/world/heldout.jsonl", "n": 1, "max_new_tokens": 48}
+        evaluated = prefkit.evaluate_model("demo/dataset/runs/1", asked)
         print(evaluated.document["headline"], evaluated.summary)
     """
     started = time.monotonic()

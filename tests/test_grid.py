@@ -133,14 +133,14 @@ def test_without_sql_the_views_are_listed_with_rows_and_columns(dataset: str, pr
     ended = prefkit("query", dataset)
     assert ended.code == 0
     lines = ended.out.splitlines()
-    assert lines[0] == "pairs                      3 rows  the pairs that are fit to train on"
+    assert lines[0] == "pairs                       3 rows  the pairs that are fit to train on"
     assert lines[1].startswith("    pair_id, prompt_id, prompt, chosen, rejected, tools, split, method, source, ")
     assert '"rewards/margins"' in ended.out
     assert lines[-1] == 'prefkit query DATASET "from pairs limit 5"; "describe pairs" lists columns with their types'
     listed = prefkit("query", dataset, "--format", "csv").out.splitlines()
     assert listed[0] == "view,num_rows,about,columns"
     assert [line.split(",")[:2] for line in listed[1:4]] == [["pairs", "3"], ["dropped", "0"], ["rejects", "0"]]
-    assert len(listed) == 15
+    assert len(listed) == 18
 
 
 # progress
