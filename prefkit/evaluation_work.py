@@ -19,7 +19,7 @@ from prefkit.budget import CPU_BATCH_TOKENS, measure_budget
 from prefkit.candidate_folder import read_candidates
 from prefkit.completions import compare_models, load_for_scoring
 from prefkit.encode import resolve_template
-from prefkit.errors import Interrupted
+from prefkit.errors import DatasetError, Interrupted
 from prefkit.evaluation_plan import (
     OTHER,
     POLICY,
@@ -33,7 +33,7 @@ from prefkit.evaluation_tables import kept
 from prefkit.format import EVALUATION_JSON, EVALUATION_PROMPTS, EVALUATION_SUMMARY, Kind, reference_key
 from prefkit.held_out import accuracies, held_out_metrics, test_rows
 from prefkit.judge import compare_responses
-from prefkit.locks import LockedError
+from prefkit.locks import is_held
 from prefkit.logps import CompletionLogps
 from prefkit.measures import (
     CHOSEN,
@@ -162,7 +162,9 @@ class Evaluation:
                 watch=lambda *done: self.watch(int(done[0]), int(done[1])),
                 stop=self.stop,
             )
-        except LockedError:
+        except DatasetError as error:
+            if not is_held(error):
+                raise
             return False
         return True
 

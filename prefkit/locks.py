@@ -16,8 +16,12 @@ from prefkit.format import LOCK
 from prefkit.store import written
 
 
-class LockedError(DatasetError):
-    """Somebody else writes to a directory: who can wait may try again."""
+HELD = "is being written by another prefkit"
+
+
+def is_held(error: DatasetError) -> bool:
+    """Whether an error of `locked` says that somebody else writes to the directory: who can wait may try again."""
+    return error.message.startswith(HELD)
 
 
 def take_lock(folder: Path) -> FileLock | None:
@@ -53,15 +57,14 @@ def locked(folder: Path) -> Iterator[None]:
     """Be the only writer of a dataset or run directory while the block runs.
 
     Raises:
-        LockedError: somebody else holds it, named by process id and host.
-        DatasetError: it cannot be written to.
+        DatasetError: somebody else holds it, named by process id and host; or it cannot be written to.
         MachineError: the disk is full.
     """
     lock = take_lock(folder)
     if lock is None:
         holder = (folder / LOCK).read_text(encoding="utf-8").strip() or "unknown"
-        message = f"is being written by another prefkit ({holder})"
-        raise LockedError(message, where=str(folder), hint="wait for it to end")
+        message = f"{HELD} ({holder})"
+        raise DatasetError(message, where=str(folder), hint="wait for it to end")
     try:
         yield
     finally:

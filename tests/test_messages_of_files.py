@@ -26,7 +26,8 @@ GOOD = "dataset: data\nkind: text\nsources: [{path: rows.jsonl, format: pairs}]\
 READABLE = ".jsonl, .ndjson, .json, .csv, .tsv, .parquet or .arrow, plain, .gz or .zst"
 VIEWS = (
     "views: pairs, dropped, rejects, changes, tokens, structure, probe, pair_scores, reference, "
-    "reference_dropped, steps, perf, pair_dynamics, learning"
+    "reference_dropped, steps, perf, pair_dynamics, evaluations, evaluation_prompts, sweeps, "
+    "learning"
 )
 QUOTES = 'columns with a slash need double quotes: select "rewards/margins" from steps'
 
@@ -88,7 +89,7 @@ PIPELINES: dict[str, tuple[str | bytes, str]] = {
         f"dataset: d\n{SOURCE}splitt: {{seed: 1}}\n",
         "pipeline.yaml:3: unknown key splitt\n"
         "  expected: one of dataset, kind, sources, pairs, validate, dedupe, decontaminate, split, build, card, audit, "
-        "precompute, train\n"
+        "precompute, train, sample, score, evaluate\n"
         "  next: did you mean split?",
     ),
     "a misspelt key": (

@@ -38,7 +38,7 @@ PAGES = ["README.md", *(page for page in DOCS if page not in OF_ANOTHER_TEST)]
 # of demo/model/model.safetensors: where it is another one, float rounding is another, and numbers may only be near
 WEIGHTS = "632556f7167814e750c6d8159e70afa1ceddd12803d337dd3c5d5ba3590eac0c"
 NEEDS_A_MODEL = re.compile(  # a column that is called reference needs none
-    r"\b(precompute|train|train_dpo|reference(?!\")|steps|perf|pair_dynamics|learning|runs|torch|run|sweep|judge|on_policy)\b"
+    r"\b(precompute|train|train_dpo|reference(?!\")|steps|perf|pair_dynamics|learning|runs|torch|run|sample|sweep|judge|on_policy)\b"
 )
 PRINTED = re.compile(r"^print\(.*\)  # (.+)$", re.MULTILINE)  # the line that a line of Python prints
 DRAWING = "a drawing"
