@@ -15,7 +15,6 @@ from prefkit.errors import DatasetError, PrefkitError
 from prefkit.format import LOCK
 from prefkit.store import written
 
-
 HELD = "is being written by another prefkit"
 
 
