@@ -111,7 +111,7 @@ def sample_candidates(
 
     Example:
         asked = {"path": "demo/world/heldout.jsonl", "limit": 8}
-        changes = {"sample.prompts": asked, "sample.out": "demo/eight", "sample.n": 2}
+        changes = {"sample.prompts": asked, "sample.out": "eight", "sample.n": 2}
         done = prefkit.sample_candidates("demo/on_policy.yaml", changes=changes)
         print(done.samples, done.finish_reasons)
     """
