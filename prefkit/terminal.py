@@ -290,14 +290,14 @@ class _Pace:
 
 
 @contextlib.contextmanager
-def token_progress() -> Iterator[Callable[[int, int, int], None]]:
-    """A progress line for a reference pass: pairs and tokens a second, time left."""
+def _rated(what: str, said: Callable[[int, int, list[float]], str]) -> Iterator[Callable[[int, int, int], None]]:
+    """A progress line whose words are of what is done, of all, and of the rates of what is done and of what else is."""
     with _progress() as progress:
-        task, pace = progress.add_task("scoring", total=None, rate=""), _Pace("scoring")
+        task, pace = progress.add_task(what, total=None, rate=""), _Pace(what)
 
-        def watch(done: int, total: int, pairs: int) -> None:
-            rates = pace.rates(done, pairs)
-            text = f"{rates[1]:,.1f} pairs/s  {rates[0]:,.0f} tokens/s" if rates else ""
+        def watch(done: int, total: int, beside: int) -> None:
+            rates = pace.rates(done, beside)
+            text = said(done, total, rates) if rates else ""
             progress.update(task, total=total, completed=done, rate=text)
             pace.log(done, total, rates[0] if rates else 0.0, text)
 
@@ -305,17 +305,16 @@ def token_progress() -> Iterator[Callable[[int, int, int], None]]:
 
 
 @contextlib.contextmanager
+def token_progress() -> Iterator[Callable[[int, int, int], None]]:
+    """A progress line for a reference pass: pairs and tokens a second, time left."""
+    with _rated("scoring", lambda _d, _t, rates: f"{rates[1]:,.1f} pairs/s  {rates[0]:,.0f} tokens/s") as watch:
+        yield watch
+
+
+@contextlib.contextmanager
 def sample_progress() -> Iterator[Callable[[int, int, int], None]]:
     """A progress line for sampling: prompts done, tokens a second, time left."""
-    with _progress() as progress:
-        task, pace = progress.add_task("sampling", total=None, rate=""), _Pace("sampling")
-
-        def watch(done: int, total: int, tokens: int) -> None:
-            rates = pace.rates(done, tokens)
-            text = f"{done:,} of {total:,} prompts  {rates[1]:,.0f} tokens/s" if rates else ""
-            progress.update(task, total=total, completed=done, rate=text)
-            pace.log(done, total, rates[0] if rates else 0.0, text)
-
+    with _rated("sampling", lambda done, total, r: f"{done:,} of {total:,} prompts  {r[1]:,.0f} tokens/s") as watch:
         yield watch
 
 
