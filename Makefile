@@ -12,8 +12,8 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow" -n 2
 
-test-all: $(READY) $(OLD)/.ready
-	$(BIN)/python -m pytest -n 2
+test-all: test $(OLD)/.ready
+	$(BIN)/python -m pytest -m slow -n 2
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -482,10 +483,13 @@ def test_accelerate_with_several_processes_is_asked_for_a_rank(
 ) -> None:
     import accelerate
 
-    accelerate.PartialState()
+    processes = 1
     monkeypatch.setattr(accelerate.state, "is_initialized", lambda: True)
+    monkeypatch.setattr(accelerate.state, "PartialState", lambda: SimpleNamespace(num_processes=processes))
     assert torch_stream(scored).place == (0, 1)
     joined(1, 2)
+    assert torch_stream(scored).place == (1, 2), "accelerate that knows of one process deals nothing out"
+    processes = 2
     with pytest.raises(InputError) as refused:
         torch_stream(scored)
     what = "accelerate has several processes, and deals out the rows of a prepared DataLoader once more"

@@ -3,6 +3,7 @@
 Each process writes OUT.RANK.json: the pairs that it was trained on, in order, and the losses of the updates.
 """
 
+import gc
 import json
 import os
 import sys
@@ -79,3 +80,8 @@ def main(dataset: str, model: str, out: str, form: str, batch: str, workers: str
 if __name__ == "__main__":
     kept, sys.stdout = sys.stdout, sys.stderr
     main(*sys.argv[1:])
+    import torch
+
+    gc.collect()  # as in loops.py
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -85,14 +85,13 @@ def place_of(rank: int | None, world_size: int | None) -> Place:
             raise InputError(what, where="torch_stream", expected="0 <= rank < world_size")
         return Place(rank, world_size)
     accelerate = sys.modules.get("accelerate.state")
-    found = _found_place()
-    if accelerate is not None and accelerate.is_initialized() and found.world_size > 1:
+    if accelerate is not None and accelerate.is_initialized() and accelerate.PartialState().num_processes > 1:
         raise InputError(
             "accelerate has several processes, and deals out the rows of a prepared DataLoader once more",
             where="torch_stream",
             hint="torch_dataset in a prepared DataLoader; or rank=, world_size= and a DataLoader that is not prepared",
         )
-    return found
+    return _found_place()
 
 
 def _found_place() -> Place:
