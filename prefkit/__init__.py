@@ -26,7 +26,7 @@ Files: `documents`, `sections`, `build_settings`, `train_settings`, `sample_sett
 `signs`, `gate`, `sharding`, `checkpoint`, `best`, `run`, `trackers`, `run_log`, `updates`, `policy`, `job`, `train`,
 `perplexity`, `held_out`, `evaluation_plan`, `evaluation_work`, `evaluate`, `stages`, `sweep`, `road`, `integrations`.
 The edge: `terminal`, `grid`, `evaluation_view`, `sides`, `before_after`, `sparklines`, `run_view`, `stopping`,
-`road_view`, `demo`, `cli`.
+`road_view`, `demo`, `output`, `options`, `data_commands`, `model_commands`, `cli`.
 
 Each command is one function here, and so is what a user of them names; imported on first use, so that
 `import prefkit` stays light. docs/api.md lists them.

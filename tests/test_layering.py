@@ -227,7 +227,9 @@ EDGE = [
     "stopping",
     "road_view",
 ]
-EDGE += ["demo", "demo.grammar", "demo.world", "demo.rating", "demo.tiny_model", "demo.walk", "cli", "__main__"]
+EDGE += ["demo", "demo.grammar", "demo.world", "demo.rating", "demo.tiny_model", "demo.walk"]
+COMMANDS = ["output", "options", "data_commands", "model_commands", "cli"]
+EDGE += [*COMMANDS, "__main__"]
 ORDER = ["__init__", *FRAMES, *FILES, *BELOW, *EDGE]
 # without torch in them, though they serve what stands below the line: bytes on disk, strings and ids
 LIGHT_BELOW = {
@@ -288,7 +290,7 @@ def test_a_module_imports_only_what_stands_above_it(name: str) -> None:
     assert own_imports(MODULES[name]) <= above | {name}
 
 
-@pytest.mark.parametrize("name", [*FRAMES, *FILES, *sorted(LIGHT_BELOW), "terminal", "cli"])
+@pytest.mark.parametrize("name", [*FRAMES, *FILES, *sorted(LIGHT_BELOW), "terminal", *COMMANDS])
 def test_nothing_above_the_torch_line_imports_torch(name: str) -> None:
     imported = {whole.split(".")[0] for whole in top_imports(ast.parse(MODULES[name].read_text(encoding="utf-8")))}
     assert not imported & HEAVY
@@ -306,8 +308,11 @@ def test_frames_touch_no_files(name: str) -> None:
 
 
 def test_the_command_line_imports_nothing_heavy_before_a_handler_runs() -> None:
-    imported = {whole.split(".")[0] for whole in top_imports(ast.parse(MODULES["cli"].read_text(encoding="utf-8")))}
-    assert imported <= {"io", "json", "os", "shlex", "signal", "sys", "traceback", "typing", "typer"}
+    wholes = [whole for name in COMMANDS for whole in top_imports(ast.parse(MODULES[name].read_text(encoding="utf-8")))]
+    imported = {whole.split(".")[0] for whole in wholes}
+    assert imported <= {"io", "json", "os", "shlex", "signal", "sys", "traceback", "typing", "typer", "prefkit"}
+    own = {whole.split(".")[1] for whole in wholes if whole.startswith("prefkit.")}
+    assert own <= set(COMMANDS)
 
 
 def test_trl_and_datasets_are_imported_by_one_module_alone() -> None:
