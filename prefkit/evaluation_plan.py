@@ -26,7 +26,7 @@ from prefkit.format import (
 )
 from prefkit.identity import identity_sha256, policy_identity, template_sha256
 from prefkit.models import load_tokenizer, positions_of
-from prefkit.prompts import prompts_kind
+from prefkit.prompts import is_dataset, prompts_kind
 from prefkit.reference_table import pick_reference
 from prefkit.sample_settings import EvaluateConfig, PromptsConfig, SampleConfig
 from prefkit.schedule import beta_at
@@ -150,6 +150,7 @@ def make_plan(
         InputError: nothing says where the evaluation goes.
     """
     _refuse_no_model(Path(model))
+    settings = settings.model_copy(update={"prompts": _unseen(settings.prompts)})
     run = Path(model) if is_run(model) else None
     recorded = None if run is None else read_document(run / RUN_JSON, Run)
     folder = _model_of(Path(model), recorded)
@@ -304,7 +305,14 @@ def prompts_identity(prompts: PromptsConfig) -> dict[str, Any]:
     path = Path(prompts.path)
     files = [path / MANIFEST] if (path / MANIFEST).exists() else [Path(file) for file in expand(prompts.path)]
     hashes = [file_sha256(file) for file in files]
-    return {"sha256": hashes, "columns": dict(prompts.columns), "limit": prompts.limit}
+    return {"sha256": hashes, "columns": dict(prompts.columns), "limit": prompts.limit, "split": prompts.split}
+
+
+def _unseen(prompts: PromptsConfig) -> PromptsConfig:
+    """Of a dataset its test split, unless another is said: a policy is measured on what it was not trained on."""
+    if not is_dataset(prompts) or prompts.split is not None:
+        return prompts
+    return prompts.model_copy(update={"split": "test"})
 
 
 def _identity(

@@ -31,7 +31,7 @@ from prefkit.evaluation_plan import (
 )
 from prefkit.evaluation_tables import kept
 from prefkit.format import EVALUATION_JSON, EVALUATION_PROMPTS, EVALUATION_SUMMARY, Kind, reference_key
-from prefkit.held_out import accuracies, held_out_metrics, test_rows
+from prefkit.held_out import accuracies, held_out_metrics, num_trained, test_rows
 from prefkit.judge import compare_responses
 from prefkit.locks import is_held
 from prefkit.logps import CompletionLogps
@@ -101,13 +101,14 @@ class Evaluation:
         self.left_out: dict[str, str] = {}
         self.folders: list[dict[str, Any]] = []
         self.unscored: dict[str, list[Unscored]] = {}  # scorer -> of each model and temperature
-        self.dropped: list[dict[str, str]] = []  # a warning of texts that are in no perplexity
+        self.warnings: list[dict[str, str]] = []  # of what was asked, beside those that the figures give
         self.kind = plan.kind
 
     def run(self) -> Done:
         """All stages; each writes what took a model's time before the next begins."""
         for temperature in self.settings.temperatures:
             self._at(temperature)
+        self._trained()
         self._held_out()
         self._perplexity()
         return self._write()
@@ -300,6 +301,20 @@ class Evaluation:
     def _scorer(self, role: str, longest: int) -> CompletionLogps:
         return load_for_scoring(self.plan.models[role].folder, self.settings.dtype, longest, self.tell)
 
+    def _warn(self, name: str, text: str) -> None:
+        self.warnings.append({"name": name, "text": text})
+        self.tell(text)
+
+    def _trained(self) -> None:
+        """Warn of prompts that the run was trained on: a gain there is no gain elsewhere."""
+        held = self.plan.held
+        if held is None or self.plan.run is None:
+            return
+        asked = self.prompts[0]["prompt_id"]
+        if count := num_trained(asked, held.folder, held.manifest):
+            of = f"{count} of {asked.n_unique()} prompts are ones that the run was trained on"
+            self._warn("trained_prompts", f"{of}: figures on others may be lower")
+
     def _held_out(self) -> None:
         """Accuracy and margin on the test split, without a reference model; kept in held_out.parquet."""
         held = self.plan.held
@@ -350,8 +365,7 @@ class Evaluation:
         if dropped:
             reasons = ", ".join(f"{dropped[name]} {name}" for name in sorted(dropped))
             of = f"{dropped.total()} of {texts.height + rejects.height} texts"
-            self.dropped = [{"name": "texts_dropped", "text": f"{of} are left out of the perplexity: {reasons}"}]
-            self.tell(self.dropped[0]["text"])
+            self._warn("texts_dropped", f"{of} are left out of the perplexity: {reasons}")
         lengths = encoded.select(pl.col("prompt_ids").list.len() + pl.col("response_ids").list.len()).to_series()
 
         def score() -> pl.DataFrame:
@@ -390,7 +404,7 @@ class Evaluation:
             "samples": self.folders,
             "headline": headline(summary, self.settings.temperatures),
             "left_out": self.left_out,
-            "warnings": warnings_of(summary, self.unscored) + self.dropped,
+            "warnings": warnings_of(summary, self.unscored) + self.warnings,
             "prefkit_version": __version__,
             "parts": [part._asdict() for part in parts],
         }

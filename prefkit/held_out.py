@@ -51,6 +51,12 @@ def test_rows(dataset: Path, manifest: dict[str, Any], key: str, recorded: dict[
     return rows.join(pairs, on="pair_id", how="left", maintain_order="left")
 
 
+def num_trained(prompt_ids: pl.Series, dataset: Path, manifest: dict[str, Any]) -> int:
+    """How many of these prompts, each counted once, a run on the dataset was trained on."""
+    pairs = read_table(dataset, "pairs", manifest).filter(pl.col("split") == "train")
+    return len({*pairs["prompt_id"]} & {*prompt_ids})
+
+
 def held_out_metrics(
     scorer: CompletionLogps,
     rows: pl.DataFrame,

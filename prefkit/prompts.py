@@ -1,6 +1,6 @@
 """A file of prompts becomes a frame: what a model is asked, the right answer where there is one, and where it stands.
 
-Comes in: a file or glob (rows.py says of which kinds), or a dataset, whose training prompts are taken. Goes out: the
+Comes in: a file or glob (rows.py says of which kinds), or a dataset, one split of which is taken. Goes out: the
 prompts in the order of their file, each once and with the id that its pairs have; lines that are no prompt as rejects,
 and prompts that cannot be answered as drops with a reason.
 """
@@ -75,7 +75,7 @@ def prompts_kind(settings: PromptsConfig, kind: Kind | None, *, has_template: bo
     """
     if kind is not None:
         return kind
-    if _is_dataset(settings.path):
+    if is_dataset(settings):
         found: Kind = read_manifest(Path(settings.path))["kind"]
         return found
     if has_template:
@@ -120,15 +120,19 @@ def read_texts(settings: PromptsConfig, kind: Kind) -> tuple[pl.DataFrame, pl.Da
     Returns:
         prompt, tools, reference, source and source_row of each; rejects; and what was read of each file.
     """
-    if not _is_dataset(settings.path):
+    if not is_dataset(settings):
+        if settings.split is not None:
+            expected = "the folder of a dataset, or no split:"
+            raise SourceError("split is of a dataset, and this is none", where=settings.path, expected=expected)
         return _of_files(settings, kind)
     records = _of_dataset(settings, kind)
     manifest = str(Path(settings.path) / MANIFEST)
     return records, reject_frame([]), [SourceFile(manifest, source_sha256(manifest), records.height)]
 
 
-def _is_dataset(path: str) -> bool:
-    return (Path(path) / MANIFEST).exists()
+def is_dataset(settings: PromptsConfig) -> bool:
+    """Whether the prompts are those of a dataset's pairs."""
+    return (Path(settings.path) / MANIFEST).exists()
 
 
 def _rules(kind: Kind) -> dict[str, pl.Expr]:
@@ -165,7 +169,7 @@ def _refuse_none(
 
 
 def _of_dataset(settings: PromptsConfig, kind: Kind) -> pl.DataFrame:
-    """The prompts of a dataset's training pairs."""
+    """The prompts of a dataset's pairs of one split, each once."""
     folder = Path(settings.path)
     manifest = read_manifest(folder)
     if settings.columns or manifest["kind"] != kind:
@@ -174,7 +178,11 @@ def _of_dataset(settings: PromptsConfig, kind: Kind) -> pl.DataFrame:
             where=settings.path,
             expected=f"kind {manifest['kind']}, and no columns:",
         )
-    pairs = read_table(folder, "pairs", manifest).filter(pl.col("split") == "train")
+    split = settings.split or "train"
+    pairs = read_table(folder, "pairs", manifest).filter(pl.col("split") == split)
+    if pairs.is_empty():
+        others = "a split: section with test_share, or a file of prompts" if split == "test" else ""
+        raise SourceError(f"holds no {split} pairs to take prompts of", where=settings.path, expected=others)
     unique = pairs.unique("prompt_id", keep="first", maintain_order=True)
     tools = pl.col("tools") if "tools" in unique.columns else pl.lit(None, pl.String).alias("tools")
     found = unique.select("prompt", tools, pl.lit(None, pl.String).alias("reference"), "source", "source_row")

@@ -25,9 +25,12 @@ class PromptsConfig(Section):
         {}, description="our field name: the file's, dotted paths allowed; reference: the right answer, for scorers"
     )
     limit: Annotated[int, Field(gt=0)] | None = Field(None, description="only so many, the first of the file")
+    split: Literal["train", "test"] | None = Field(
+        None, description="of a dataset: whose prompts; train where it is left out, and test in the evaluate section"
+    )
 
 
-PROMPTS_DOC = "a file of prompts, or path: with columns: and limit:"
+PROMPTS_DOC = "a file of prompts or a dataset, or path: with columns:, limit: and split:"
 Prompts = Annotated[PromptsConfig, BeforeValidator(_path_alone)]
 
 

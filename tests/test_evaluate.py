@@ -243,6 +243,22 @@ def test_every_text_counts_whatever_its_prompt(world: World) -> None:
     assert text in told
 
 
+def test_of_a_dataset_the_test_prompts_are_asked_and_of_training_prompts_it_warns(world: World) -> None:
+    some = settings(prompts="dataset", temperatures=[0.0], n=1, texts=None, scorers=[])
+    pairs = pl.read_parquet("dataset/pairs/*.parquet").select("prompt_id", "split").unique()
+    splits = {split: set(pairs.filter(split=split)["prompt_id"]) for split in ("train", "test")}
+    assert all(splits.values())
+    done = evaluate_model(world.run, some, out="asked")
+    assert set(samples_of(done, "policy", 0.0)["prompt_id"]) == splits["test"]
+    assert "trained_prompts" not in {one["name"] for one in done.document["warnings"]}
+    seen = evaluate_model(world.run, some | {"prompts": {"path": "dataset", "split": "train"}}, out="asked")
+    assert seen.document["key"] != done.document["key"]
+    assert set(samples_of(seen, "policy", 0.0)["prompt_id"]) == splits["train"]
+    count = len(splits["train"])
+    text = f"{count} of {count} prompts are ones that the run was trained on: figures on others may be lower"
+    assert {"name": "trained_prompts", "text": text} in seen.document["warnings"]
+
+
 def test_texts_that_are_all_left_out_are_counted(world: World) -> None:
     tiny.write_rows(Path("long.jsonl"), [{"prompt": "Continue:", "reference": "river " * 600}])
     some = settings(texts="long.jsonl", temperatures=[1.0], n=1, scorers=[])

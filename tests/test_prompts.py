@@ -99,6 +99,19 @@ def test_a_dataset_gives_the_prompts_of_its_training_pairs_once(
     with pytest.raises(SourceError, match="a dataset has columns and a kind of its own") as error:
         read(pipeline.dataset, "chat")
     assert error.value.expected == "kind text, and no columns:"
+    other = read(pipeline.dataset, split="test").kept["prompt_id"].to_list()
+    assert other
+    assert set(other) == set(pairs.filter(pl.col("split") == "test")["prompt_id"])
+    with pytest.raises(SourceError, match="split is of a dataset, and this is none") as error:
+        read(path, split="test")
+    assert error.value.expected == "the folder of a dataset, or no split:"
+
+
+def test_a_dataset_without_pairs_of_the_split_says_what_it_takes(tmp_path: Path) -> None:
+    pipeline = built(tmp_path, text_rows(4), tiny_llama(tmp_path / "model"))
+    with pytest.raises(SourceError, match="holds no test pairs to take prompts of") as error:
+        read(pipeline.dataset, split="test")
+    assert error.value.expected == "a split: section with test_share, or a file of prompts"
 
 
 def test_what_cannot_be_answered_is_dropped_with_a_reason(write_jsonl: Write) -> None:
