@@ -236,6 +236,7 @@ def named(places: list[str], *names: str) -> list[str]:
 # full
 
 
+@pytest.mark.slow
 def test_a_build_on_a_disk_that_is_full_at_any_page_ends_with_3_and_goes_on_when_there_is_room(
     prefkit: Prefkit, disk: Disk, settings: Any
 ) -> None:
@@ -286,6 +287,7 @@ def test_a_full_disk_does_not_keep_anybody_from_checking_or_from_hearing_that_a_
     assert tables(disk.folder) == before
 
 
+@pytest.mark.slow
 def test_an_audit_on_a_full_disk_ends_with_3_and_goes_on_when_there_is_room(
     prefkit: Prefkit, disk: Disk, settings: Any
 ) -> None:
@@ -337,6 +339,7 @@ def test_training_on_a_disk_that_is_full_at_any_page_ends_with_3_and_goes_on_whe
     assert not any("while writing" in place for place in places), places  # the folder is named
 
 
+@pytest.mark.slow
 def test_training_without_checkpoints_ends_with_3_where_the_final_model_finds_no_room_and_goes_on(
     prefkit: Prefkit, disk: Disk, settings: Any, model: Path
 ) -> None:

@@ -366,7 +366,7 @@ def check(case: Case, folder: Path) -> None:
     assert tables.made == again.made
 
 
-@settings(FUZZ, max_examples=200)
+@settings(FUZZ, max_examples=60)
 @given(cases())
 def test_a_few_files_of_any_lines_are_accounted_for_to_the_last_row(case: Case) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -381,6 +381,7 @@ def test_any_file_of_any_lines_is_accounted_for_to_the_last_row(case: Case) -> N
         check(case, Path(folder))
 
 
+@pytest.mark.slow
 @settings(FUZZ, max_examples=50)
 @given(cases())
 def test_what_is_built_of_any_lines_is_on_disk_as_it_was_made_and_stays(case: Case) -> None:

@@ -149,6 +149,12 @@ def called(node: ast.Call) -> str:
     return node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """A file of Python, read once for all tests: there are many, and each test walks them."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def functions(tree: ast.Module) -> Iterator[tuple[ast.AST, Scope]]:
     """Every function of a module with what its names stand for; the module itself last, without its functions."""
     outer = assignments(ast.Module([n for n in tree.body if not isinstance(n, (ast.FunctionDef, ast.ClassDef))], []))
@@ -159,7 +165,7 @@ def functions(tree: ast.Module) -> Iterator[tuple[ast.AST, Scope]]:
 
 def sites_of(path: Path) -> list[Site]:
     """The errors that a module makes: those of the tree, rejects, what pydantic is told, and a validator's words."""
-    tree, file = ast.parse(path.read_text(encoding="utf-8")), str(path.relative_to(REPOSITORY))
+    tree, file = parsed(path), str(path.relative_to(REPOSITORY))
     found: dict[int, Site] = {}
     for function, scope in functions(tree):
         for node in ast.walk(function):
@@ -198,7 +204,7 @@ def known_texts() -> list[str]:
     for path in sorted(TESTS.glob("test_*.py")):
         if path == Path(__file__):
             continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = parsed(path)
         told = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
         texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in told}
         found |= {text for text in texts if isinstance(text, str)}
@@ -250,7 +256,7 @@ def literals_of(function: str, pick: str) -> Iterator[tuple[str, str]]:
     That is: what it returns, keys of its dicts, what it calls `reason`, or the arguments of a call in it.
     """
     for path in sorted(PACKAGE.rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = parsed(path)
         named = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == function]
         for node in (inner for body in (named if function else [tree]) for inner in ast.walk(body)):
             match node:
@@ -305,7 +311,7 @@ def test_every_reason_of_a_row_that_is_left_out_is_asserted_by_some_test() -> No
 
 
 def test_what_a_command_says_of_the_machine_and_of_a_bug_is_asserted_by_some_test() -> None:
-    texts, tree = known_texts(), ast.parse((PACKAGE / "cli.py").read_text(encoding="utf-8"))
+    texts, tree = known_texts(), parsed(PACKAGE / "cli.py")
     said: list[tuple[int, str]] = []
     for function, scope in functions(tree):
         name = getattr(function, "name", "")
@@ -337,7 +343,7 @@ OTHERS = {
 def test_nothing_is_raised_on_purpose_but_errors_of_the_tree() -> None:
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Raise) and node.exc is not None:
                 made = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
                 name = made.attr if isinstance(made, ast.Attribute) else getattr(made, "id", "?")

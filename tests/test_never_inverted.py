@@ -31,7 +31,7 @@ HOSTILE = settings(
     deadline=None,
     derandomize=True,
     database=None,
-    max_examples=25,
+    max_examples=12,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 )
 LONG = settings(HOSTILE, max_examples=100)

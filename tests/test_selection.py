@@ -379,6 +379,7 @@ def same(first: Selected, second: Selected) -> bool:
     return frames and first[2:] == second[2:]
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(rows_of(SEVERAL, RATERS), st.booleans(), st.booleans(), DIRECTIONS, RULES, st.integers(1, 5), st.data())
 def test_streamed_held_and_spilled_are_the_same_to_the_last_bit(
