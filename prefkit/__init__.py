@@ -13,20 +13,20 @@ Pure functions on Polars frames: `screen`, `formats`, `pairs`, `corrections`, `c
 `selection`, `grams`, `minhash`, `buckets`, `decontaminate`, `keys`, `validate`, `cycles`, `dedupe`, `split`, `audit`,
 `intervals`, `diversity`, `win_rates`, `measures`, `verifiers`.
 Files: `documents`, `sections`, `build_settings`, `train_settings`, `sample_settings`, `settings`, `config`, `rows`,
-`checked`, `shapes`, `plans`, `ingest`, `sources`, `detection`, `evals`, `views`, `store`, `target`, `tables`,
-`reference_table`, `evaluation_tables`, `locks`, `prompts`, `candidate_folder`, `scorer_options`, `scored_folder`,
-`spill`, `ahead`, `workers`, `near`, `comparing`, `candidates`, `functions`, `preflight`, `rewriting`, `rejecting`,
-`drafts`, `accounts`, `assembly`, `additions`, `front_matter`, `card`, `papers`, `verification`, `resolving`, `build`,
-`guard`, `query`, `results`, `spans`, `show`, `row_files`, `scored_rows`, `export`, `curves`, `info`, `run_facts`,
-`holdings`, `dataset`, `run_charts`, `run_page`, `schemas`. Below the torch line: `conversations`, `controls`,
-`encode`, `adapters`, `identity`, `lora`, `models`, `boundaries`, `judgement`, `audits`, `report`, `openers`,
-`mending`, `repairs`, `packing`, `attention`, `head`, `logps`, `layouts`, `batches`, `budget`, `work`, `processes`,
-`scoring`, `reference`, `stops`, `picking`, `arena`, `engines`, `generation`, `sample_work`, `sample`, `reward_models`,
-`judge`, `scorers`, `score`, `losses`, `metrics`, `optimizers`, `schedule`, `completions`, `perf`, `compiling`,
-`signs`, `gate`, `sharding`, `checkpoint`, `best`, `run`, `trackers`, `run_log`, `updates`, `policy`, `job`, `train`,
-`perplexity`, `held_out`, `evaluation_plan`, `evaluation_work`, `evaluate`, `stages`, `sweep`, `road`, `integrations`.
-The edge: `terminal`, `grid`, `evaluation_view`, `sides`, `before_after`, `sparklines`, `run_view`, `stopping`,
-`road_view`, `demo`, `output`, `options`, `data_commands`, `model_commands`, `cli`.
+`checked`, `shapes`, `plans`, `ingest`, `sources`, `detection`, `evals`, `views`, `store`, `target`, `combinations`,
+`tables`, `reference_table`, `evaluation_tables`, `locks`, `prompts`, `candidate_folder`, `scorer_options`,
+`scored_folder`, `spill`, `ahead`, `workers`, `near`, `comparing`, `candidates`, `functions`, `preflight`, `rewriting`,
+`rejecting`, `drafts`, `accounts`, `assembly`, `additions`, `front_matter`, `card`, `papers`, `verification`,
+`resolving`, `build`, `guard`, `query`, `results`, `spans`, `show`, `row_files`, `scored_rows`, `export`, `curves`,
+`info`, `run_facts`, `holdings`, `dataset`, `run_charts`, `run_page`, `schemas`. Below the torch line: `conversations`,
+`controls`, `encode`, `adapters`, `identity`, `lora`, `models`, `boundaries`, `judgement`, `audits`, `report`,
+`openers`, `mending`, `repairs`, `packing`, `attention`, `head`, `logps`, `layouts`, `batches`, `budget`, `work`,
+`processes`, `scoring`, `reference`, `stops`, `picking`, `arena`, `engines`, `generation`, `sample_work`, `sample`,
+`reward_models`, `judge`, `scorers`, `score`, `losses`, `metrics`, `optimizers`, `schedule`, `completions`, `perf`,
+`compiling`, `signs`, `gate`, `sharding`, `checkpoint`, `best`, `run`, `trackers`, `run_log`, `updates`, `policy`,
+`job`, `train`, `perplexity`, `held_out`, `evaluation_plan`, `evaluation_work`, `evaluate`, `stages`, `sweep`, `road`,
+`integrations`. The edge: `terminal`, `grid`, `evaluation_view`, `sides`, `before_after`, `sparklines`, `run_view`,
+`stopping`, `road_view`, `demo`, `output`, `options`, `data_commands`, `model_commands`, `cli`.
 
 Each command is one function here, and so is what a user of them names; imported on first use, so that
 `import prefkit` stays light. docs/api.md lists them.

@@ -98,6 +98,7 @@ FILES = [
     "views",
     "store",
     "target",
+    "combinations",
     "tables",
     "reference_table",
     "evaluation_tables",

@@ -14,6 +14,7 @@ from tiny import built, snapshot, text_rows, tiny_llama, write_rows
 
 from prefkit import stages, sweep
 from prefkit.build import build_dataset
+from prefkit.combinations import combinations_of, read_grid, split_values
 from prefkit.config import Pipeline
 from prefkit.errors import CheckError, ConfigError, DatasetError, GateError, InputError, Interrupted, MachineError
 from prefkit.evaluate import evaluate_model
@@ -23,7 +24,7 @@ from prefkit.reference import precompute_reference
 from prefkit.road import run_pipeline
 from prefkit.road_view import print_sweep
 from prefkit.stages import Outcome, Spectator
-from prefkit.sweep import Swept, combinations_of, read_grid, split_values, sweep_pipeline
+from prefkit.sweep import Swept, sweep_pipeline
 from prefkit.train import train_dpo
 
 TRAIN = {"learning_rate": 1e-3, "batch_size": 8, "max_steps": 2}
