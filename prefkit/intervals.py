@@ -18,6 +18,8 @@ import numpy.typing as npt
 import polars as pl
 from scipy import stats
 
+from prefkit.audit.significance import score_interval
+
 CONFIDENCE = 0.95
 FEW_PROMPTS = 20  # fewer: t quantiles are above 2.09, and a share's interval rests on a guess of its own spread
 
@@ -155,11 +157,8 @@ def _wilson(share: float, variance: float, prompts: pl.DataFrame, confidence: fl
     spread = share * (1 - share)
     draws = float(num) if spread == 0 else most if variance == 0 else min(most, max(1.0, spread / variance))
     t = float(stats.t.ppf((1 + confidence) / 2, num - 1))
-    middle = (share + t**2 / (2 * draws)) / (1 + t**2 / draws)
-    half = t / (1 + t**2 / draws) * math.sqrt(spread / draws + t**2 / (4 * draws**2))
-    # rounding must not put a share outside of its own interval
-    low, high = max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
-    return Measured(share, low, high, num, int(most))
+    found = score_interval(share, draws, t)
+    return Measured(share, float(found.low), float(found.high), num, int(most))
 
 
 def _standard_error(values: npt.NDArray[np.float64]) -> float | None:

@@ -79,13 +79,23 @@ def wilson(wins: npt.ArrayLike, total: npt.ArrayLike, level: float = 0.95) -> In
     Example: 8 of 10 gives .490 to .943.
     """
     won, n = np.asarray(wins, dtype=np.float64), np.asarray(total, dtype=np.float64)
-    z = float(stats.norm.isf((1 - level) / 2))
     n = np.where(n > 0, n, np.nan)
-    share = won / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    # exact ends where one side wins all: rounding must not put a bound beyond the share
-    return Interval(np.where(share == 0, 0.0, middle - half), np.where(share == 1, 1.0, middle + half))
+    return score_interval(won / n, n, float(stats.norm.isf((1 - level) / 2)))
+
+
+def score_interval(share: npt.ArrayLike, draws: npt.ArrayLike, quantile: float) -> Interval:
+    """The shares that a test at a quantile of the normal, or of t, does not refuse (Wilson 1927).
+
+    Args:
+        share: 0..1.
+        draws: how many independent ones it is worth; need not be whole.
+        quantile: of both sides, such as 1.96.
+    """
+    p, n, z = np.asarray(share, dtype=np.float64), np.asarray(draws, dtype=np.float64), quantile
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    # rounding must not put a share outside of its own interval
+    return Interval(np.clip(middle - half, 0.0, p), np.clip(middle + half, p, 1.0))
 
 
 def benjamini_hochberg(p: Floats) -> Floats:
