@@ -12,7 +12,7 @@ from prefkit.config import TrainConfig
 from prefkit.curves import is_run
 from prefkit.documents import Run
 from prefkit.encode import resolve_template
-from prefkit.errors import ConfigError, DatasetError, InputError
+from prefkit.errors import ConfigError, DatasetError, InputError, SourceError
 from prefkit.format import (
     EVALUATIONS,
     MANIFEST,
@@ -26,7 +26,7 @@ from prefkit.format import (
 )
 from prefkit.identity import identity_sha256, policy_identity, template_sha256
 from prefkit.models import load_tokenizer, positions_of
-from prefkit.prompts import is_dataset, prompts_kind
+from prefkit.prompts import is_dataset, prompts_kind, refuse_split
 from prefkit.reference_table import pick_reference
 from prefkit.sample_settings import EvaluateConfig, PromptsConfig, SampleConfig
 from prefkit.schedule import beta_at
@@ -70,8 +70,9 @@ class Held(NamedTuple):
 class Plan(NamedTuple):
     """All that an evaluation has to do; `template`: a setting, as a name or file.
 
-    `run`: run.json of the run whose model it is, else None; `no_reference`: why what would be the reference is not it;
-    `home`: the run's directory, or --out; `samples`: where folders of responses lie.
+    `run`: run.json of the run whose model it is, else None, and `trained_on` its dataset, if that is there;
+    `no_reference`: why what would be the reference is not it; `home`: the run's directory, or --out; `samples`: where
+    folders of responses lie.
     """
 
     key: str
@@ -81,6 +82,7 @@ class Plan(NamedTuple):
     held: Held | None
     no_reference: str | None
     run: dict[str, Any] | None
+    trained_on: Path | None
     kind: Kind
     template: str | None
     home: Path
@@ -148,9 +150,16 @@ def make_plan(
     Raises:
         ModelError, DatasetError: what is named is not there, or not finished.
         InputError: nothing says where the evaluation goes.
+        SourceError: prompts or texts are not what can be asked.
     """
     _refuse_no_model(Path(model))
     settings = settings.model_copy(update={"prompts": _unseen(settings.prompts)})
+    if settings.texts is not None and is_dataset(settings.texts):
+        raise SourceError(
+            "evaluate.texts: a dataset has no references",
+            where=settings.texts.path,
+            expected="a file of prompt, reference",
+        )
     run = Path(model) if is_run(model) else None
     recorded = None if run is None else read_document(run / RUN_JSON, Run)
     folder = _model_of(Path(model), recorded)
@@ -159,7 +168,10 @@ def make_plan(
         raise InputError(
             "a model that is no run has no place for its evaluation", where=str(model), expected="--out DIR"
         )
-    held = _held(run, recorded, dataset)
+    around = run or _run_around(Path(model))
+    made = None if around is None else read_document(around / RUN_JSON, Run)
+    own = None if around is None or made is None else _dataset_of(around, made)
+    held = _held(recorded, dataset or (own if run is not None else None))
     template = chat_template or _template_of(held)
     kind = kind or (held.manifest["kind"] if held else None) or _kind_of(settings.prompts, template, folder)
     models, no_reference = {POLICY: _identified(str(folder), kind, template)}, None
@@ -170,13 +182,12 @@ def make_plan(
         models |= {REFERENCE: found} if found is not None else {}
     if settings.against not in ("reference", "chosen"):
         models[OTHER] = _identified(settings.against, kind, template)
-    made = recorded if recorded is not None else _run_around(Path(model))
     scorers = {config.label: open_scorer(config, kind).identity for config in settings.scorers}
     identity = _identity(settings, models, held, made, scorers)
     near = run is not None and out is None and held is not None and run.resolve().parent.parent == held.folder.resolve()
     samples = held.folder / SAMPLED if near and held is not None else home / SAMPLED
     key = reference_key(identity)
-    return Plan(key, identity, settings, models, held, no_reference, made, kind, template, home, samples)
+    return Plan(key, identity, settings, models, held, no_reference, made, own, kind, template, home, samples)
 
 
 def _refuse_no_model(path: Path) -> None:
@@ -201,17 +212,18 @@ def _kind_of(prompts: PromptsConfig, template: str | None, folder: Path) -> Kind
     return prompts_kind(prompts, None, has_template=template is not None or own is not None)
 
 
-def _held(run: Path | None, recorded: dict[str, Any] | None, dataset: str | Path | None) -> Held | None:
-    """The dataset that was named, or that a run lies in or says it was trained on, if that is there."""
-    if dataset is not None:
-        place = Path(dataset)
-    elif run is not None and recorded is not None:
-        around = run.resolve().parent.parent
-        place = run.parent.parent if (around / MANIFEST).exists() else Path(recorded["dataset"])
-        if not (place / MANIFEST).exists():
-            return None
-    else:
+def _dataset_of(run: Path, recorded: Mapping[str, Any]) -> Path | None:
+    """The dataset that a run lies in, or says it was trained on, if that is there."""
+    around = run.resolve().parent.parent
+    place = run.parent.parent if (around / MANIFEST).exists() else Path(recorded["dataset"])
+    return place if (place / MANIFEST).exists() else None
+
+
+def _held(recorded: dict[str, Any] | None, dataset: str | Path | None) -> Held | None:
+    """The dataset whose held-out pairs are asked."""
+    if dataset is None:
         return None
+    place = Path(dataset)
     manifest = read_manifest(place)
     wanted = recorded["reference"] if recorded is not None else None
     if wanted is None and len(list_references(place)) != 1:
@@ -241,13 +253,16 @@ def _reference_of(
     """
     names = [usual, held.manifest["pipeline"].get("precompute", {}).get("model") if held is not None else None]
     names += [recorded["model"]] if recorded is not None else []
-    there = list(dict.fromkeys(str(name) for name in names if name and Path(name).is_dir()))
+    named = list(dict.fromkeys(str(name) for name in names if name))
+    there = [name for name in named if Path(name).is_dir()]
     for name in there:
         found = _identified(name, kind, template)
         if _is_still(found.identity, held, recorded):
             return found, None
-    if not there:
+    if not named:
         return None, None
+    if not there:
+        return None, f"the reference {named[0]} is not there from this directory: --reference says where"
     return None, f"{there[0]} is another model than the one that the reference was scored with: --reference says which"
 
 
@@ -260,11 +275,10 @@ def _is_still(identity: Mapping[str, Any], held: Held | None, recorded: dict[str
     return began in (None, identity_sha256(mine))
 
 
-def _run_around(model: Path) -> dict[str, Any] | None:
-    """run.json of the run whose final model a folder is."""
-    if model.resolve().name != MODEL or not is_run(model.resolve().parent):
-        return None
-    return read_document(model.resolve().parent / RUN_JSON, Run)
+def _run_around(model: Path) -> Path | None:
+    """The run whose final model a folder is."""
+    found = model.resolve().parent
+    return found if model.resolve().name == MODEL and is_run(found) else None
 
 
 def why_not_held_out(plan: Plan) -> str | None:
@@ -302,14 +316,20 @@ def _identified(folder: str, kind: Kind, template: str | None) -> Model:
 
 def prompts_identity(prompts: PromptsConfig) -> dict[str, Any]:
     """What a section of prompts asks: the hashes of its files, and how they are read."""
-    path = Path(prompts.path)
-    files = [path / MANIFEST] if (path / MANIFEST).exists() else [Path(file) for file in expand(prompts.path)]
-    hashes = [file_sha256(file) for file in files]
+    if is_dataset(prompts):  # its manifest holds more than pairs decide
+        hashes = [part["sha256"] for part in read_manifest(Path(prompts.path))["parts"]["pairs"]]
+    else:
+        hashes = [file_sha256(Path(file)) for file in expand(prompts.path)]
     return {"sha256": hashes, "columns": dict(prompts.columns), "limit": prompts.limit, "split": prompts.split}
 
 
 def _unseen(prompts: PromptsConfig) -> PromptsConfig:
-    """Of a dataset its test split, unless another is said: a policy is measured on what it was not trained on."""
+    """Of a dataset its test split, unless another is said: a policy is measured on what it was not trained on.
+
+    Raises:
+        SourceError: a split of what is no dataset.
+    """
+    refuse_split(prompts)
     if not is_dataset(prompts) or prompts.split is not None:
         return prompts
     return prompts.model_copy(update={"split": "test"})

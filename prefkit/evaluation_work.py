@@ -108,7 +108,7 @@ class Evaluation:
         """All stages; each writes what took a model's time before the next begins."""
         for temperature in self.settings.temperatures:
             self._at(temperature)
-        self._trained()
+        self._warn_of_trained("trained_prompts", "prompts", self.prompts[0]["prompt_id"])
         self._held_out()
         self._perplexity()
         return self._write()
@@ -305,15 +305,11 @@ class Evaluation:
         self.warnings.append({"name": name, "text": text})
         self.tell(text)
 
-    def _trained(self) -> None:
-        """Warn of prompts that the run was trained on: a gain there is no gain elsewhere."""
-        held = self.plan.held
-        if held is None or self.plan.run is None:
-            return
-        asked = self.prompts[0]["prompt_id"]
-        if count := num_trained(asked, held.folder, held.manifest):
-            of = f"{count} of {asked.n_unique()} prompts are ones that the run was trained on"
-            self._warn("trained_prompts", f"{of}: figures on others may be lower")
+    def _warn_of_trained(self, name: str, of: str, asked: pl.Series) -> None:
+        """Of prompts that the run was trained on: a gain there need be none elsewhere."""
+        if self.plan.trained_on is not None and (count := num_trained(asked, self.plan.trained_on)):
+            which = f"{count} of {asked.n_unique()} {of} are ones that the run was trained on"
+            self._warn(name, f"{which}: figures on others may be lower")
 
     def _held_out(self) -> None:
         """Accuracy and margin on the test split, without a reference model; kept in held_out.parquet."""
@@ -329,6 +325,7 @@ class Evaluation:
         if rows.is_empty():
             self.left_out["held_out"] = "the dataset has no test split"
             return
+        self._warn_of_trained("trained_held_out", "held-out prompts", rows["prompt_id"])
 
         def score() -> pl.DataFrame:
             folder = self.plan.models[POLICY].folder
@@ -403,7 +400,7 @@ class Evaluation:
             "settings": self.settings.model_dump(mode="json"),
             "samples": self.folders,
             "headline": headline(summary, self.settings.temperatures),
-            "left_out": self.left_out,
+            "left_out": dict(sorted(self.left_out.items())),
             "warnings": warnings_of(summary, self.unscored) + self.warnings,
             "prefkit_version": __version__,
             "parts": [part._asdict() for part in parts],

@@ -20,7 +20,7 @@ import polars as pl
 from prefkit.config import SourceConfig
 from prefkit.detection import detect_format
 from prefkit.errors import InputError
-from prefkit.format import MANIFEST, PAIRS, SPLITS, Kind
+from prefkit.format import PAIRS, SPLITS, Kind
 from prefkit.formats import FORMATS, WRITERS, Writer
 from prefkit.formats.writing import Unwritable, Written, from_json, unpacked
 from prefkit.pairs import ready_pairs
@@ -28,7 +28,7 @@ from prefkit.reference_table import Opened, open_reference
 from prefkit.row_files import SUFFIXES, Put, Rows, as_line, row_file
 from prefkit.scored_rows import COLUMN_TYPES, SUMS, about, scored_texts, scored_tokens
 from prefkit.sources import expand, is_chat_source, read_source
-from prefkit.store import atomic_path, read_json, read_manifest
+from prefkit.store import atomic_path, dataset_around, read_json, read_manifest
 from prefkit.tables import check_parts, table_blocks
 from prefkit.text import with_pair_ids
 
@@ -142,8 +142,7 @@ def _check_out(out: Path, target: str, splits: Iterable[str], *, is_dataset: boo
     if as_directory and out.exists() and not out.is_dir():
         raise InputError("is a file whose name does not say what to write", where=str(out), expected=WRITABLE)
     own = [Path(target).resolve()] if is_dataset else []
-    own += [folder for folder in (out.resolve(), *out.resolve().parents) if _is_dataset(folder)]
-    if any(out.resolve().is_relative_to(folder) for folder in own):
+    if dataset_around(out) is not None or any(out.resolve().is_relative_to(folder) for folder in own):
         raise InputError("an export cannot be written into a dataset", where=str(out), hint="--out elsewhere")
     read = set() if is_dataset else {Path(name).resolve() for name in expand(target)}
     names = [out / f"{split}.jsonl" for split in splits] if as_directory else [out]
@@ -154,10 +153,6 @@ def _check_out(out: Path, target: str, splits: Iterable[str], *, is_dataset: boo
         hint = "--overwrite replaces it, --out elsewhere leaves it"
         raise InputError("is there already", where=there[0], expected="a new file", hint=hint)
     return as_directory
-
-
-def _is_dataset(folder: Path) -> bool:
-    return (folder / MANIFEST).is_file() and (folder / "pairs").is_dir()
 
 
 def _list_path(out: Path) -> Path:

@@ -19,6 +19,7 @@ from prefkit.losses import Objective
 from prefkit.metrics import joined, picked, summarise
 from prefkit.reference_table import reference_rows
 from prefkit.schedule import Limits, beta_at, micro_batches
+from prefkit.store import read_manifest
 from prefkit.tables import read_table
 from prefkit.updates import score_pairs
 
@@ -51,9 +52,9 @@ def test_rows(dataset: Path, manifest: dict[str, Any], key: str, recorded: dict[
     return rows.join(pairs, on="pair_id", how="left", maintain_order="left")
 
 
-def num_trained(prompt_ids: pl.Series, dataset: Path, manifest: dict[str, Any]) -> int:
+def num_trained(prompt_ids: pl.Series, dataset: Path) -> int:
     """How many of these prompts, each counted once, a run on the dataset was trained on."""
-    pairs = read_table(dataset, "pairs", manifest).filter(pl.col("split") == "train")
+    pairs = read_table(dataset, "pairs", read_manifest(dataset)).filter(pl.col("split") == "train")
     return len({*pairs["prompt_id"]} & {*prompt_ids})
 
 

@@ -163,7 +163,10 @@ def train(
 @app.command()
 def evaluate(
     target: Annotated[str, typer.Argument(help="Folder of a model or run, or a pipeline file.")],
-    prompts: Annotated[str | None, typer.Option("--prompts", metavar="FILE", help="Prompts that are answered.")] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option("--prompts", metavar="FILE", help="Prompts, or a dataset: its test split."),
+    ] = None,
     reference: Annotated[
         str | None, typer.Option("--reference", metavar="MODEL", help="Folder of the model to compare with.")
     ] = None,

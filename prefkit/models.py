@@ -96,9 +96,12 @@ def load_tokenizer(folder: str | Path) -> Any:
     if (Path(folder) / "config.json").exists():
         model_config(Path(folder))  # a damaged one would be laid to the tokenizer
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever transformers raises, the user needs the folder and the reason
         raise ModelError(f"its tokenizer does not load: {first_line(error)}", where=str(folder)) from None
+    # texts of any length are encoded, to see which are too long: no word of transformers' about the first of them
+    found.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return found
 
 
 def _has_tokenizer(folder: str | Path) -> bool:

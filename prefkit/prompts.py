@@ -121,9 +121,7 @@ def read_texts(settings: PromptsConfig, kind: Kind) -> tuple[pl.DataFrame, pl.Da
         prompt, tools, reference, source and source_row of each; rejects; and what was read of each file.
     """
     if not is_dataset(settings):
-        if settings.split is not None:
-            expected = "the folder of a dataset, or no split:"
-            raise SourceError("split is of a dataset, and this is none", where=settings.path, expected=expected)
+        refuse_split(settings)
         return _of_files(settings, kind)
     records = _of_dataset(settings, kind)
     manifest = str(Path(settings.path) / MANIFEST)
@@ -131,8 +129,19 @@ def read_texts(settings: PromptsConfig, kind: Kind) -> tuple[pl.DataFrame, pl.Da
 
 
 def is_dataset(settings: PromptsConfig) -> bool:
-    """Whether the prompts are those of a dataset's pairs."""
-    return (Path(settings.path) / MANIFEST).exists()
+    """Whether the prompts are those of a dataset's pairs; an unfinished one is one too, and is refused as such."""
+    return (Path(settings.path) / MANIFEST).exists() or (Path(settings.path) / "pairs").is_dir()
+
+
+def refuse_split(settings: PromptsConfig) -> None:
+    """Refuse a split of files.
+
+    Raises:
+        SourceError: there is one, and no dataset.
+    """
+    if settings.split is not None and not is_dataset(settings):
+        expected = "the folder of a dataset, or no split:"
+        raise SourceError("split is of a dataset, and this is none", where=settings.path, expected=expected)
 
 
 def _rules(kind: Kind) -> dict[str, pl.Expr]:

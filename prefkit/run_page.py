@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefkit.curves import Curves, ends, points
 from prefkit.errors import InputError
-from prefkit.format import MANIFEST, RUN_JSON
+from prefkit.format import RUN_JSON
 from prefkit.info import read_runs
 from prefkit.run_charts import COLOURS, SECTIONS, sections_of
 from prefkit.run_facts import facts_of, figures_of, run_names, settings_of, state_of, warnings_of
-from prefkit.store import write_text
+from prefkit.store import dataset_around, write_text
 from prefkit.text import printable
 
 if TYPE_CHECKING:
@@ -76,11 +76,8 @@ def check_out(out: Path, *, overwrite: bool) -> None:
     """
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
         raise InputError("is no name of a page", where=str(out), expected="--html PAGE.html")
-    for folder in out.resolve().parents:
-        if (folder / RUN_JSON).exists() or ((folder / MANIFEST).is_file() and (folder / "pairs").is_dir()):
-            raise InputError(
-                "a page cannot be written into a dataset or a run", where=str(out), hint="--html elsewhere"
-            )
+    if dataset_around(out) is not None or any((folder / RUN_JSON).exists() for folder in out.resolve().parents):
+        raise InputError("a page cannot be written into a dataset or a run", where=str(out), hint="--html elsewhere")
     if not overwrite and out.exists() and GENERATOR.encode() not in _head(out):
         hint = "--overwrite replaces it, --html elsewhere leaves it"
         raise InputError("is there already, and is no page of runs", where=str(out), hint=hint)

@@ -22,10 +22,10 @@ from prefkit.candidate_folder import (
     read_sample,
     write_whole,
 )
-from prefkit.config import Changes, Sections, require_model
+from prefkit.config import Changes, Pipeline, Sections, require_model
 from prefkit.documents import Sampler
 from prefkit.engines import ANSWERS, Engine, Request, Response, check_responses, load_engine
-from prefkit.errors import ConfigError, Interrupted, located
+from prefkit.errors import ConfigError, InputError, Interrupted, located
 from prefkit.format import Kind, part_name
 from prefkit.functions import calling
 from prefkit.generation import Generator, Road, answer, choose_road
@@ -51,7 +51,7 @@ from prefkit.sample_work import (
 )
 from prefkit.sources import file_sha256
 from prefkit.stops import StopTexts, response_text
-from prefkit.store import read_document, write_json
+from prefkit.store import dataset_around, read_document, write_json
 from prefkit.tables import write_parquet
 from prefkit.target import Target, pipeline_of
 from prefkit.text import content_hash
@@ -104,6 +104,7 @@ def sample_candidates(
     Raises:
         ConfigError: the pipeline has no sample section.
         SourceError: the prompts cannot be read.
+        InputError: sample.out is in a dataset.
         DatasetError: the directory holds something else, or samples of another model or other settings.
         ModelError: the model or its tokenizer does not load or does not fit.
         MachineError: out of disk or memory.
@@ -122,6 +123,7 @@ def sample_candidates(
             where=str(target) if isinstance(target, (str, Path)) else "the pipeline",
             expected="sample: with prompts and out",
         )
+    _refuse_in_dataset(Path(pipeline.sample.out), pipeline.dataset if isinstance(pipeline, Pipeline) else None)
     return draw_samples(
         pipeline.sample,
         model=Path(require_model(pipeline.sample.model or pipeline.precompute.model, "sample.model")),
@@ -131,6 +133,13 @@ def sample_candidates(
         watch=watch,
         stop=stop,
     )
+
+
+def _refuse_in_dataset(out: Path, dataset: str | None) -> None:
+    """Refuse samples in a dataset, or in what a pipeline will make one: no build would take it for its own."""
+    to_be = dataset is not None and out.resolve().is_relative_to(Path(dataset).resolve())
+    if to_be or dataset_around(out) is not None:
+        raise InputError("samples cannot be written into a dataset", where=str(out), hint="sample.out elsewhere")
 
 
 def draw_samples(

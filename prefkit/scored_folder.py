@@ -33,7 +33,7 @@ from prefkit.sample_format import (
     sample_schema,
 )
 from prefkit.sources import expand, file_sha256
-from prefkit.store import read_document, read_json
+from prefkit.store import dataset_around, read_document, read_json
 from prefkit.tables import Part, write_parquet
 from prefkit.text import content_hash, with_prompt_ids
 
@@ -116,7 +116,7 @@ def _from_files(path: str) -> CandidateParts:
     if not rows:
         where = f"{rejects[0]['source']}:{rejects[0]['line']}" if rejects else path
         reason = f": {rejects[0]['field'] or 'the row'}: {rejects[0]['reason']}" if rejects else ""
-        message = f"{len(rejects)} of {len(rejects)} rows are no response{reason}"
+        message = f"{len(rejects)} of {len(rejects)} rows are no response{reason}" if rejects else "holds no response"
         expected = "prompt, response [, reference, model, tools] in each"
         raise SourceError(message, where=where, expected=expected)
     kind = kind or "text"
@@ -349,12 +349,16 @@ def output_folder(path: str, out: str | Path | None) -> Path:
     """Where scored tables go.
 
     Raises:
-        InputError: a file of responses, and no folder to write to.
+        InputError: a file of responses, and no folder to write to; or one in a dataset, where no build would have it.
+        SourceError: there is no such file or folder.
     """
     if out is not None:
+        if dataset_around(Path(out)) is not None:
+            raise InputError("scores cannot be written into a dataset", where=str(out), hint="--out elsewhere")
         return Path(out)
     if is_sampled(path):
         return Path(path)
+    expand(path)
     raise InputError(
         "is no folder of prefkit sample, so the scored tables need one",
         where=path,

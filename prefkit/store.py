@@ -46,10 +46,16 @@ REMAKE = "prefkit build, or prefkit precompute, makes it again"
 def atomic_path(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; renamed over it when the block ends well, removed when it does not.
 
+    A symlink stays one: what it names is written.
+
     Raises:
         MachineError: the disk is full.
-        DatasetError: the folder cannot be written to.
+        DatasetError: the folder cannot be written to; or a device or a pipe is there, which a rename would replace.
     """
+    path = path.resolve() if path.is_symlink() else path
+    if path.exists() and not path.is_file() and not path.is_dir():
+        expected = "a file, or a name that is free"
+        raise DatasetError("a device or a pipe, which cannot be replaced", where=str(path), expected=expected)
     beside = path.with_name(f".{path.name}.tmp")
     try:
         with written(path):
@@ -96,10 +102,16 @@ def written(path: Path) -> Iterator[None]:
 def folder_beside(path: Path) -> Iterator[Path]:
     """A folder beside `path` to fill; renamed over it when the block ends well, removed when it fails.
 
+    A symlink stays one: what it names is written.
+
     Raises:
         MachineError: the disk is full.
-        DatasetError: the folder cannot be written to.
+        DatasetError: the folder cannot be written to; or a device or a pipe is there, which a rename would replace.
     """
+    path = path.resolve() if path.is_symlink() else path
+    if path.exists() and not path.is_file() and not path.is_dir():
+        expected = "a file, or a name that is free"
+        raise DatasetError("a device or a pipe, which cannot be replaced", where=str(path), expected=expected)
     beside = path.with_name(f".{path.name}.tmp")
     try:
         with written(path):
@@ -205,6 +217,12 @@ def read_manifest(dataset: Path) -> dict[str, Any]:
             hint="prefkit build PIPELINE.yaml makes it again; its reference and runs stay",
         )
     return read_document(dataset / MANIFEST, Manifest)
+
+
+def dataset_around(path: Path) -> Path | None:
+    """The dataset that a path is, or lies in."""
+    here = path.resolve()
+    return next((at for at in (here, *here.parents) if (at / MANIFEST).is_file() and (at / "pairs").is_dir()), None)
 
 
 def claim_directory(dataset: Path) -> None:

@@ -59,9 +59,12 @@ def sampling_of(target: str | Path, changes: Changes = ()) -> Pipeline | Section
     Raises:
         ConfigError: a setting is missing or does not fit.
         DatasetError: the directory holds no finished dataset.
+        InputError: a dataset's prompts are to be answered, and nothing says where.
     """
     path = path_of(target, "a pipeline file, or a file of prompts")
     has_out = any(key == "sample.out" for key, _ in read_changes(changes))
+    if path.is_dir() and not has_out and read_manifest(path)["pipeline"].get("sample") is None:
+        raise InputError("nothing says where its responses go", where=str(target), expected="--out DIR")
     if path.suffix.lower() in (".yaml", ".yml") or (path.is_dir() and not has_out):
         return pipeline_of(path, changes)
     return load_sections({"sample": {"prompts": {"path": str(target)}}}, changes)

@@ -81,7 +81,8 @@ def prepare_work(pipeline: Pipeline, tell: Tell, measure: Callable[[int], int]) 
     check_written(folder, plan)
     unwritten = [part for part in plan["part"].unique().sort() if not (folder / part_name(part)).exists()]
     waiting = plan.filter(pl.col("part").is_in(unwritten))["pair_id"].to_list()
-    tell(f"encoding {new.height + len(waiting)} pairs")
+    if new.height or waiting:
+        tell(f"encoding {new.height + len(waiting)} pairs")
     with located(str(model)):
         encoded = encode_pairs(
             pairs.filter(pl.col("pair_id").is_in(waiting + new["pair_id"].to_list())), tokenizer, encoding

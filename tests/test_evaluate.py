@@ -19,9 +19,9 @@ from rich.console import Console
 
 import prefkit
 from prefkit.documents import Run
-from prefkit.errors import ConfigError, DatasetError, InputError, Interrupted
+from prefkit.errors import ConfigError, DatasetError, InputError, Interrupted, SourceError
 from prefkit.evaluate import Evaluated, evaluate_model
-from prefkit.evaluation_plan import pipeline_wants
+from prefkit.evaluation_plan import pipeline_wants, prompts_identity
 from prefkit.evaluation_tables import evaluation_lines, kept, list_evaluations, read_evaluation
 from prefkit.evaluation_view import print_evaluated
 from prefkit.locks import locked
@@ -29,7 +29,7 @@ from prefkit.measures import Summary
 from prefkit.models import load_model
 from prefkit.reference import precompute_reference
 from prefkit.sample import draw_samples
-from prefkit.sample_settings import SampleConfig
+from prefkit.sample_settings import PromptsConfig, SampleConfig
 from prefkit.settings import Pipeline
 from prefkit.store import read_document
 from prefkit.train import train_dpo
@@ -257,6 +257,51 @@ def test_of_a_dataset_the_test_prompts_are_asked_and_of_training_prompts_it_warn
     count = len(splits["train"])
     text = f"{count} of {count} prompts are ones that the run was trained on: figures on others may be lower"
     assert {"name": "trained_prompts", "text": text} in seen.document["warnings"]
+
+
+def test_what_the_run_was_trained_on_is_known_beside_another_dataset_too(world: World, tmp_path: Path) -> None:
+    """Of the same pairs in another split most test prompts are training prompts of the run."""
+    again = tiny.built(
+        tmp_path, tiny.chat_rows(24), world.folder / "model", "chat", split={"test_share": 0.3, "seed": 5}
+    )
+    precompute_reference(again)
+    splits = {}
+    for name, folder in (("own", Path("dataset")), ("other", Path(again.dataset))):
+        pairs = pl.read_parquet(folder / "pairs" / "*.parquet")
+        splits[name] = {split: set(pairs.filter(split=split)["prompt_id"]) for split in ("train", "test")}
+    both, other = splits["other"]["test"] & splits["own"]["train"], splits["other"]["test"]
+    assert both
+    some = settings(temperatures=[0.0], n=1, texts=None, scorers=[])
+    done = evaluate_model(world.run, some | {"prompts": again.dataset}, dataset=again.dataset, out=tmp_path / "e")
+    told = {one["name"]: one["text"] for one in done.document["warnings"]}
+    rest = "are ones that the run was trained on: figures on others may be lower"
+    assert told["trained_prompts"] == f"{len(both)} of {len(other)} prompts {rest}"
+    assert told["trained_held_out"] == f"{len(both)} of {len(other)} held-out prompts {rest}"
+    own = evaluate_model(world.run, some | {"prompts": "dataset"}, dataset=again.dataset, out=tmp_path / "e")
+    assert "trained_prompts" not in {one["name"] for one in own.document["warnings"]}
+
+
+def test_a_rebuild_that_changes_no_pair_is_no_new_question(world: World, tmp_path: Path) -> None:
+    shutil.copytree("dataset", tmp_path / "dataset")
+    asked = PromptsConfig(path=str(tmp_path / "dataset"))
+    before = prompts_identity(asked)
+    manifest = tmp_path / "dataset" / "manifest.json"
+    document = json.loads(manifest.read_text())
+    document["pipeline"]["train"]["beta"] = 0.7
+    manifest.write_text(json.dumps(document))
+    assert prompts_identity(asked) == before
+    document["parts"]["pairs"][0]["sha256"] = "0" * 64
+    manifest.write_text(json.dumps(document))
+    assert prompts_identity(asked) != before
+
+
+def test_a_dataset_as_texts_is_refused_at_once(world: World) -> None:
+    with pytest.raises(SourceError, match=r"evaluate\.texts: a dataset has no references") as refused:
+        evaluate_model("model", settings(texts="dataset"), out="refused")
+    assert refused.value.expected == "a file of prompt, reference"
+    with pytest.raises(SourceError, match="split is of a dataset"):
+        evaluate_model("model", settings(prompts={"path": "prompts.jsonl", "split": "test"}), out="refused")
+    assert not Path("refused").exists()
 
 
 def test_texts_that_are_all_left_out_are_counted(world: World) -> None:
@@ -528,6 +573,8 @@ def test_a_model_that_took_the_references_place_is_not_taken_for_it(
     there = evaluate_model(pipeline)
     assert there.document["reference"] == "model"
     shutil.rmtree("model")
+    away = evaluate_model(run, some, out="away").document
+    assert away["left_out"]["gain"] == "the reference model is not there from this directory: --reference says where"
     tiny.tiny_llama(Path("model"), seed=11)
     why = "model is another model than the one that the reference was scored with: --reference says which"
     for replaced in (evaluate_model(run, some), evaluate_model(pipeline)):

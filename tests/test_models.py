@@ -16,7 +16,7 @@ from tiny import (
     tiny_llama,
     tiny_tokenizer,
 )
-from transformers import BertConfig, OPTConfig
+from transformers import BertConfig, OPTConfig, tokenization_utils_base
 
 from prefkit.errors import ModelError
 from prefkit.models import REGIMES, autocast, check_fits, load_model, load_tokenizer, positions_of
@@ -120,6 +120,17 @@ def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no safetensors weights") as caught:
         load_model(folder, "float32", CPU)
     assert "save_pretrained" in caught.value.hint
+
+
+def test_a_long_text_is_encoded_without_a_word_from_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(tokenization_utils_base.logger, "warning", lambda text, *_: said.append(text))
+    tokenizer = load_tokenizer(tiny_llama(tmp_path / "model"))
+    tokenizer.model_max_length = 8
+    assert len(tokenizer("river " * 20)["input_ids"]) > 8
+    assert said == []
 
 
 def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:

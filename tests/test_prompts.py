@@ -12,7 +12,7 @@ from tiny import built, chat_rows, text_rows, tiny_llama, write_rows
 
 from prefkit.build import build_dataset
 from prefkit.config import Pipeline
-from prefkit.errors import SourceError
+from prefkit.errors import DatasetError, SourceError
 from prefkit.format import Kind
 from prefkit.identity import model_folder
 from prefkit.prompts import Prompts, prompts_kind, read_prompts
@@ -105,6 +105,13 @@ def test_a_dataset_gives_the_prompts_of_its_training_pairs_once(
     with pytest.raises(SourceError, match="split is of a dataset, and this is none") as error:
         read(path, split="test")
     assert error.value.expected == "the folder of a dataset, or no split:"
+
+
+def test_an_unfinished_dataset_is_refused_as_one(tmp_path: Path) -> None:
+    pipeline = built(tmp_path, text_rows(4), tiny_llama(tmp_path / "model"))
+    (Path(pipeline.dataset) / "manifest.json").unlink()
+    with pytest.raises(DatasetError, match="manifest"):
+        read(pipeline.dataset)
 
 
 def test_a_dataset_without_pairs_of_the_split_says_what_it_takes(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from command import Prefkit
 from test_judge import biased
-from tiny import snapshot, tiny_llama, turn, write_rows
+from tiny import built, snapshot, text_rows, tiny_llama, turn, write_rows
 
 from prefkit import scored_folder
 from prefkit.build import build_dataset
@@ -778,6 +778,23 @@ def test_a_file_needs_a_folder_for_its_tables() -> None:
     assert wrong.value.message == "is no folder of prefkit sample, so the scored tables need one"
     assert wrong.value.expected == "a folder with sample.json, or a file with --out DIR"
     assert wrong.value.hint == "add --out DIR"
+    with pytest.raises(SourceError, match="no such file"):
+        score_candidates("nowhere", ["verifier:number"])
+
+
+def test_scores_in_a_dataset_are_refused(tmp_path: Path) -> None:
+    pipeline = built(tmp_path, text_rows(2), tmp_path / "none")
+    write_rows(Path("r.jsonl"), sums(1))
+    with pytest.raises(InputError, match="scores cannot be written into a dataset") as wrong:
+        score_candidates("r.jsonl", ["verifier:number"], out=Path(pipeline.dataset) / "scores")
+    assert wrong.value.hint == "--out elsewhere"
+    assert not (Path(pipeline.dataset) / "scores").exists()
+
+
+def test_a_file_of_nothing_holds_no_response() -> None:
+    Path("r.jsonl").write_text("")
+    with pytest.raises(SourceError, match=r"^r\.jsonl: holds no response"):
+        score_candidates("r.jsonl", ["verifier:number"], out="out")
 
 
 def test_scorers_in_short() -> None:

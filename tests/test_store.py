@@ -75,6 +75,23 @@ def test_a_file_appears_whole_under_its_name_and_its_folder_is_made(tmp_path: Pa
     assert names(tmp_path / "deep") == ["file.txt"]
 
 
+def test_what_a_symlink_names_is_written_and_a_pipe_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    with atomic_path(tmp_path / "link") as beside:
+        beside.write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    with (
+        pytest.raises(DatasetError, match="a device or a pipe, which cannot be replaced") as refused,
+        atomic_path(tmp_path / "pipe"),
+    ):
+        pass
+    assert (refused.value.where, refused.value.expected) == (str(tmp_path / "pipe"), "a file, or a name that is free")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_exception_while_writing_leaves_the_old_file_and_no_temporary(
     error: type[BaseException], tmp_path: Path
