@@ -52,14 +52,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         MachineError: the disk is full.
         DatasetError: the folder cannot be written to; or a device or a pipe is there, which a rename would replace.
     """
-    path = path.resolve() if path.is_symlink() else path
-    if path.exists() and not path.is_file() and not path.is_dir():
-        expected = "a file, or a name that is free"
-        raise DatasetError("a device or a pipe, which cannot be replaced", where=str(path), expected=expected)
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     beside = path.with_name(f".{path.name}.tmp")
     try:
         with written(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.is_file() and not path.is_dir():
+                expected = "a file, or a name that is free"
+                raise DatasetError("a device or a pipe, which cannot be replaced", where=str(path), expected=expected)
             yield beside
             with beside.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -102,16 +102,10 @@ def written(path: Path) -> Iterator[None]:
 def folder_beside(path: Path) -> Iterator[Path]:
     """A folder beside `path` to fill; renamed over it when the block ends well, removed when it fails.
 
-    A symlink stays one: what it names is written.
-
     Raises:
         MachineError: the disk is full.
-        DatasetError: the folder cannot be written to; or a device or a pipe is there, which a rename would replace.
+        DatasetError: the folder cannot be written to.
     """
-    path = path.resolve() if path.is_symlink() else path
-    if path.exists() and not path.is_file() and not path.is_dir():
-        expected = "a file, or a name that is free"
-        raise DatasetError("a device or a pipe, which cannot be replaced", where=str(path), expected=expected)
     beside = path.with_name(f".{path.name}.tmp")
     try:
         with written(path):
