@@ -191,7 +191,7 @@ def test_prompts_that_are_missing_are_refused_with_the_change_that_names_them(se
     with pytest.raises(ConfigError) as error:
         load_sections({}, [f"{section}.{key}=3"])
     assert error.value.message == f"key {section}.prompts is missing"
-    assert error.value.expected == "a file of prompts, or path: with columns: and limit:"
+    assert error.value.expected == "a file of prompts or a dataset, or path: with columns:, limit: and split:"
     assert error.value.hint == f"--set {section}.prompts=FILE"
 
 
