@@ -34,7 +34,7 @@ HOSTILE = settings(
     max_examples=12,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 )
-LONG = settings(HOSTILE, max_examples=60)
+LONG = settings(HOSTILE, max_examples=100)
 # the characters with the Unicode property White_Space
 WHITE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
 WHITE += "\u2028\u2029\u202f\u205f\u3000"
@@ -953,7 +953,7 @@ def test_no_format_yields_equal_sides_an_empty_side_or_an_inverted_pair(form: st
 @pytest.mark.slow
 @pytest.mark.parametrize("form", [*FORMATS])
 def test_no_format_yields_them_however_long_it_is_tried(form: str) -> None:
-    assert held(files(form), LONG) >= 60
+    assert held(files(form), LONG) >= 100
 
 
 def scored(*given: tuple[str, float]) -> list[Line]:
@@ -1034,4 +1034,4 @@ def test_no_selection_yields_equal_sides_an_empty_side_or_an_inverted_pair(chose
 @pytest.mark.parametrize("chosen", CHOSEN)
 @pytest.mark.parametrize("rejected", REJECTED)
 def test_no_selection_yields_them_however_long_it_is_tried(chosen: str, rejected: str) -> None:
-    assert held(selections(chosen, rejected), LONG) >= 60
+    assert held(selections(chosen, rejected), LONG) >= 100
