@@ -161,16 +161,16 @@ def make_plan(
             expected="a file of prompt, reference",
         )
     run = Path(model) if is_run(model) else None
-    recorded = None if run is None else read_document(run / RUN_JSON, Run)
+    around = run or _run_around(Path(model))
+    made = None if around is None else read_document(around / RUN_JSON, Run)
+    own = None if around is None or made is None else _dataset_of(around, made)
+    recorded = made if run is not None else None
     folder = _model_of(Path(model), recorded)
     home = Path(out) if out is not None else run
     if home is None:
         raise InputError(
             "a model that is no run has no place for its evaluation", where=str(model), expected="--out DIR"
         )
-    around = run or _run_around(Path(model))
-    made = None if around is None else read_document(around / RUN_JSON, Run)
-    own = None if around is None or made is None else _dataset_of(around, made)
     held = _held(recorded, dataset or (own if run is not None else None))
     template = chat_template or _template_of(held)
     kind = kind or (held.manifest["kind"] if held else None) or _kind_of(settings.prompts, template, folder)

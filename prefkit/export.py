@@ -141,8 +141,7 @@ def _check_out(out: Path, target: str, splits: Iterable[str], *, is_dataset: boo
         raise InputError("this kind of file is not written", where=str(out), expected=WRITABLE)
     if as_directory and out.exists() and not out.is_dir():
         raise InputError("is a file whose name does not say what to write", where=str(out), expected=WRITABLE)
-    own = [Path(target).resolve()] if is_dataset else []
-    if dataset_around(out) is not None or any(out.resolve().is_relative_to(folder) for folder in own):
+    if dataset_around(out) is not None:
         raise InputError("an export cannot be written into a dataset", where=str(out), hint="--out elsewhere")
     read = set() if is_dataset else {Path(name).resolve() for name in expand(target)}
     names = [out / f"{split}.jsonl" for split in splits] if as_directory else [out]

@@ -275,7 +275,7 @@ def test_what_a_build_drops_is_what_the_oracle_drops(rows: list[Given], chosen: 
 
 
 @pytest.mark.slow
-@property_of(300)
+@property_of(600)
 @given(rows_of(), SETTINGS)
 def test_what_a_build_drops_is_what_the_oracle_drops_many_times(rows: list[Given], chosen: Given) -> None:
     invariants(rows, chosen)
@@ -304,7 +304,7 @@ def test_a_second_build_drops_nothing(rows: list[Given], chosen: Given) -> None:
 
 
 @pytest.mark.slow
-@property_of(200)
+@property_of(300)
 @given(rows_of(), SETTINGS.filter(lambda chosen: chosen["contradictions"] != "keep"))
 def test_a_second_build_drops_nothing_many_times(rows: list[Given], chosen: Given) -> None:
     rebuilt(rows, chosen)
@@ -336,7 +336,7 @@ def test_the_order_of_rows_changes_no_id_no_drop_and_no_split(
 
 
 @pytest.mark.slow
-@property_of(200)
+@property_of(300)
 @given(orders(), SETTINGS)
 def test_the_order_of_rows_changes_nothing_many_times(drawn: tuple[list[Given], list[int]], chosen: Given) -> None:
     reordered(drawn[0], chosen, drawn[1])

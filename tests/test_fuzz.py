@@ -374,7 +374,7 @@ def test_a_few_files_of_any_lines_are_accounted_for_to_the_last_row(case: Case) 
 
 
 @pytest.mark.slow
-@settings(FUZZ, max_examples=1000)
+@settings(FUZZ, max_examples=2000)
 @given(cases())
 def test_any_file_of_any_lines_is_accounted_for_to_the_last_row(case: Case) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -16,7 +16,7 @@ from prefkit.build import build_dataset
 from prefkit.config import load_pipeline
 from prefkit.reference import precompute_reference
 
-SEED, KILLS = 20261121, 13
+SEED, KILLS = 20261121, 20
 FEWER = {"run": 6, "sweep": 6}  # of what is several commands in one
 ROWS = {"build": 3000, "add": 3000, "audit": 500, "repair": 200, "run": 30, "sweep": 15}  # a source
 KILLER = Path(__file__).parent / "killer.py"
